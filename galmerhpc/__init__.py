@@ -1,0 +1,3 @@
+"""Distributed training on simulated galaxy mergers: scrape, shard, train, evaluate."""
+
+__version__ = "0.1.0"
