@@ -1,0 +1,180 @@
+"""The four parameters of a galaxy pair: their order, units, ranges and classes.
+
+Labels stand in one order everywhere: spin, inclination, azimuth, viewing angle, as the paper
+prints them ("P or R, i, phi, theta"; arXiv:2112.12604, figures 4, 8 and 9).
+
+The paper defines the azimuth by the projection of the spin axis on the orbital plane; the preview
+service's ``phi`` turns the line of sight about the orbital axis, and that is what the images
+carry and what `AZIMUTH` means here.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+PROGRADE, RETROGRADE = 0.0, 1.0
+SPINS = {"prograde": PROGRADE, "retrograde": RETROGRADE}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One quantity that a network estimates.
+
+    Attributes
+    ----------
+    name : str
+        Its name in configurations, shards and metrics.
+    symbol : str
+        Its symbol in figures.
+    unit : str
+        ``"deg"``, or empty for a number without unit.
+    low, high : float
+        Range that the paper trains.
+    values : tuple of float
+        The only values that occur, for a discrete parameter; empty for a continuous one.
+    """
+
+    name: str
+    symbol: str
+    unit: str
+    low: float
+    high: float
+    values: tuple[float, ...] = ()
+
+    def classes(self, width_deg: float) -> int:
+        """Return the number of classes: one a value, or bins of `width_deg` over the range.
+
+        Raises
+        ------
+        ValueError
+            The width does not divide the range.
+        """
+        if self.values:
+            return len(self.values)
+        count = (self.high - self.low) / width_deg
+        if count < 1 or abs(count - round(count)) > 1e-9:
+            raise ValueError(f"a class width of {width_deg:g} does not divide {self.name}'s range "
+                             f"{self.low:g}..{self.high:g}")
+        return round(count)
+
+
+SPIN = Parameter("spin", "spin", "", 0.0, 1.0, (PROGRADE, RETROGRADE))
+INCLINATION = Parameter("inclination", "i", "deg", 0.0, 90.0, (0.0, 45.0, 75.0, 90.0))
+AZIMUTH = Parameter("azimuth", "φ", "deg", 0.0, 180.0)
+VIEWING_ANGLE = Parameter("viewing_angle", "θ", "deg", 0.0, 90.0)
+
+PARAMETERS = {p.name: p for p in (SPIN, INCLINATION, AZIMUTH, VIEWING_ANGLE)}
+NAMES = tuple(PARAMETERS)
+
+
+def named(name: str) -> Parameter:
+    """Return the parameter of that name; any other catalogue label is a plain number.
+
+    Parameters
+    ----------
+    name : str
+        A name of `PARAMETERS`, or that of an extra label column of a catalogue.
+    """
+    return PARAMETERS.get(name) or Parameter(name, name, "", -np.inf, np.inf)
+
+
+def encode_classes(labels: ArrayLike, width_deg: float) -> NDArray[np.float32]:
+    """Write labels as one-hot groups side by side: the paper's 60 outputs (section 3).
+
+    Bins are ``[k w, (k + 1) w)``, the last one closed; a discrete parameter takes the nearest of
+    its values.
+
+    Parameters
+    ----------
+    labels : array_like, shape (N, 4)
+        Spin, inclination, azimuth, viewing angle; angles in degrees.
+    width_deg : float
+        Width of the azimuth's and viewing angle's bins; 5 gives 2 + 4 + 36 + 18 = 60 classes.
+
+    Returns
+    -------
+    ndarray, shape (N, classes), float32
+
+    Raises
+    ------
+    ValueError
+        A label is outside its parameter's range or not finite.
+    """
+    labels = np.asarray(labels, dtype=np.float64)  # (N, 4)
+    groups = []
+    for column, parameter in zip(labels.T, PARAMETERS.values(), strict=True):
+        bad = ~((column >= parameter.low) & (column <= parameter.high))
+        if bad.any():
+            raise ValueError(f"{parameter.name} {column[bad][0]:g} is outside "
+                             f"{parameter.low:g}..{parameter.high:g}")
+        count = parameter.classes(width_deg)
+        if parameter.values:
+            index = np.abs(column[:, None] - np.array(parameter.values)).argmin(axis=1)
+        else:
+            index = np.minimum((column - parameter.low) // width_deg, count - 1).astype(int)
+        groups.append(np.eye(count, dtype=np.float32)[index])
+    return np.concatenate(groups, axis=1)
+
+
+def decode_classes(scores: ArrayLike, width_deg: float) -> NDArray[np.float32]:
+    """Read one-hot groups back: the highest score of each group, as its value or bin centre.
+
+    Parameters
+    ----------
+    scores : array_like, shape (N, classes)
+        Scores in the layout of `encode_classes`.
+    width_deg : float
+        Width of the bins, degrees.
+
+    Returns
+    -------
+    ndarray, shape (N, 4), float32
+    """
+    scores = np.asarray(scores)
+    columns, start = [], 0
+    for parameter in PARAMETERS.values():
+        count = parameter.classes(width_deg)
+        index = scores[:, start : start + count].argmax(axis=1)
+        start += count
+        centres = parameter.low + width_deg * (np.arange(count) + 0.5)
+        columns.append(np.array(parameter.values or centres)[index])
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def relative_inclination(i1: ArrayLike, i2: ArrayLike, pa1: ArrayLike, pa2: ArrayLike) -> NDArray[np.float64]:
+    """Angle between two discs from their sky inclinations and position angles.
+
+    The paper's equation 3: ``cos i = sin i1 sin i2 cos(PA1 - PA2) + cos i1 cos i2``.
+
+    Parameters
+    ----------
+    i1, i2, pa1, pa2 : array_like
+        Degrees.
+
+    Returns
+    -------
+    ndarray, float64
+        Degrees, 0..180.
+    """
+    i1, i2, pa1, pa2 = (np.radians(np.asarray(a, dtype=np.float64)) for a in (i1, i2, pa1, pa2))
+    cosine = np.sin(i1) * np.sin(i2) * np.cos(pa1 - pa2) + np.cos(i1) * np.cos(i2)
+    return np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
+
+
+def circular_error(true: ArrayLike, predicted: ArrayLike, period: float = 360.0) -> NDArray[np.float64]:
+    """Return the smallest distance between angles that wrap, 0..period / 2.
+
+    Parameters
+    ----------
+    true, predicted : array_like
+        Degrees.
+    period : float
+        Degrees after which the angle repeats.
+
+    Returns
+    -------
+    ndarray, float64
+    """
+    difference = np.abs(np.asarray(predicted, float) - np.asarray(true, float)) % period
+    return np.minimum(difference, period - difference)
