@@ -14,7 +14,14 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from galmerhpc.errors import InputError
 from galmerhpc.parameters import NAMES, PARAMETERS
@@ -28,7 +35,9 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A section of the file: no unknown keys, no change after reading, a docstring a field."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 # --- the encounters -------------------------------------------------------------------------------
@@ -148,10 +157,14 @@ class Simulate(Section):
     def _check(self) -> "Simulate":
         for name in self.pair:
             if name not in self.galaxies:
-                raise ValueError(f"pair: no galaxy model {name!r} in simulate.galaxies "
-                                 f"(there are: {', '.join(self.galaxies)})")
+                raise ValueError(
+                    f"pair: no galaxy model {name!r} in simulate.galaxies "
+                    f"(there are: {', '.join(self.galaxies)})"
+                )
         if self.orbit.start_separation_kpc <= 2 * self.orbit.pericentre_kpc:
-            raise ValueError("orbit.start_separation_kpc must exceed twice orbit.pericentre_kpc")
+            raise ValueError(
+                "orbit.start_separation_kpc must exceed twice orbit.pericentre_kpc"
+            )
         if self.snapshots.stop_myr < self.snapshots.start_myr:
             raise ValueError("snapshots.stop_myr is before snapshots.start_myr")
         for key in ("spins", "inclinations2_deg", "realisations"):
@@ -252,7 +265,9 @@ class Run(Section):
         if bool(self.snapshots) == (self.first_id is not None):
             raise ValueError("give either snapshots or first_id")
         if clash := set(self.labels) & set(NAMES):
-            raise ValueError(f"labels: {', '.join(sorted(clash))} cannot be given again")
+            raise ValueError(
+                f"labels: {', '.join(sorted(clash))} cannot be given again"
+            )
         return self
 
     def all_snapshots(self) -> tuple[Snapshot, ...]:
@@ -260,7 +275,9 @@ class Run(Section):
         if self.first_id is None:
             return self.snapshots
         return tuple(
-            Snapshot(id=self.first_id + k, time_myr=self.first_time_myr + k * self.step_myr)
+            Snapshot(
+                id=self.first_id + k, time_myr=self.first_time_myr + k * self.step_myr
+            )
             for k in range(self.count)
         )
 
@@ -281,8 +298,7 @@ class Catalogue(Section):
         ids = [s.id for run in self.runs for s in run.all_snapshots()]
         if twice := {i for i in ids if ids.count(i) > 1}:
             raise ValueError(f"runs: snapshot {min(twice)} is listed more than once")
-        names = {run.labels.keys() for run in self.runs} and {frozenset(r.labels) for r in self.runs}
-        if len(names) > 1:
+        if len({frozenset(run.labels) for run in self.runs}) > 1:
             raise ValueError("runs: every run must carry the same extra labels")
         if not self.allow_equivalent_views:
             for run in self.runs:
@@ -330,7 +346,9 @@ class Scrape(Section):
     @classmethod
     def _check_source(cls, value: str) -> str:
         if value != "mirror" and not value.startswith(("http://", "https://")):
-            raise ValueError("give 'mirror' or an address that starts with http:// or https://")
+            raise ValueError(
+                "give 'mirror' or an address that starts with http:// or https://"
+            )
         return value
 
 
@@ -384,11 +402,19 @@ class Split(Section):
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction + test_fraction must stay below 1")
         if (self.kind == "inclination") != (self.test_inclination_deg is not None):
-            raise ValueError("test_inclination_deg goes with kind: inclination, and only with it")
-        if self.kind != "simulation" and (self.validation_simulations or self.test_simulations):
-            raise ValueError("validation_simulations and test_simulations go with kind: simulation")
+            raise ValueError(
+                "test_inclination_deg goes with kind: inclination, and only with it"
+            )
+        if self.kind != "simulation" and (
+            self.validation_simulations or self.test_simulations
+        ):
+            raise ValueError(
+                "validation_simulations and test_simulations go with kind: simulation"
+            )
         if set(self.validation_simulations or ()) & set(self.test_simulations or ()):
-            raise ValueError("a realisation stands in validation_simulations and test_simulations")
+            raise ValueError(
+                "a realisation stands in validation_simulations and test_simulations"
+            )
         return self
 
 
@@ -502,7 +528,9 @@ class Config(Section):
         extra = set(self.catalogue.runs[0].labels) if self.catalogue else set()
         for name in self.parameters:
             if name not in NAMES and self.catalogue and name not in extra:
-                raise ValueError(f"parameters: no label {name!r} (there are: {', '.join((*NAMES, *sorted(extra)))})")
+                raise ValueError(
+                    f"parameters: no label {name!r} (there are: {', '.join((*NAMES, *sorted(extra)))})"
+                )
         if self.model.architecture == "table1_cnn" and self.preprocess.image_size % 32:
             raise ValueError(
                 f"model.architecture: table1_cnn halves its images five times, so preprocess.image_size "
@@ -510,7 +538,9 @@ class Config(Section):
             )
         if self.model.task == "classification":
             if self.parameters != NAMES:
-                raise ValueError(f"model.task: classification needs parameters: [{', '.join(NAMES)}]")
+                raise ValueError(
+                    f"model.task: classification needs parameters: [{', '.join(NAMES)}]"
+                )
             for parameter in PARAMETERS.values():
                 parameter.classes(self.model.class_width_deg)
         return self
@@ -523,8 +553,14 @@ class Config(Section):
         """
         flat = _flatten(self.model_dump(mode="json"))
         stages = get_args(Stage)
-        wanted = [key for s in stages[: stages.index(stage) + 1] for key in _STAGE_KEYS[s]]
-        return {k: v for k, v in flat.items() if any(k == w or k.startswith(w + ".") for w in wanted)}
+        wanted = [
+            key for s in stages[: stages.index(stage) + 1] for key in _STAGE_KEYS[s]
+        ]
+        return {
+            k: v
+            for k, v in flat.items()
+            if any(k == w or k.startswith(w + ".") for w in wanted)
+        }
 
 
 Stage = Literal["scrape", "preprocess", "train", "evaluate"]
@@ -534,8 +570,18 @@ _STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "preprocess": ("parameters", "preprocess", "split"),
     "train": (
         "model",
-        *(f"training.{k}" for k in Training.model_fields
-          if k not in ("keep_checkpoints", "checkpoint_every_steps", "threads", "stall_limit_s", "evaluation_batch")),
+        *(
+            f"training.{k}"
+            for k in Training.model_fields
+            if k
+            not in (
+                "keep_checkpoints",
+                "checkpoint_every_steps",
+                "threads",
+                "stall_limit_s",
+                "evaluation_batch",
+            )
+        ),
     ),
     "evaluate": ("evaluation",),
 }
@@ -543,12 +589,16 @@ _STAGE_KEYS: dict[str, tuple[str, ...]] = {
 
 def grid(start: float, stop: float, step: float) -> NDArray[np.float64]:
     """Return start, start + step, ... up to and including stop."""
-    return start + step * np.arange(int(np.floor((stop - start) / step + 1e-9)) + 1)
+    return start + step * np.arange(
+        int((stop - start) / step + 1e-9) + 1, dtype=np.float64
+    )
 
 
 def digest(values: Any) -> str:
     """Return the SHA-256 of a JSON value in canonical form."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -576,12 +626,16 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
+        raise InputError(
+            "\n".join(f"{path}: {line}" for line in _explain(error))
+        ) from None
 
 
 def dump(config: Config) -> str:
     """Write the resolved configuration as YAML that `load` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(
+        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True
+    )
 
 
 def require_catalogue(config: Config) -> Catalogue:
@@ -593,7 +647,9 @@ def require_catalogue(config: Config) -> Catalogue:
         The configuration has none.
     """
     if config.catalogue is None:
-        raise InputError("catalogue: missing; name a file such as catalogues/demo.yaml in the configuration")
+        raise InputError(
+            "catalogue: missing; name a file such as catalogues/demo.yaml in the configuration"
+        )
     return config.catalogue
 
 
@@ -603,11 +659,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not a text file'}") from None
+        raise InputError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not a text file'}"
+        ) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or "cannot be parsed"
-        raise InputError(f"{path}{f':{where.line + 1}' if where else ''}: not valid YAML: {what}") from None
+        raise InputError(
+            f"{path}{f':{where.line + 1}' if where else ''}: not valid YAML: {what}"
+        ) from None
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -618,7 +678,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"{override}: an override is written key=value, for example training.epochs=3")
+        raise InputError(
+            f"{override}: an override is written key=value, for example training.epochs=3"
+        )
     *parents, last = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
@@ -639,7 +701,11 @@ def _explain(error: ValidationError) -> Iterator[str]:
             case "extra_forbidden":
                 allowed = _keys_at(fault["loc"][:-1])
                 near = difflib.get_close_matches(places[-1], allowed, 1)
-                hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
+                hint = (
+                    f"did you mean {near[0]}?"
+                    if near
+                    else f"allowed: {', '.join(allowed)}"
+                )
                 yield f"{key}: unknown key ({hint})"
             case "missing":
                 yield f"{key}: must be given"
@@ -653,7 +719,11 @@ def _keys_at(place: tuple[int | str, ...]) -> list[str]:
     """Return the keys allowed at a place of the file."""
     section: Any = Config
     for step in place:
-        if isinstance(step, str) and isinstance(section, type) and issubclass(section, BaseModel):
+        if (
+            isinstance(step, str)
+            and isinstance(section, type)
+            and issubclass(section, BaseModel)
+        ):
             section = section.model_fields[step].annotation
         # A list, a mapping or an optional section: look for the section inside its type.
         while not isinstance(section, type):

@@ -54,8 +54,10 @@ class Parameter:
             return len(self.values)
         count = (self.high - self.low) / width_deg
         if count < 1 or abs(count - round(count)) > 1e-9:
-            raise ValueError(f"a class width of {width_deg:g} does not divide {self.name}'s range "
-                             f"{self.low:g}..{self.high:g}")
+            raise ValueError(
+                f"a class width of {width_deg:g} does not divide {self.name}'s range "
+                f"{self.low:g}..{self.high:g}"
+            )
         return round(count)
 
 
@@ -106,13 +108,17 @@ def encode_classes(labels: ArrayLike, width_deg: float) -> NDArray[np.float32]:
     for column, parameter in zip(labels.T, PARAMETERS.values(), strict=True):
         bad = ~((column >= parameter.low) & (column <= parameter.high))
         if bad.any():
-            raise ValueError(f"{parameter.name} {column[bad][0]:g} is outside "
-                             f"{parameter.low:g}..{parameter.high:g}")
+            raise ValueError(
+                f"{parameter.name} {column[bad][0]:g} is outside "
+                f"{parameter.low:g}..{parameter.high:g}"
+            )
         count = parameter.classes(width_deg)
         if parameter.values:
             index = np.abs(column[:, None] - np.array(parameter.values)).argmin(axis=1)
         else:
-            index = np.minimum((column - parameter.low) // width_deg, count - 1).astype(int)
+            index = np.minimum((column - parameter.low) // width_deg, count - 1).astype(
+                int
+            )
         groups.append(np.eye(count, dtype=np.float32)[index])
     return np.concatenate(groups, axis=1)
 
@@ -142,7 +148,9 @@ def decode_classes(scores: ArrayLike, width_deg: float) -> NDArray[np.float32]:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def relative_inclination(i1: ArrayLike, i2: ArrayLike, pa1: ArrayLike, pa2: ArrayLike) -> NDArray[np.float64]:
+def relative_inclination(
+    i1: ArrayLike, i2: ArrayLike, pa1: ArrayLike, pa2: ArrayLike
+) -> NDArray[np.float64]:
     """Angle between two discs from their sky inclinations and position angles.
 
     The paper's equation 3: ``cos i = sin i1 sin i2 cos(PA1 - PA2) + cos i1 cos i2``.
@@ -157,12 +165,16 @@ def relative_inclination(i1: ArrayLike, i2: ArrayLike, pa1: ArrayLike, pa2: Arra
     ndarray, float64
         Degrees, 0..180.
     """
-    i1, i2, pa1, pa2 = (np.radians(np.asarray(a, dtype=np.float64)) for a in (i1, i2, pa1, pa2))
+    i1, i2, pa1, pa2 = (
+        np.radians(np.asarray(a, dtype=np.float64)) for a in (i1, i2, pa1, pa2)
+    )
     cosine = np.sin(i1) * np.sin(i2) * np.cos(pa1 - pa2) + np.cos(i1) * np.cos(i2)
     return np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
 
 
-def circular_error(true: ArrayLike, predicted: ArrayLike, period: float = 360.0) -> NDArray[np.float64]:
+def circular_error(
+    true: ArrayLike, predicted: ArrayLike, period: float = 360.0
+) -> NDArray[np.float64]:
     """Return the smallest distance between angles that wrap, 0..period / 2.
 
     Parameters

@@ -8,6 +8,7 @@ Source: the address that GalMer's preview page requests, ``get_preview.cgi``
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 PATH = "/get_preview.cgi"
@@ -61,7 +62,9 @@ class Preview:
         >>> Preview(400, 27436, 30, 45, 1 / 6, 4, 0, 0, True, True, False, 0).query()
         'nbins=400&snap_id=27436&phi=30&theta=45&bins=0.16666666666666666&bri=4&xc=0&yc=0&gas=1&stars=1&halo=0&quantity=0'
         """
-        return urlencode([(f.name, _text(getattr(self, f.name))) for f in dataclasses.fields(self)])
+        return urlencode(
+            [(f.name, _text(getattr(self, f.name))) for f in dataclasses.fields(self)]
+        )
 
     @classmethod
     def parse(cls, query: str) -> "Preview":
@@ -82,7 +85,10 @@ class Preview:
             raise ValueError(f"unknown parameter {name!r}")
         for name in names - given.keys():
             raise ValueError(f"parameter {name!r} is missing")
-        values = {f.name: _read(f.name, f.type, given[f.name]) for f in dataclasses.fields(cls)}
+        values: dict[str, Any] = {
+            f.name: _read(f.name, f.type, given[f.name])
+            for f in dataclasses.fields(cls)
+        }
         return cls(**values)
 
 
