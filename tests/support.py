@@ -1,0 +1,76 @@
+"""Real processes for tests: the package's command and MPI ranks of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[1]
+
+# Open MPI refuses root, and waits in busy loops where there are more ranks than cores.
+_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+}
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return this process's environment with the virtual environment's programs first."""
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    return {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        **_MPI,
+        **_QUIET,
+        **more,
+    }
+
+
+def mpirun_command(ranks: int, *command: str) -> list[str]:
+    """Return the command line that starts `command` on so many ranks of this machine."""
+    return [
+        str(BIN / "mpirun"),
+        "-np",
+        str(ranks),
+        "--oversubscribe",
+        "--bind-to",
+        "none",
+        *command,
+    ]
+
+
+def mpirun(
+    ranks: int, *command: str, timeout: float = 300, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command on ranks and return what it printed and its exit code."""
+    return run(*mpirun_command(ranks, *command), timeout=timeout, env=env)
+
+
+def run(
+    *command: str, timeout: float = 300, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command and return what it printed and its exit code."""
+    return subprocess.run(
+        command,
+        env=environment(**(env or {})),
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def galmerhpc(
+    *arguments: str, ranks: int = 1, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run `galmerhpc` with these arguments, under mpirun where there are several ranks."""
+    command = (sys.executable, "-m", "galmerhpc.cli", *arguments)
+    return (
+        run(*command, timeout=timeout)
+        if ranks == 1
+        else mpirun(ranks, *command, timeout=timeout)
+    )
