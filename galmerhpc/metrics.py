@@ -48,9 +48,7 @@ class PartialSums:
             np.asarray(predicted, np.float64),
         )
         if true.shape != predicted.shape or true.ndim != 2:
-            raise ValueError(
-                f"shapes {true.shape} and {predicted.shape} are not the same (N, P)"
-            )
+            raise ValueError(f"shapes {true.shape} and {predicted.shape} are not the same (N, P)")
         error = predicted - true  # (N, P)
         if not np.isfinite(error).all():
             raise ValueError("a label or prediction is not finite")
@@ -58,6 +56,11 @@ class PartialSums:
         coarse = np.round(terms / _COARSE) * _COARSE
         fine = np.round((terms - coarse) / _FINE) * _FINE
         return cls(len(true), np.stack([coarse.sum(axis=1), fine.sum(axis=1)], axis=-1))
+
+    @classmethod
+    def none(cls, parameters: int) -> "PartialSums":
+        """Return the sums of no samples."""
+        return cls(0, np.zeros((4, parameters, 2)))
 
     def __add__(self, other: "PartialSums") -> "PartialSums":
         """Merge the sums of two disjoint sets of samples."""
@@ -92,9 +95,7 @@ class PartialSums:
         return {"mae": absolute / self.count, "mse": squared / self.count, "r2": r2}
 
 
-def regression_metrics(
-    true: ArrayLike, predicted: ArrayLike
-) -> dict[str, NDArray[np.float64]]:
+def regression_metrics(true: ArrayLike, predicted: ArrayLike) -> dict[str, NDArray[np.float64]]:
     """Return ``mae``, ``mse`` and ``r2`` per parameter for arrays of shape (N, P)."""
     return PartialSums.of(true, predicted).metrics()
 

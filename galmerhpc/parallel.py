@@ -124,10 +124,21 @@ def local_size() -> int:
     return node.Get_size() if node else 1
 
 
+def cpu_count() -> int:
+    """Return the CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def node_barrier() -> None:
     """Wait for the ranks of this node."""
     if node := _node():
         node.Barrier()
+
+
+def node_broadcast(value: T) -> T:
+    """Return, on all ranks of a node, the value of its local rank 0."""
+    node = _node()
+    return node.bcast(value) if node else value
 
 
 def node_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -154,7 +165,7 @@ def node_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
             fault = f"{SHARED_MEMORY}: no room for {nbytes / 1e9:.1f} GB ({error.strerror}); lower data.memory_gb"
             os.unlink(path)
         os.close(descriptor)
-    path, fault = node.bcast((path, fault))
+    path, fault = node_broadcast((path, fault))
     if not agree(not fault):
         raise GalmerhpcError(
             fault or "another node has too little shared memory; lower data.memory_gb"
@@ -236,10 +247,6 @@ def fail(message: str, exit_code: int) -> NoReturn:
     if "mpi4py.MPI" in sys.modules:
         from mpi4py import MPI
 
-        if (
-            MPI.Is_initialized()
-            and not MPI.Is_finalized()
-            and MPI.COMM_WORLD.Get_size() > 1
-        ):
+        if MPI.Is_initialized() and not MPI.Is_finalized() and MPI.COMM_WORLD.Get_size() > 1:
             MPI.COMM_WORLD.Abort(exit_code)
     sys.exit(exit_code)

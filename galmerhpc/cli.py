@@ -1,0 +1,265 @@
+"""The command ``galmerhpc``: one subcommand, one function."""
+
+import argparse
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from galmerhpc import __version__, files, parallel
+from galmerhpc.config import Config, dump, load, require_catalogue
+from galmerhpc.errors import ExitCode, GalmerhpcError, InputError, InterruptedRunError
+
+log = logging.getLogger("galmerhpc")
+
+RUN_HELP = """
+Do the whole job: scrape, preprocess, train, evaluate and report. A stage that is complete is
+skipped, one that was interrupted goes on. Alone, or on many ranks:
+
+  mpirun -np 2 galmerhpc run configs/demo.yaml
+  srun --mpi=pmix galmerhpc run configs/multi_node.yaml training.epochs=10
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code (`errors.ExitCode`)."""
+    given = make_parser().parse_args(arguments)
+    logging.basicConfig(
+        format="%(message)s",
+        level=logging.INFO if parallel.launched_rank() == 0 else logging.ERROR,
+        stream=sys.stderr,
+    )
+    try:
+        given.function(given)
+    except InterruptedRunError as stop:  # every rank knows of it, and leaves by itself
+        if parallel.launched_rank() == 0:
+            print(stop, file=sys.stderr, flush=True)
+        return stop.exit_code
+    except GalmerhpcError as error:
+        parallel.fail(f"galmerhpc: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        parallel.fail("galmerhpc: interrupted", ExitCode.FAILED)
+    except Exception:  # noqa: BLE001 - a fault of ours: say all there is, and leave no rank waiting
+        parallel.fail(traceback.format_exc(), ExitCode.FAILED)
+    return ExitCode.COMPLETE
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands."""
+    parser = argparse.ArgumentParser(
+        prog="galmerhpc",
+        description="Distributed deep learning on simulated galaxy mergers.",
+        epilog="Exit codes: 0 complete, 1 failed, 2 wrong input or configuration, 3 views missing, "
+        "75 stopped with the work saved (run again).",
+    )
+    parser.add_argument("--version", action="version", version=f"galmerhpc {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(
+        name: str, function: object, summary: str, description: str = ""
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=summary, description=description or f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        command.set_defaults(function=function)
+        return command
+
+    def add_stage(
+        name: str, function: object, summary: str, description: str = "", what: str = "CONFIG"
+    ) -> None:
+        command = add(name, function, summary, description)
+        run = "; or a run folder" if "RUN" in what else ""
+        command.add_argument("config", metavar=what, help=f"configuration file{run}")
+        command.add_argument(
+            "overrides",
+            metavar="key=value",
+            nargs="*",
+            help="replace a key of the file, as in training.epochs=3",
+        )
+
+    add_stage("run", run, "do the whole job, skipping what is complete", RUN_HELP)
+    add_stage("simulate", simulate, "compute N-body encounters into a snapshot library (MPI)")
+    add_stage("scrape", scrape, "fetch the catalogue's previews into raw shards (MPI)")
+    add_stage("preprocess", preprocess, "turn raw shards into training shards (MPI)")
+    add_stage("train", train, "train the network (Horovod)")
+    add_stage(
+        "evaluate", evaluate, "evaluate the trained network on the test split", what="CONFIG|RUN"
+    )
+    add_stage("report", report, "write the evaluation as one HTML file", what="CONFIG|RUN")
+
+    command = add("mirror", mirror, "serve GalMer's preview protocol from a snapshot library")
+    command.add_argument(
+        "--library", metavar="FILE", default="shipped", help="library file (default: the package's)"
+    )
+    command.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: loopback only)"
+    )
+    command.add_argument(
+        "--port", type=int, default=0, help="port to listen at (default: any free one)"
+    )
+    command.add_argument(
+        "--until-stdin-closes", action="store_true", help="end when standard input does"
+    )
+
+    add("doctor", doctor, "say what this environment has and what is wrong with it")
+    return parser
+
+
+def read_config(given: argparse.Namespace) -> Config:
+    """Read the configuration that a command was given, a file or a run folder."""
+    path = Path(given.config)
+    if path.is_dir():
+        path /= "config.yaml"
+        if not path.exists():
+            raise InputError(f"{path.parent}: not a run folder (it has no config.yaml)")
+    return load(path, given.overrides)
+
+
+def open_run(config: Config) -> Config:
+    """Write the resolved configuration into the run folder."""
+    if parallel.rank() == 0:
+        files.write_text(config.run_dir / "config.yaml", dump(config))
+    return config
+
+
+def run(given: argparse.Namespace) -> None:
+    """Do all stages."""
+    from galmerhpc.models.build import check_supported
+
+    config = read_config(given)
+    check_supported(config)
+    for stage in (scrape, preprocess, train, evaluate, report):
+        log.info("== %s", stage.__name__)
+        stage(given)
+    if parallel.rank() == 0:
+        from galmerhpc.evaluation.evaluate import result_table
+
+        folder = config.run_dir / "evaluation"
+        print(result_table(files.read_json(folder / "metrics.json")))
+        print(f"\nreport: {folder / 'report.html'}", flush=True)
+
+
+def simulate(given: argparse.Namespace) -> None:
+    """Compute the snapshot library."""
+    from galmerhpc.simulate.encounters import simulate
+
+    simulate(read_config(given))
+
+
+def scrape(given: argparse.Namespace) -> None:
+    """Fetch the previews, from a mirror of our own where the configuration says so."""
+    from galmerhpc.dataset.scrape import scrape
+
+    config = read_config(given)
+    require_catalogue(config)
+    if files.StageRecord(config.run_dir / "raw", config.inputs("scrape")).complete:
+        log.info("scrape: complete, nothing to do")
+        return
+    with preview_service(config) as source:
+        scrape(open_run(config), source)
+
+
+@contextlib.contextmanager
+def preview_service(config: Config) -> Iterator[str]:
+    """Give the address to fetch previews from; ``mirror`` starts one process a node for it."""
+    if config.scrape.source != "mirror":
+        yield config.scrape.source
+        return
+    with contextlib.ExitStack() as stack:
+        address = (
+            stack.enter_context(mirror_process(config.library))
+            if parallel.local_rank() == 0
+            else ""
+        )
+        yield parallel.node_broadcast(address)
+        parallel.node_barrier()  # the node's other ranks may still be asking
+
+
+@contextlib.contextmanager
+def mirror_process(library: str) -> Iterator[str]:
+    """Start a mirror and give its address; it ends with this process, however that ends."""
+    from galmerhpc.simulate.library import Library, library_path
+
+    Library(library_path(library)).close()  # says what is wrong with it before a mirror does
+    # The mirror is no MPI rank: with the launcher's variables it would look like one.
+    launcher = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(launcher)}
+    command = [
+        sys.executable,
+        "-m",
+        "galmerhpc.cli",
+        "mirror",
+        "--library",
+        library,
+        "--until-stdin-closes",
+    ]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            listening = process.stdout.readline() if process.stdout else ""
+            if not listening:
+                raise GalmerhpcError("the mirror did not start; its message stands above")
+            yield listening.split()[2]  # listening on ADDRESS (library FILE)
+        finally:
+            process.terminate()
+
+
+def preprocess(given: argparse.Namespace) -> None:
+    """Make the training shards."""
+    from galmerhpc.dataset.preprocess import preprocess
+
+    preprocess(open_run(read_config(given)))
+
+
+def train(given: argparse.Namespace) -> None:
+    """Train."""
+    from galmerhpc.training.train import train
+
+    train(open_run(read_config(given)))
+
+
+def evaluate(given: argparse.Namespace) -> None:
+    """Evaluate on rank 0."""
+    if parallel.rank() == 0:
+        from galmerhpc.evaluation.evaluate import evaluate
+
+        evaluate(read_config(given))
+
+
+def report(given: argparse.Namespace) -> None:
+    """Write the report on rank 0."""
+    if parallel.rank() == 0:
+        from galmerhpc.evaluation.report import report
+
+        report(read_config(given))
+
+
+def mirror(given: argparse.Namespace) -> None:
+    """Serve previews until stopped."""
+    from galmerhpc.simulate.library import library_path
+    from galmerhpc.simulate.mirror import serve
+
+    serve(
+        library_path(given.library),
+        given.host,
+        given.port,
+        until_stdin_closes=given.until_stdin_closes,
+    )
+
+
+def doctor(_: argparse.Namespace) -> None:
+    """Print the state of this environment."""
+    from galmerhpc.cluster.doctor import doctor
+
+    if doctor():
+        sys.exit(ExitCode.FAILED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

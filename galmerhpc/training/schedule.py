@@ -1,0 +1,33 @@
+"""The learning rate as a function of the step."""
+
+from typing import TYPE_CHECKING
+
+from galmerhpc.config import Training
+
+if TYPE_CHECKING:
+    import keras
+
+
+def learning_rate(
+    training: Training, steps: int
+) -> "keras.optimizers.schedules.LearningRateSchedule":
+    """Return the schedule: linear warm-up, then constant or half a cosine down to zero.
+
+    Parameters
+    ----------
+    training : Training
+        Peak rate and schedule.
+    steps : int
+        Steps of the whole training. A warm-up longer than half of it is cut to half.
+    """
+    import keras
+
+    warmup = min(training.schedule.warmup_steps, steps // 2)
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=0.0 if warmup else training.learning_rate,
+        decay_steps=steps - warmup,
+        # The share of the peak that is left at the end: all of it makes a constant.
+        alpha=1.0 if training.schedule.kind == "constant" else 0.0,
+        warmup_target=training.learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )

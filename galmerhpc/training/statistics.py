@@ -1,0 +1,74 @@
+"""Batch normalisation's statistics for evaluation, estimated afresh over training batches.
+
+The moving statistics of a short training, or of weights that are an average over many steps, lag
+behind the weights that are evaluated; a short run then validates as garbage.
+"""
+
+import itertools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galmerhpc.training import horovod
+
+if TYPE_CHECKING:
+    import keras
+
+
+class StatisticsEstimator:
+    """Estimates the statistics of one model.
+
+    Parameters
+    ----------
+    model : keras.Model
+        The model to evaluate. Its moving statistics are replaced by `estimate`.
+    """
+
+    def __init__(self, model: "keras.Model") -> None:
+        import keras
+        import tensorflow as tf
+
+        self._layers = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+        self._variables = [v for x in self._layers for v in (x.moving_mean, x.moving_variance)]
+        momenta = [layer.momentum for layer in self._layers]
+
+        @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)])
+        def observe(images: "tf.Tensor") -> None:
+            # With momentum 0 the moving statistics become those of this batch. The momentum is
+            # read while the function is traced, so it is put back for every other use.
+            for layer in self._layers:
+                layer.momentum = 0.0
+            model(images, training=True)
+            for layer, momentum in zip(self._layers, momenta, strict=True):
+                layer.momentum = momentum
+
+        self._observe = observe
+
+    def estimate(self, batches: Iterable[NDArray[np.uint8]], count: int) -> None:
+        """Set the moving statistics to the mean over batches and ranks of the batches' own.
+
+        Parameters
+        ----------
+        batches : iterable of ndarray, shape (B, H, W, C), uint8
+            This rank's training images; every rank has at least one.
+        count : int
+            Batches to use.
+        """
+        totals = [np.zeros(v.shape, np.float64) for v in self._variables]
+        seen = 0
+        for images in itertools.islice(batches, count):
+            if len(images):
+                self._observe(images)
+                seen += 1
+                for total, variable in zip(totals, self._variables, strict=True):
+                    total += variable.numpy()
+        flat = horovod.sum_array(
+            np.concatenate([[seen], *totals]) if totals else np.array([float(seen)])
+        )
+        means = (
+            np.split(flat[1:] / flat[0], np.cumsum([len(t) for t in totals])[:-1]) if totals else []
+        )
+        for variable, mean in zip(self._variables, means, strict=True):
+            variable.assign(mean)

@@ -1,0 +1,540 @@
+"""Training: the loop over global batches, from the first step or from a checkpoint.
+
+The gradient of a step is that of the loss over the GLOBAL batch: each rank divides its sum of
+losses by the global batch size, and gradients are summed over ranks, so that uneven shares
+(25 images on 2 ranks: 13 + 12) weigh right.
+"""
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from galmerhpc import files, parallel
+from galmerhpc.config import Config, Training, digest
+from galmerhpc.dataset.batches import (
+    Batch,
+    SplitReader,
+    evaluation_batches,
+    steps_per_epoch,
+    training_batches,
+)
+from galmerhpc.dataset.shards import Dataset
+from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
+from galmerhpc.metrics import PartialSums, to_json
+from galmerhpc.models.build import build, check_supported
+from galmerhpc.training import checkpoint, horovod
+from galmerhpc.training.interrupt import StopRequest
+from galmerhpc.training.schedule import learning_rate
+from galmerhpc.training.statistics import StatisticsEstimator
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, float | None]
+
+SMALL_LOCAL_BATCH = 8
+"""Below this, a rank's batch normalisation sees too few images."""
+
+
+@dataclass
+class Progress:
+    """Where the training stands: what a checkpoint holds beside arrays.
+
+    Attributes
+    ----------
+    epoch : int
+        Epochs finished.
+    step : int
+        Steps done in the epoch under way.
+    seconds : float
+        Seconds of training so far, over all sessions.
+    loss : float
+        Sum of the losses of the epoch's images so far, over all ranks.
+    sums : PartialSums
+        Training metrics of the epoch so far; of this rank while it runs.
+    history : list of dict
+        The finished epochs' rows of metrics.csv.
+    """
+
+    sums: PartialSums
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = 0.0
+    history: list[Row] = field(default_factory=list)
+
+
+def train(config: Config) -> None:
+    """Train the configured network on the run's shards; called by every rank.
+
+    Writes ``checkpoints/``, ``metrics.csv`` and ``model.keras`` into the run folder, from rank 0.
+    Goes on from the newest checkpoint, and returns at once where the training is finished.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+
+    Raises
+    ------
+    InputError
+        The configuration, the shards or the checkpoints do not fit each other or the ranks.
+    InterruptedRunError
+        A signal came; the work is saved.
+    GalmerhpcError
+        The loss is not finite any more, or the ranks' weights differ.
+    """
+    check_supported(config)
+    inputs = config.inputs("train")
+    record = files.StageRecord(config.run_dir / "checkpoints", inputs)
+    if record.complete:
+        log.info("train: complete, nothing to do")
+        return
+    horovod.init(config.training.stall_limit_s)
+    dataset = Dataset.open(config.run_dir / "shards")
+    check_batch_size(config.training.batch_size)
+    if horovod.rank() == 0:
+        record.begin()
+    trainer = Trainer(config, dataset)
+    trainer.resume()
+    with StopRequest() as stop:
+        while trainer.progress.epoch < config.training.epochs:
+            trainer.run_epoch(stop)
+            trainer.finish_epoch()
+    trainer.export()
+    if horovod.rank() == 0:
+        record.finish(
+            {
+                f"../{name}": files.sha256(config.run_dir / name)
+                for name in ("model.keras", "metrics.csv")
+            }
+        )
+    horovod.barrier()
+
+
+class Trainer:
+    """One rank's network, optimiser and data.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    dataset : Dataset
+        Its shards.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset) -> None:
+        self._config, self._dataset = config, dataset
+        self._training = config.training
+        self._reader = SplitReader(dataset, "train", config.data.memory_gb)
+        self._validation = SplitReader(dataset, "validation", config.data.memory_gb)
+        set_up_tensorflow(self._training)
+        mean, scale = target_scale(
+            dataset.labels[dataset.rows("train")], self._training.standardise_targets
+        )
+        self._model = build(config, dataset.image_shape, mean, scale)
+        self._evaluated = build(config, dataset.image_shape, mean, scale)
+        self._steps = steps_per_epoch(self._reader.count, self._training.batch_size)
+        self._optimizer = make_optimizer(self._training, self._steps * self._training.epochs)
+        self._optimizer.build(self._model.trainable_variables)
+        self._step = make_step(self._model, self._optimizer, self._training.loss, scale)
+        self._predict = make_predict(self._evaluated)
+        self._statistics = StatisticsEstimator(self._evaluated)
+        self.progress = Progress(self._no_sums())
+
+    # --- the loop ---------------------------------------------------------------------------------
+
+    def run_epoch(self, stop: StopRequest) -> None:
+        """Do the rest of the epoch's steps.
+
+        Raises
+        ------
+        InterruptedRunError
+            A rank was asked to stop; all ranks stop after the same step, with a checkpoint.
+        """
+        training, progress = self._training, self.progress
+        batches = training_batches(
+            self._reader, training.seed, progress.epoch, training.batch_size,
+            horovod.rank(), horovod.size(), first_step=progress.step,
+        )  # fmt: skip
+        bar = tqdm(
+            desc=f"epoch {progress.epoch + 1}/{training.epochs}",
+            total=self._reader.count, unit="img", initial=progress.step * training.batch_size, leave=False,
+            disable=True if horovod.rank() else None,
+        )  # fmt: skip
+        with bar:
+            for batch in batches:
+                start = time.perf_counter()
+                stopped = self._do_step(batch, stop.requested)
+                progress.seconds += time.perf_counter() - start
+                bar.update(batch.global_size)
+                bar.set_postfix(loss=f"{progress.loss / bar.n:.4f}", refresh=False)
+                if stopped:
+                    self._save()
+                    raise InterruptedRunError(
+                        f"stopped by a signal after epoch {progress.epoch}, step {progress.step}; "
+                        "the work is saved: the same command goes on from there"
+                    )
+                every = training.checkpoint_every_steps
+                if every and progress.step % every == 0 and progress.step < self._steps:
+                    self._save()
+
+    def _do_step(self, batch: Batch, stop_requested: bool) -> bool:
+        """Do one step and return whether any rank was asked to stop."""
+        images, labels = batch.images, batch.labels  # (B, H, W, C) uint8, (B, P) float32
+        weights = np.ones(len(images), np.float32)
+        if not len(images):  # a rank without images in a short last batch: one that weighs nothing
+            images, labels = self._reader.images[:1], self._reader.labels[:1]
+            weights = np.zeros(1, np.float32)
+        loss, stops, predicted = self._step(
+            images, labels, weights, np.float32(batch.global_size), np.float32(stop_requested)
+        )
+        self.progress.step += 1
+        if not np.isfinite(loss):
+            raise GalmerhpcError(
+                f"the loss is {float(loss)} at epoch {self.progress.epoch + 1}, "
+                f"step {self.progress.step}: lower training.learning_rate, then remove the run's "
+                "checkpoints or choose another run_dir"
+            )
+        self.progress.loss += float(loss) * batch.global_size
+        if len(batch.images):
+            self.progress.sums += PartialSums.of(labels, predicted)
+        return bool(stops > 0)
+
+    def finish_epoch(self) -> None:
+        """Validate, add a row to metrics.csv, checkpoint."""
+        progress = self.progress
+        self._refresh_evaluated()
+        training_sums = merged(progress.sums)
+        validation_sums = merged(self._validate())
+        row = {
+            "epoch": progress.epoch + 1,
+            "step": (progress.epoch + 1) * self._steps,
+            "seconds": round(progress.seconds, 3),
+            "images_per_s": round((progress.epoch + 1) * self._reader.count / progress.seconds, 2),
+            "learning_rate": float(self._optimizer.learning_rate),
+            "training_loss": progress.loss / self._reader.count,
+            **metric_columns("training", training_sums, ()),
+            **metric_columns("validation", validation_sums, self._dataset.parameters),
+        }
+        self.progress = Progress(
+            self._no_sums(),
+            progress.epoch + 1,
+            0,
+            progress.seconds,
+            history=[*progress.history, row],
+        )
+        self._save()
+        if horovod.rank() == 0:
+            write_history(self._config, self.progress.history)
+            log.info(
+                "epoch %d/%d: loss %.4f, MAE %.3f in training and %.3f in validation, %.0f images/s",
+                row["epoch"], self._training.epochs, row["training_loss"],
+                row["training_mae"], row["validation_mae"], row["images_per_s"],
+            )  # fmt: skip
+
+    # --- evaluation -------------------------------------------------------------------------------
+
+    def _refresh_evaluated(self) -> None:
+        """Give the evaluated copy the averaged weights and statistics that fit them."""
+        averages = (
+            getattr(self._optimizer, "_model_variables_moving_average", None)
+            if self._optimizer.use_ema
+            else None
+        )
+        for target, source in zip(
+            self._evaluated.trainable_variables,
+            averages or self._model.trainable_variables,
+            strict=True,
+        ):
+            target.assign(source)
+        if self._training.statistics_batches:
+            # An epoch that no training has: the batches are nobody's next ones.
+            batches = training_batches(
+                self._reader, self._training.seed, self._training.epochs, self._training.batch_size,
+                horovod.rank(), horovod.size(),
+            )  # fmt: skip
+            self._statistics.estimate(
+                (b.images for b in batches), self._training.statistics_batches
+            )
+            return
+        own = [v.numpy() for v in self._model.non_trainable_variables]
+        for target, mean in zip(
+            self._evaluated.non_trainable_variables,
+            mean_over_ranks(horovod.gather_objects(own)),
+            strict=True,
+        ):
+            target.assign(mean)
+
+    def _validate(self) -> PartialSums:
+        sums = self._no_sums()
+        for batch in evaluation_batches(
+            self._validation, self._training.evaluation_batch, horovod.rank(), horovod.size()
+        ):
+            sums += PartialSums.of(batch.labels, self._predict(batch.images))
+        return sums
+
+    def export(self) -> None:
+        """Write ``model.keras`` from rank 0: weights and statistics as they are evaluated."""
+        self._refresh_evaluated()
+        if horovod.rank() == 0:
+            with files.atomic_path(self._config.run_dir / "model.keras") as temporary:
+                self._evaluated.save(temporary)
+            write_history(self._config, self.progress.history)
+
+    def _no_sums(self) -> PartialSums:
+        return PartialSums.none(len(self._dataset.parameters))
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Write a checkpoint from rank 0.
+
+        Each rank's own moving statistics go into it, so that the same ranks resume bit for bit.
+        """
+        shared = [*self._model.trainable_variables, *self._optimizer.variables]
+        arrays = {f"shared/{k}": v.numpy() for k, v in enumerate(shared)}
+        own = [v.numpy() for v in self._model.non_trainable_variables]
+        answers = horovod.gather_objects((hash_of(arrays), own))
+        if len({weights_hash for weights_hash, _ in answers}) > 1:
+            raise GalmerhpcError(
+                "the ranks' weights differ: Horovod's all-reduce is broken; run galmerhpc doctor "
+                "and do not use this run's later checkpoints"
+            )
+        progress = self.progress
+        sums = merged(progress.sums)
+        if horovod.rank() == 0:
+            for rank, (_, statistics) in enumerate(answers):
+                arrays |= {f"rank{rank}/{k}": value for k, value in enumerate(statistics)}
+            arrays["sums"] = sums.as_vector()
+            meta = {
+                "epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds,
+                "loss": progress.loss, "history": progress.history, "ranks": horovod.size(),
+                "configuration": digest(self._config.inputs("train")),
+                "dataset": self._dataset.fingerprint,
+            }  # fmt: skip
+            checkpoint.save(
+                self._config.run_dir / "checkpoints", progress.epoch * self._steps + progress.step,
+                arrays, meta, self._training.keep_checkpoints,
+            )  # fmt: skip
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint, agreed on by all ranks, or rank 0's initial weights."""
+        folder = self._config.run_dir / "checkpoints"
+        found = None
+        if horovod.rank() == 0:
+            files.remove_temporaries(folder)
+            found = checkpoint.load_latest(folder)
+            if found and found[1]["dataset"] != self._dataset.fingerprint:
+                raise InputError(
+                    f"{folder}: trained on other shards than the run holds now; "
+                    "choose another run_dir or remove the checkpoints"
+                )
+        meta = horovod.broadcast_object(found[1] if found else None)
+        shared = [*self._model.trainable_variables, *self._optimizer.variables]
+        if found:
+            for k, variable in enumerate(shared):
+                variable.assign(found[0][f"shared/{k}"])
+        horovod.broadcast([*shared, *self._model.non_trainable_variables])
+        if meta is None:
+            return
+        statistics = horovod.broadcast_object(self._saved_statistics(*found) if found else [])
+        same_ranks = meta["ranks"] == horovod.size()
+        own = statistics[horovod.rank()] if same_ranks else mean_over_ranks(statistics)
+        for variable, value in zip(self._model.non_trainable_variables, own, strict=True):
+            variable.assign(value)
+        self.progress = Progress(
+            PartialSums.from_vector(found[0]["sums"]) if found else self._no_sums(),
+            meta["epoch"], meta["step"], meta["seconds"], meta["loss"], meta["history"],
+        )  # fmt: skip
+        if horovod.rank() == 0:
+            log.info("resumed after epoch %d, step %d", self.progress.epoch, self.progress.step)
+
+    def _saved_statistics(
+        self, arrays: checkpoint.Arrays, meta: dict[str, Any]
+    ) -> list[list[NDArray[Any]]]:
+        count = len(self._model.non_trainable_variables)
+        return [[arrays[f"rank{rank}/{k}"] for k in range(count)] for rank in range(meta["ranks"])]
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse a global batch that is smaller than the number of ranks; warn of a small share."""
+    ranks = horovod.size()
+    if batch_size < ranks:
+        raise InputError(
+            f"training.batch_size {batch_size} leaves some of the {ranks} ranks without images: "
+            "raise it or start fewer ranks"
+        )
+    if batch_size // ranks < SMALL_LOCAL_BATCH:
+        log.warning(
+            "training.batch_size %d over %d ranks is fewer than %d images a rank, "
+            "few for batch normalisation", batch_size, ranks, SMALL_LOCAL_BATCH,
+        )  # fmt: skip
+
+
+def set_up_tensorflow(training: Training) -> None:
+    """Set seed, threads, determinism and this rank's GPU, before TensorFlow does anything."""
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(training.seed)
+    if training.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    threads = training.threads or max(1, parallel.cpu_count() // horovod.local_size())
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError:  # TensorFlow already runs in this process, with the threads it has
+        log.debug("TensorFlow's threads stay as they are")
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        mine = gpus[horovod.local_rank() % len(gpus)]
+        tf.config.set_visible_devices(mine, "GPU")
+        tf.config.experimental.set_memory_growth(mine, True)
+
+
+def target_scale(
+    labels: NDArray[np.float32], standardise: bool
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return mean and scale of the targets, each of shape (P,).
+
+    Parameters
+    ----------
+    labels : ndarray, shape (N, P), float32
+        Training labels.
+    standardise : bool
+        If not, the mean is 0 and the scale 1: raw degrees, as in the paper.
+    """
+    if not standardise:
+        return np.zeros(labels.shape[1], np.float32), np.ones(labels.shape[1], np.float32)
+    mean, scale = labels.mean(axis=0, dtype=np.float64), labels.std(axis=0, dtype=np.float64)
+    return mean.astype(np.float32), np.where(scale > 0, scale, 1.0).astype(np.float32)
+
+
+def make_optimizer(training: Training, steps: int) -> "keras.optimizers.Optimizer":
+    """Return Adam (paper, section 3.2) with the configured schedule and averaging."""
+    import keras
+
+    return keras.optimizers.Adam(
+        learning_rate(training, steps),
+        use_ema=training.ema_momentum > 0,
+        ema_momentum=training.ema_momentum or 0.99,
+    )
+
+
+def make_step(
+    model: "keras.Model",
+    optimizer: "keras.optimizers.Optimizer",
+    loss: str,
+    scale: NDArray[np.float32],
+) -> Any:
+    """Return the compiled training step.
+
+    It takes images (B, H, W, C) uint8, labels (B, P) float32, weights (B,) float32, the global
+    batch size and whether this rank was asked to stop; it returns the global batch's mean loss, the
+    number of ranks asked to stop, and this rank's predictions (B, P).
+    """
+    import tensorflow as tf
+
+    error = {"mae": tf.abs, "mse": tf.square, "huber": huber}[loss]
+    variables = [v.value for v in model.trainable_variables]
+    image, label = model.input_shape[1:], model.output_shape[1:]
+
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec((None, *image), tf.uint8),
+            tf.TensorSpec((None, *label), tf.float32),
+            tf.TensorSpec((None,), tf.float32),
+            tf.TensorSpec((), tf.float32),
+            tf.TensorSpec((), tf.float32),
+        ]
+    )
+    def step(
+        images: "tf.Tensor",
+        labels: "tf.Tensor",
+        weights: "tf.Tensor",
+        global_size: "tf.Tensor",
+        stop: "tf.Tensor",
+    ) -> tuple[Any, Any, Any]:
+        with tf.GradientTape() as tape:
+            predicted = model(images, training=True)  # (B, P)
+            losses = tf.reduce_mean(error((predicted - labels) / scale), axis=1)  # (B,)
+            share = tf.reduce_sum(weights * losses) / global_size
+        gradients = tape.gradient(share, variables)
+        # Loss and stop flag travel with the gradients: no message of their own.
+        *gradients, mean_loss, stops = horovod.sum_tensors([*gradients, share, stop])
+        optimizer.apply(gradients, model.trainable_variables)
+        return mean_loss, stops, predicted
+
+    return step
+
+
+def huber(error: "tf.Tensor") -> "tf.Tensor":
+    """Return the Huber loss with its bend at 1."""
+    import tensorflow as tf
+
+    size = tf.abs(error)
+    return tf.where(size <= 1.0, 0.5 * tf.square(error), size - 0.5)
+
+
+def make_predict(model: "keras.Model") -> Any:
+    """Return the compiled prediction: images (B, H, W, C) uint8 to labels (B, P) float32."""
+    import tensorflow as tf
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)])
+    def predict(images: "tf.Tensor") -> "tf.Tensor":
+        return model(images, training=False)
+
+    return predict
+
+
+def merged(sums: PartialSums) -> PartialSums:
+    """Return the sums over all ranks."""
+    return PartialSums.from_vector(horovod.sum_array(sums.as_vector()))
+
+
+def metric_columns(name: str, sums: PartialSums, parameters: tuple[str, ...]) -> Row:
+    """Return the columns of metrics.csv for one split: means over parameters, then each parameter.
+
+    R2 is None where it is not defined: for labels that are all equal.
+    """
+    metrics = sums.metrics()
+    columns = {f"{name}_{key}": metrics[key].mean() for key in ("mae", "mse", "r2")}
+    for k, parameter in enumerate(parameters):
+        columns |= {f"{name}_{key}_{parameter}": metrics[key][k] for key in ("mae", "r2")}
+    return to_json(columns)
+
+
+def write_history(config: Config, history: list[Row]) -> None:
+    """Write metrics.csv, a row an epoch; what is not defined is left empty."""
+    rows = [["" if value is None else f"{value:.9g}" for value in row.values()] for row in history]
+    lines = [",".join(cells) for cells in [list(history[0]), *rows]]
+    files.write_text(config.run_dir / "metrics.csv", "\n".join(lines) + "\n")
+
+
+def mean_over_ranks(statistics: list[list[NDArray[Any]]]) -> list[NDArray[Any]]:
+    """Return the mean of each array over ranks; integers (random states) are rank 0's."""
+    return [
+        np.mean(arrays, axis=0).astype(arrays[0].dtype)
+        if arrays[0].dtype.kind == "f"
+        else arrays[0]
+        for arrays in zip(*statistics, strict=True)
+    ]
+
+
+def hash_of(arrays: checkpoint.Arrays) -> str:
+    """Return the SHA-256 of a set of arrays."""
+    hasher = hashlib.sha256()
+    for name, array in arrays.items():
+        hasher.update(name.encode())
+        hasher.update(np.ascontiguousarray(array).tobytes())
+    return hasher.hexdigest()
