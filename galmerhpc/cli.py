@@ -219,9 +219,12 @@ def preprocess(given: argparse.Namespace) -> None:
 
 def train(given: argparse.Namespace) -> None:
     """Train."""
+    from galmerhpc.models.build import check_supported
     from galmerhpc.training.train import train
 
-    train(open_run(read_config(given)))
+    config = read_config(given)
+    check_supported(config)
+    train(open_run(config))
 
 
 def evaluate(given: argparse.Namespace) -> None:

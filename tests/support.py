@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
@@ -70,7 +72,16 @@ def galmerhpc(
     """Run `galmerhpc` with these arguments, under mpirun where there are several ranks."""
     command = (sys.executable, "-m", "galmerhpc.cli", *arguments)
     return (
-        run(*command, timeout=timeout)
-        if ranks == 1
-        else mpirun(ranks, *command, timeout=timeout)
+        run(*command, timeout=timeout) if ranks == 1 else mpirun(ranks, *command, timeout=timeout)
     )
+
+
+def wait_for(
+    condition: Callable[[], bool], process: "subprocess.Popen[str]", timeout: float = 120
+) -> None:
+    """Return once a condition holds; fail where the process ends or the time is over before it."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, f"ended early: {process.communicate()[0]}"
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)

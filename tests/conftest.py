@@ -1,0 +1,68 @@
+"""What several rooms' tests share: small runs made by the real stages."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support import galmerhpc
+
+# Retrograde, i = 90 and prograde, i = 0 of both realisations in the shipped library, at +100 Myr.
+SNAPSHOTS = [
+    {"spin": "retrograde", "inclination_deg": 90, "simulation": 0, "id": 27436},
+]
+
+
+@pytest.fixture(scope="session")
+def preprocessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run whose small images are scraped and preprocessed, ready to train.
+
+    Its `run.yaml` is the configuration; do not change it, take `tiny_run`.
+    """
+    folder = tmp_path_factory.mktemp("preprocessed")
+    path = write_run(folder)
+    for stage in ("scrape", "preprocess"):
+        done = galmerhpc(stage, str(path))
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def tiny_run(preprocessed: Path, tmp_path: Path) -> Path:
+    """Return the configuration file of a preprocessed run of one's own."""
+    shutil.copytree(preprocessed / "run", tmp_path / "run")
+    return write_run(tmp_path)
+
+
+def write_run(folder: Path) -> Path:
+    """Write the tiny run's configuration into a folder and return its path."""
+    runs = [
+        {
+            "spin": s["spin"],
+            "inclination_deg": s["inclination_deg"],
+            "simulation": s["simulation"],
+            "snapshots": [{"id": s["id"], "time_myr": 100}],
+        }
+        for s in SNAPSHOTS
+    ]
+    views = {
+        "theta_deg": {"start": 0, "stop": 90, "step": 30},
+        "phi_deg": {"start": 0, "stop": 180, "step": 30},
+    }
+    values = {
+        "run_dir": str(folder / "run"),
+        "catalogue": {"runs": runs, "views": views},
+        "preprocess": {"image_size": 32, "samples_per_shard": 32},
+        "training": {
+            "epochs": 3,
+            "batch_size": 25,
+            "ema_momentum": 0.5,
+            "statistics_batches": 2,
+            "deterministic": True,
+            "threads": 1,
+        },
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path

@@ -1,0 +1,160 @@
+"""The configuration: what is accepted, what is refused, and what the refusal says."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from galmerhpc.catalogue import Views
+from galmerhpc.config import dump, load
+from galmerhpc.errors import InputError
+from tests.support import ROOT
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+RUN = {"spin": "prograde", "inclination_deg": 0, "first_id": 1}
+
+
+def write(folder: Path, **values: object) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def refusal(folder: Path, *overrides: str, **values: object) -> str:
+    with pytest.raises(InputError) as caught:
+        load(write(folder, **values), overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_every_committed_configuration_is_valid_and_says_what_launches_it(path: Path) -> None:
+    config = load(path)
+    assert config.run_dir == Path("runs") / path.stem
+    head = path.read_text().split("\n\n")[0]
+    assert head.startswith("#")
+    assert "galmerhpc" in "".join(path.read_text().splitlines()[:6])
+
+
+def test_the_paper_s_regression_has_the_paper_s_number_of_samples() -> None:
+    config = load(ROOT / "configs/paper_regression.yaml")
+    assert config.catalogue is not None
+    assert len(Views(config.catalogue)) * (1 + config.preprocess.copies) == 263_536
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_the_resolved_file_reads_back_as_the_same_configuration(path: Path, tmp_path: Path) -> None:
+    config = load(path)
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"training": {"batch_siz": 3}},
+            "training.batch_siz: unknown key (did you mean batch_size?)",
+        ),
+        ({"trainin": {}}, "trainin: unknown key (did you mean training?)"),
+        ({"zzz": 1}, "allowed: run_dir, library"),
+        (
+            {"training": {"loss": "l1"}},
+            "training.loss: input should be 'mae', 'mse' or 'huber', not 'l1'",
+        ),
+        (
+            {"training": {"epochs": 0}},
+            "training.epochs: input should be greater than or equal to 1, not 0",
+        ),
+        ({"training": {"learning_rate": float("nan")}}, "training.learning_rate"),
+        ({"training": {"learning_rate": "fast"}}, "not 'fast'"),
+        ({"scrape": {"source": "galmer.obspm.fr"}}, "scrape.source: give 'mirror' or an address"),
+        ({"simulate": {"pair": ["gSa", "gE0"]}}, "no galaxy model 'gE0'"),
+        ({"split": {"kind": "inclination"}}, "test_inclination_deg"),
+        ({"split": {"validation_fraction": 0.5, "test_fraction": 0.5}}, "must stay below 1"),
+        ({"parameters": ["spin", "spin"]}, "none twice"),
+        (
+            {"model": {"task": "classification", "class_width_deg": 7}},
+            "class width of 7 does not divide",
+        ),
+        (
+            {"model": {"architecture": "table1_cnn"}, "preprocess": {"image_size": 100}},
+            "preprocess.image_size must be a multiple of 32, not 100",
+        ),
+        ({"catalogue": {"runs": []}}, "the catalogue is empty"),
+        ({"catalogue": {"runs": [RUN, RUN]}}, "snapshot 1 is listed more than once"),
+        (
+            {"catalogue": {"runs": [{**RUN, "snapshts": 1}]}},
+            "catalogue.runs.0.snapshts: unknown key",
+        ),
+        ({"catalogue": {"runs": [{**RUN, "spin": "up"}]}}, "'prograde' or 'retrograde', not 'up'"),
+        ({"catalogue": "nowhere.yaml"}, "nowhere.yaml: no such file"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(
+    tmp_path: Path, values: dict[str, object], expected: str
+) -> None:
+    message = refusal(tmp_path, **values)
+    assert expected in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        {
+            "theta_deg": {"start": -90, "stop": 90, "step": 45},
+            "phi_deg": {"start": -180, "stop": 179, "step": 45},
+        },
+        {"phi_deg": {"start": -180, "stop": 180, "step": 90}},
+    ],
+)
+def test_two_views_of_one_picture_are_refused_unless_asked_for(
+    tmp_path: Path, views: dict[str, object]
+) -> None:
+    assert "shows what another view" in refusal(tmp_path, catalogue={"runs": [RUN], "views": views})
+    accepted = {"runs": [RUN], "views": views, "allow_equivalent_views": True}
+    assert load(write(tmp_path, catalogue=accepted)).catalogue is not None
+
+
+def test_overrides_win_and_wrong_ones_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, training={"epochs": 3})
+    config = load(path, ["training.epochs=7", "preprocess.image_size=128", "run_dir=elsewhere"])
+    assert (config.training.epochs, config.preprocess.image_size) == (7, 128)
+    assert config.run_dir == Path("elsewhere")
+    for override, expected in [
+        ("training.epochs", "key=value"),
+        ("training.epochs.more=1", "holds no keys"),
+        ("training.epoch=1", "did you mean epochs?"),
+        ("training.epochs=[1", "not valid YAML"),
+    ]:
+        with pytest.raises(InputError, match=expected.replace("?", r"\?")):
+            load(path, [override])
+
+
+@given(st.binary(max_size=200))
+def test_any_file_is_read_or_refused_in_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "run.yaml"
+    path.write_bytes(content)
+    refusal = str(path)
+    try:
+        load(path)
+    except InputError as error:
+        refusal = str(error)
+    assert str(path) in refusal
+
+
+def test_a_stage_depends_on_what_decides_its_result_and_on_nothing_else() -> None:
+    config = load(ROOT / "configs/demo.yaml")
+    faster = load(
+        ROOT / "configs/demo.yaml", ["scrape.connections=99", "training.threads=3", "run_dir=other"]
+    )
+    smaller = load(ROOT / "configs/demo.yaml", ["preprocess.image_size=32"])
+    rate = load(ROOT / "configs/demo.yaml", ["training.learning_rate=0.5"])
+    for stage in ("scrape", "preprocess", "train", "evaluate"):
+        assert config.inputs(stage) == faster.inputs(stage)
+        assert (config.inputs(stage) == smaller.inputs(stage)) == (stage == "scrape")
+        assert (config.inputs(stage) == rate.inputs(stage)) == (stage in ("scrape", "preprocess"))

@@ -1,0 +1,78 @@
+"""Checkpoints: whole or not there, and a damaged one never used."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from galmerhpc.errors import InputError
+from galmerhpc.training import checkpoint
+
+ARRAYS = {"shared/0": np.arange(6, dtype=np.float32).reshape(2, 3), "rank1/0": np.array(7)}
+
+
+def fill(folder: Path, steps: range, keep: int) -> None:
+    for step in steps:
+        checkpoint.save(folder, step, {**ARRAYS, "step": np.array(step)}, {"step": step}, keep)
+
+
+@given(
+    arrays=st.dictionaries(
+        st.text("abc/0", min_size=1, max_size=5).filter(lambda n: "//" not in n and n.strip("/")),
+        hnp.arrays(st.sampled_from([np.float32, np.int64, np.uint8]), hnp.array_shapes(max_side=4)),
+        max_size=4,
+    )
+)
+def test_what_is_saved_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, np.ndarray]
+) -> None:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    checkpoint.save(folder, 12, arrays, {"epoch": 1, "loss": 0.1}, keep=1)
+    found = checkpoint.load_latest(folder)
+    assert found is not None
+    assert found[0].keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[0][name], array)
+        assert found[0][name].dtype == array.dtype
+    assert (found[1]["epoch"], found[1]["loss"]) == (1, 0.1)
+
+
+def test_the_newest_ones_stay(tmp_path: Path) -> None:
+    fill(tmp_path, range(8, 13), keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000011", "step-00000012"]
+    assert checkpoint.load_latest(tmp_path)[1]["step"] == 12  # type: ignore[index]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tmp_path, range(1, 4), keep=3)
+    state = tmp_path / "step-00000003/state.npz"
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    (tmp_path / "step-00000002/manifest.json").write_text("{")
+    with caplog.at_level(logging.WARNING):
+        found = checkpoint.load_latest(tmp_path)
+    assert found is not None
+    assert found[1]["step"] == 1
+    assert "step-00000003" in caplog.text
+    assert "step-00000002" in caplog.text
+
+
+def test_no_checkpoint_is_a_start_but_only_damaged_ones_are_an_error(tmp_path: Path) -> None:
+    assert checkpoint.load_latest(tmp_path) is None
+    fill(tmp_path, range(1, 2), keep=1)
+    (tmp_path / "step-00000001/state.npz").unlink()
+    with pytest.raises(InputError, match="every checkpoint is damaged"):
+        checkpoint.load_latest(tmp_path)
+
+
+def test_what_a_killed_writer_left_is_no_checkpoint(tmp_path: Path) -> None:
+    fill(tmp_path, range(1, 2), keep=1)
+    (tmp_path / ".tmp-1-step-00000002").mkdir()
+    assert checkpoint.load_latest(tmp_path)[1]["step"] == 1  # type: ignore[index]

@@ -1,0 +1,206 @@
+"""Training on real ranks: same weights, exact order, exact resume, and a clean end."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from galmerhpc.training import checkpoint
+from tests.conftest import write_run
+from tests.support import environment, galmerhpc, mpirun, mpirun_command, run, wait_for
+
+WORKER = (sys.executable, "-m", "tests.training.workers")
+TRAIN = (sys.executable, "-m", "galmerhpc.cli", "train")
+
+
+def start(ranks: int, config: Path) -> "subprocess.Popen[str]":
+    """Start a training in a process group of its own."""
+    return subprocess.Popen(
+        mpirun_command(ranks, *TRAIN, str(config)), env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def ranks_of(job: "subprocess.Popen[str]") -> list[int]:
+    """Return the process ids of a job's ranks, in rank order."""
+    listed = run("pgrep", "-P", str(job.pid), "-f", "galmerhpc.cli train").stdout.split()
+    places = {}
+    for pid in map(int, listed):
+        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
+        rank = text.partition("OMPI_COMM_WORLD_RANK=")[2].partition("\0")[0]
+        places[int(rank)] = pid
+    return [places[rank] for rank in sorted(places)]
+
+
+def first_checkpoint(config: Path) -> bool:
+    return any((config.parent / "run/checkpoints").glob("step-*"))
+
+
+def final_state(config: Path) -> dict[str, np.ndarray]:
+    found = checkpoint.load_latest(config.parent / "run/checkpoints")
+    assert found
+    assert found[1]["epoch"] == 3
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(preprocessed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the configuration of a run that two ranks trained to the end."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(preprocessed / "run", folder / "run")
+    config = write_run(folder)
+    done = galmerhpc("train", str(config), ranks=2)
+    assert done.returncode == 0, done.stderr
+    return config
+
+
+def test_the_model_needs_no_code_of_ours(undisturbed: Path) -> None:
+    code = (
+        "import sys, keras, numpy as np\n"
+        "model = keras.models.load_model(sys.argv[1])\n"
+        "labels = model.predict(np.zeros((2, 32, 32, 3), np.uint8), verbose=0)\n"
+        "assert 'galmerhpc' not in sys.modules\n"
+        "print(labels.shape, labels.dtype, float(abs(labels[0, 1:]).max()))"
+    )
+    done = run(sys.executable, "-c", code, str(undisturbed.parent / "run/model.keras"))
+    assert done.returncode == 0, done.stderr
+    shape, _, rest = done.stdout.strip().rpartition(" float32 ")
+    assert shape == "(2, 4)"
+    assert 1.0 < float(rest) < 360.0  # degrees, not standardised numbers
+
+
+def test_a_finished_training_is_not_done_again(undisturbed: Path) -> None:
+    model = undisturbed.parent / "run/model.keras"
+    before = model.stat().st_mtime_ns
+    done = galmerhpc("train", str(undisturbed))
+    assert done.returncode == 0
+    assert "complete" in done.stderr
+    assert model.stat().st_mtime_ns == before
+
+
+def test_the_history_has_a_row_an_epoch_and_counts_every_image(undisturbed: Path) -> None:
+    rows = list(csv.DictReader((undisturbed.parent / "run/metrics.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    losses = [float(row["training_loss"]) for row in rows]
+    assert losses[-1] < losses[0]
+    assert all(float(row["validation_mae"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize("victims", [[0, 1], [0], [1]], ids=["job", "rank 0", "rank 1"])
+def test_a_killed_training_resumes_to_the_same_bits(
+    undisturbed: Path, tiny_run: Path, victims: list[int]
+) -> None:
+    job = start(2, tiny_run)
+    wait_for(lambda: first_checkpoint(tiny_run), job)
+    for pid in [ranks_of(job)[k] for k in victims]:
+        os.kill(pid, signal.SIGKILL)
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert "signal 9" in output
+    assert "Traceback" not in output
+    done = galmerhpc("train", str(tiny_run), ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert "resumed" in done.stderr
+    expected, state = final_state(undisturbed), final_state(tiny_run)
+    assert expected.keys() == state.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(state[name], array, err_msg=name)
+    weights = [run_weights(path.parent / "run/model.keras") for path in (undisturbed, tiny_run)]
+    assert weights[0] == weights[1]
+
+
+def run_weights(model: Path) -> str:
+    """Return a hash of the weights of an exported model."""
+    code = (
+        "import sys, keras, hashlib\n"
+        "model = keras.models.load_model(sys.argv[1])\n"
+        "print(hashlib.sha256(b''.join(w.tobytes() for w in model.get_weights())).hexdigest())"
+    )
+    done = run(sys.executable, "-c", code, str(model))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_the_work_and_another_number_of_ranks_goes_on(
+    tiny_run: Path, number: signal.Signals
+) -> None:
+    job = start(2, tiny_run)
+    wait_for(lambda: first_checkpoint(tiny_run), job)
+    os.kill(ranks_of(job)[1], number)  # one rank is told: both must stop at the same step
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 75, output
+    assert output.count("stopped by a signal") == 1
+    done = galmerhpc("train", str(tiny_run), ranks=1)
+    assert done.returncode == 0, done.stderr
+    assert "resumed" in done.stderr
+    assert (tiny_run.parent / "run/model.keras").exists()
+
+
+def test_uneven_shares_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
+    changes = []
+    for ranks in (1, 2, 4):  # 25; 13 + 12; 7 + 6 + 6 + 6
+        out = tmp_path / f"{ranks}.npy"
+        done = mpirun(ranks, *WORKER, "gradients", str(out))
+        assert done.returncode == 0, done.stderr
+        changes.append(np.load(out).astype(np.float64))
+    for change in changes[1:]:
+        assert np.linalg.norm(change - changes[0]) < 1e-6 * np.linalg.norm(changes[0])
+
+
+def test_the_order_of_samples_does_not_depend_on_the_ranks(tiny_run: Path) -> None:
+    orders = []
+    for ranks in (1, 2, 3):
+        out = tiny_run.parent / f"{ranks}.json"
+        done = mpirun(ranks, *WORKER, "order", str(out))
+        assert done.returncode == 0, done.stderr
+        orders.append(json.loads(out.read_text()))
+    assert orders[0] == orders[1] == orders[2]
+    half = len(orders[0]) // 2
+    first, second = (
+        [row for step in steps for row in step] for steps in (orders[0][:half], orders[0][half:])
+    )
+    assert sorted(first) == sorted(set(first)) == sorted(second)
+    assert first != second
+
+
+def test_too_many_ranks_for_the_batch_is_one_clear_message(tiny_run: Path) -> None:
+    done = galmerhpc("train", str(tiny_run), "training.batch_size=1", ranks=2)
+    assert done.returncode == 2
+    assert done.stderr.count("leaves some of the 2 ranks without images") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_another_configuration_is_refused_with_the_key(undisturbed: Path) -> None:
+    done = galmerhpc("train", str(undisturbed), "training.learning_rate=0.5")
+    assert done.returncode == 2
+    assert "training.learning_rate: 0.001 there, 0.5 now" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_loss_that_is_not_finite_ends_all_ranks_with_one_message(tiny_run: Path) -> None:
+    done = galmerhpc(
+        "train",
+        str(tiny_run),
+        "training.learning_rate=1e38",
+        "training.schedule.warmup_steps=0",
+        ranks=2,
+    )
+    assert done.returncode == 1
+    assert "lower training.learning_rate" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_untrainable_network_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    config = Path(__file__).parents[2] / "configs/paper_classification.yaml"
+    done = galmerhpc("train", str(config), f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert "cannot be trained yet" in done.stderr
+    assert not (tmp_path / "run").exists()
