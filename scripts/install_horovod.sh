@@ -189,8 +189,8 @@ if [ -z "$wheel" ]; then
   built=$(find "$work" -maxdepth 1 -name '*.whl' -print -quit)
   wheel=$cache/$(basename "$built")
   # Renamed when whole: neither a killed build nor a second one at the same time leaves half a wheel.
-  cp "$built" "$wheel.$$"
-  mv "$wheel.$$" "$wheel"
+  cp "$built" "$wheel.$HOSTNAME.$$"
+  mv "$wheel.$HOSTNAME.$$" "$wheel"
 fi
 
 # pip takes the few pure Python packages that Horovod needs only where they are missing.
