@@ -1,0 +1,414 @@
+"""The snapshot library: the luminous particles of every encounter, in one HDF5 file.
+
+Layout (format 1), N luminous particles and T snapshots an encounter::
+
+    /                             attributes: format, code_version
+    /encounters/<name>            a group an encounter, for example prograde-i45-r0
+        attributes                every parameter of the encounter and what came of it
+        position     (T, N, 3)    int16, in units of the attribute unit_kpc, from the pair's centre
+                                  of mass; axes of `galmerhpc.simulate.orbit`
+        smoothing    (T, N)       uint8, smallest_kpc * ratio ** code: distance to a near neighbour
+        mass         (N,)         float32, solar masses
+        component    (N,)         uint8, `Component`
+        galaxy       (N,)         uint8, 0 for the first of the pair and 1 for the second
+        time_myr     (T,)         float64, since the pericentre passage
+        snapshot_id  (T,)         int64, unique in the file
+
+Particles are sorted by galaxy and component, and inside such a block along a space-filling curve,
+anew in each snapshot: neighbours in the file are neighbours in space, which compresses better by a
+quarter. So row k is not the same particle in two snapshots.
+
+A position beyond +-327.67 kpc, ten times what a picture shows, is moved to that limit; the
+encounter's attribute ``clamped`` counts how often this happened.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
+
+from galmerhpc import __version__
+from galmerhpc.errors import InputError
+from galmerhpc.files import atomic_path
+from galmerhpc.simulate.galaxies import Component as Component
+
+FORMAT = 1
+SHIPPED = "shipped"
+
+# A thirtieth of the softening length, and of a preview's pixel about a fifteenth.
+_POSITION_UNIT_KPC = 0.01
+# 256 steps of 4 % reach from 0.02 to 440 kpc: wider than the positions.
+_SMALLEST_SMOOTHING_KPC = 0.02
+_SMOOTHING_RATIO = 1.04
+
+Attribute = str | int | float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The luminous particles of a pair at one moment.
+
+    Attributes
+    ----------
+    snapshot_id : int
+        Its number, unique in the library.
+    encounter : str
+        Name of its encounter.
+    attributes : mapping
+        The encounter's parameters.
+    time_myr : float
+        Time since the pericentre passage.
+    position : ndarray, shape (N, 3), float32
+        From the pair's centre of mass, kpc; the orbital plane is x-y.
+    smoothing : ndarray, shape (N,), float32
+        Distance to a near neighbour, kpc.
+    mass : ndarray, shape (N,), float32
+        Solar masses.
+    component : ndarray, shape (N,), uint8
+        `Component`.
+    galaxy : ndarray, shape (N,), uint8
+        0 or 1.
+    """
+
+    snapshot_id: int
+    encounter: str
+    attributes: Mapping[str, Attribute]
+    time_myr: float
+    position: NDArray[np.float32]
+    smoothing: NDArray[np.float32]
+    mass: NDArray[np.float32]
+    component: NDArray[np.uint8]
+    galaxy: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Encounter:
+    """An encounter to be stored.
+
+    Attributes
+    ----------
+    name : str
+        Its group's name.
+    attributes : mapping
+        Its parameters and results.
+    time_myr : ndarray, shape (T,), float64
+        Time since the pericentre passage.
+    position : ndarray, shape (T, N, 3), float
+        kpc, from the pair's centre of mass.
+    mass : ndarray, shape (N,), float
+        Solar masses.
+    component, galaxy : ndarray, shape (N,), uint8
+        `Component`; 0 or 1. Halo particles are not stored and must not be among them.
+    """
+
+    name: str
+    attributes: Mapping[str, Attribute]
+    time_myr: NDArray[np.float64]
+    position: NDArray[np.floating[Any]]
+    mass: NDArray[np.floating[Any]]
+    component: NDArray[np.uint8]
+    galaxy: NDArray[np.uint8]
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def library_path(library: str) -> Path:
+    """Return the file that the configuration's `library` means.
+
+    Parameters
+    ----------
+    library : str
+        A path, or ``shipped`` for the library inside the package.
+    """
+    if library == SHIPPED:
+        return Path(str(resources.files("galmerhpc") / "data" / "library.h5"))
+    return Path(library)
+
+
+class Library:
+    """A library opened for reading: by many processes at once, and where files cannot be locked.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    InputError
+        It is missing, damaged or no snapshot library.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = _open(path)
+        try:
+            self._places = {
+                int(number): (name, row)
+                for name, group in self._file["encounters"].items()
+                for row, number in enumerate(group["snapshot_id"])
+            }
+        except (KeyError, OSError):
+            self.close()
+            raise _damaged(path) from None
+
+    @property
+    def snapshot_ids(self) -> tuple[int, ...]:
+        """Numbers of all snapshots, ascending."""
+        return tuple(sorted(self._places))
+
+    @property
+    def encounters(self) -> tuple[str, ...]:
+        """Names of all encounters in the order of their snapshots' numbers."""
+        return tuple(dict.fromkeys(self._places[number][0] for number in self.snapshot_ids))
+
+    def attributes(self, encounter: str) -> dict[str, Attribute]:
+        """Return the parameters and results of an encounter.
+
+        Raises
+        ------
+        InputError
+            The library has no such encounter.
+        """
+        if encounter not in self._file["encounters"]:
+            raise InputError(f"{self.path}: no encounter {encounter!r} "
+                             f"(there are: {', '.join(self.encounters)})")
+        return _read_attributes(self._file["encounters"][encounter])
+
+    def snapshot(self, snapshot_id: int) -> Snapshot:
+        """Read a snapshot.
+
+        Raises
+        ------
+        InputError
+            The library has no snapshot of that number, or it cannot be read.
+        """
+        if snapshot_id not in self._places:
+            raise InputError(f"{self.path}: no snapshot {snapshot_id} "
+                             f"(there are {_ranges(self.snapshot_ids)})")
+        name, row = self._places[snapshot_id]
+        group = self._file["encounters"][name]
+        try:
+            return Snapshot(
+                snapshot_id=snapshot_id,
+                encounter=name,
+                attributes=_read_attributes(group),
+                time_myr=float(group["time_myr"][row]),
+                position=group["position"][row] * np.float32(group["position"].attrs["unit_kpc"]),
+                smoothing=_decode_smoothing(group["smoothing"], row),
+                mass=group["mass"][:],
+                component=group["component"][:],
+                galaxy=group["galaxy"][:],
+            )
+        except (KeyError, OSError):
+            raise _damaged(self.path) from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> "Library":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def stored_attributes(path: Path) -> dict[str, dict[str, Attribute]]:
+    """Return the attributes of each encounter of a library, or of one encounter's own file.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged or no snapshot library.
+    """
+    with _open(path) as file:
+        return {name: _read_attributes(group) for name, group in file["encounters"].items()}
+
+
+def _open(path: Path) -> h5py.File:
+    if not path.is_file():
+        raise InputError(f"{path}: no such snapshot library; make it with galmerhpc simulate, "
+                         f"or set library: {SHIPPED}")
+    try:
+        file = h5py.File(path, "r", locking=False)
+    except OSError:
+        raise _damaged(path) from None
+    if file.attrs.get("format") != FORMAT or "encounters" not in file:
+        file.close()
+        raise _damaged(path)
+    return file
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError(f"{path}: damaged, or no snapshot library of format {FORMAT}; "
+                      "remove it and make it again with galmerhpc simulate")
+
+
+def _read_attributes(group: h5py.Group) -> dict[str, Attribute]:
+    # A NumPy scalar becomes Python's own, so that it prints and compares as what was written.
+    return {key: v.item() if isinstance(v, np.generic) else v for key, v in group.attrs.items()}
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write ascending numbers as ``3-5, 9-12``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(f"{first}-{last}" for first, last in runs) or "none"
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write_encounter(path: Path, encounter: Encounter, neighbours: int) -> None:
+    """Write one encounter to a file of its own, atomically; its snapshots have no numbers yet.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its folder is made.
+    encounter : Encounter
+        What to store.
+    neighbours : int
+        A particle's smoothing length is the distance to this neighbour, of any component.
+    """
+    with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+        _write_root(file)
+        group = file.create_group(f"encounters/{encounter.name}")
+        group["time_myr"] = np.asarray(encounter.time_myr, np.float64)
+        for name, dtype in (("mass", np.float32), ("component", np.uint8), ("galaxy", np.uint8)):
+            values = np.asarray(getattr(encounter, name), dtype)[_blocks(encounter)]
+            group.create_dataset(name, data=values, compression="gzip", shuffle=True)
+        clamped = _write_snapshots(group, encounter, neighbours)
+        results = {"clamped": clamped, "code_version": __version__}
+        group.attrs.update({**encounter.attributes, **results})
+
+
+def merge(library: Path, sources: Mapping[str, Path], first_snapshot_id: int) -> None:
+    """Gather encounters into a library, atomically, and number their snapshots.
+
+    Parameters
+    ----------
+    library : Path
+        File to write; it may be one of the sources.
+    sources : mapping
+        File that holds the encounter, by the encounter's name and in the order of numbering.
+    first_snapshot_id : int
+        Number of the first encounter's first snapshot.
+
+    Raises
+    ------
+    InputError
+        A source is missing or damaged.
+    """
+    with atomic_path(library) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+        _write_root(file)
+        number = first_snapshot_id
+        for name, path in sources.items():
+            with _open(path) as source:
+                source.copy(f"encounters/{name}", file.require_group("encounters"))
+            group = file["encounters"][name]
+            group.pop("snapshot_id", None)
+            group["snapshot_id"] = number + np.arange(len(group["time_myr"]), dtype=np.int64)
+            number += len(group["time_myr"])
+
+
+def _write_root(file: h5py.File) -> None:
+    file.attrs.update({"format": FORMAT, "code_version": __version__})
+
+
+def _write_snapshots(group: h5py.Group, encounter: Encounter, neighbours: int) -> int:
+    """Write positions and smoothing lengths; return how many positions were clamped."""
+    times, particles = len(encounter.position), len(encounter.mass)
+    # One coordinate of one snapshot a chunk: like bytes lie together.
+    position = group.create_dataset(
+        "position", (times, particles, 3), np.int16,
+        chunks=(1, particles, 1), shuffle=True, compression="gzip", compression_opts=9,
+    )
+    position.attrs["unit_kpc"] = _POSITION_UNIT_KPC
+    smoothing = group.create_dataset(
+        "smoothing", (times, particles), np.uint8,
+        chunks=(1, particles), compression="gzip", compression_opts=9,
+    )
+    smoothing.attrs.update({"smallest_kpc": _SMALLEST_SMOOTHING_KPC, "ratio": _SMOOTHING_RATIO})
+    clamped = 0
+    blocks = _blocks(encounter)
+    block = np.stack([encounter.galaxy, encounter.component])[:, blocks]
+    for row, kpc in enumerate(encounter.position):
+        kpc = kpc[blocks]
+        codes, outside = _encode_position(kpc)
+        order = np.lexsort((_morton(codes), block[1], block[0]))
+        position[row] = codes[order]
+        smoothing[row] = _encode_smoothing(neighbour_distance(kpc, neighbours))[order]
+        clamped += outside
+    return clamped
+
+
+def _blocks(encounter: Encounter) -> NDArray[np.intp]:
+    """Return the order that sorts particles by galaxy and component."""
+    return np.lexsort((encounter.component, encounter.galaxy))
+
+
+def neighbour_distance(position: NDArray[np.floating[Any]], neighbours: int) -> NDArray[np.float64]:
+    """Return each particle's distance to its n-th neighbour, or to the farthest if there are fewer.
+
+    Parameters
+    ----------
+    position : ndarray, shape (N, 3)
+        kpc.
+    neighbours : int
+        n; the particle itself is not counted.
+
+    Returns
+    -------
+    ndarray, shape (N,), float64
+        kpc.
+    """
+    rank = min(neighbours + 1, len(position))
+    return KDTree(position).query(position, k=[rank])[0][:, 0]
+
+
+def _encode_position(kpc: NDArray[np.floating[Any]]) -> tuple[NDArray[np.int16], int]:
+    """Return int16 codes (N, 3) and the number of particles that had to be clamped."""
+    limit = np.iinfo(np.int16).max
+    codes = np.rint(np.asarray(kpc, np.float64) / _POSITION_UNIT_KPC)
+    outside = int((np.abs(codes) > limit).any(axis=1).sum())
+    return np.clip(codes, -limit, limit).astype(np.int16), outside
+
+
+def _encode_smoothing(kpc: NDArray[np.float64]) -> NDArray[np.uint8]:
+    with np.errstate(divide="ignore"):  # particles in one place are 0 apart: the smallest code
+        codes = np.log(kpc / _SMALLEST_SMOOTHING_KPC) / np.log(_SMOOTHING_RATIO)
+    return np.clip(np.rint(codes), 0, np.iinfo(np.uint8).max).astype(np.uint8)
+
+
+def _decode_smoothing(dataset: h5py.Dataset, row: int) -> NDArray[np.float32]:
+    smallest, ratio = dataset.attrs["smallest_kpc"], dataset.attrs["ratio"]
+    return (smallest * ratio ** dataset[row].astype(np.float64)).astype(np.float32)
+
+
+def _morton(codes: NDArray[np.int16]) -> NDArray[np.uint64]:
+    """Return places along the Z-order curve: the bits of three coordinates, interleaved."""
+    place = np.zeros(len(codes), np.uint64)
+    for axis in range(3):
+        unsigned = (codes[:, axis].astype(np.int32) - np.iinfo(np.int16).min).astype(np.uint64)
+        for bit in range(16):
+            place |= ((unsigned >> np.uint64(bit)) & np.uint64(1)) << np.uint64(3 * bit + axis)
+    return place
