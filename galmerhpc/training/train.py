@@ -168,8 +168,8 @@ class Trainer:
         )  # fmt: skip
         bar = tqdm(
             desc=f"epoch {progress.epoch + 1}/{training.epochs}",
-            total=self._reader.count, unit="img", initial=progress.step * training.batch_size, leave=False,
-            disable=True if horovod.rank() else None,
+            total=self._reader.count, initial=progress.step * training.batch_size, unit="img",
+            leave=False, disable=True if horovod.rank() else None,
         )  # fmt: skip
         with bar:
             for batch in batches:
@@ -237,7 +237,7 @@ class Trainer:
         if horovod.rank() == 0:
             write_history(self._config, self.progress.history)
             log.info(
-                "epoch %d/%d: loss %.4f, MAE %.3f in training and %.3f in validation, %.0f images/s",
+                "epoch %d/%d: loss %.4f, MAE %.3f in training, %.3f in validation, %.0f images/s",
                 row["epoch"], self._training.epochs, row["training_loss"],
                 row["training_mae"], row["validation_mae"], row["images_per_s"],
             )  # fmt: skip
