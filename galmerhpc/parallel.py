@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
@@ -177,7 +177,7 @@ def node_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return array
 
 
-def work(items: Sequence[T]) -> Iterator[T]:
+def work(items: Sequence[T], told: Callable[[T], object] | None = None) -> Iterator[T]:
     """Yield items of a list that all ranks hold, each to exactly one rank: whoever is free next.
 
     Collective: every rank must run it to its end. Rank 0 works too; a thread of it answers the
@@ -187,15 +187,20 @@ def work(items: Sequence[T]) -> Iterator[T]:
     ----------
     items : sequence
         The same on every rank.
+    told : callable, optional
+        Called on rank 0 with every item that is handed out, to whatever rank: for a progress bar.
     """
     world = communicator()
     if world is None or world.Get_size() == 1:
-        yield from items
+        for item in items:
+            if told:
+                told(item)
+            yield item
         return
     desk = world.Dup()  # its messages cannot meet anybody else's
     try:
         if world.Get_rank() == 0:
-            yield from _hand_out(desk, items)
+            yield from _hand_out(desk, items, told)
         else:
             while (index := desk.sendrecv(None, dest=0, source=0)) < len(items):
                 yield items[index]
@@ -204,7 +209,9 @@ def work(items: Sequence[T]) -> Iterator[T]:
         desk.Free()
 
 
-def _hand_out(desk: "MPI.Intracomm", items: Sequence[T]) -> Iterator[T]:
+def _hand_out(
+    desk: "MPI.Intracomm", items: Sequence[T], told: Callable[[T], object] | None
+) -> Iterator[T]:
     """Yield rank 0's own items while a thread gives the others theirs."""
     from mpi4py import MPI
 
@@ -212,7 +219,10 @@ def _hand_out(desk: "MPI.Intracomm", items: Sequence[T]) -> Iterator[T]:
 
     def take() -> int:
         with lock:
-            return next(taken, len(items))
+            index = next(taken, len(items))
+            if told and index < len(items):
+                told(items[index])
+            return index
 
     def answer() -> None:
         waiting = desk.Get_size() - 1

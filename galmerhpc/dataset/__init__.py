@@ -1,0 +1,1 @@
+"""From the preview service to batches: scrape, raw shards, preprocess, training shards."""

@@ -1,0 +1,348 @@
+"""Raw shards: responses as they came, first in a spool that a kill cannot break, then in HDF5.
+
+HDF5 is not safe while it is written, so a rank appends to a spool and packs it into the shard of
+the same name once it is full: ``raw/raw-<rank>-<number>.spool`` and ``.h5``. Whoever finds a spool
+without its shard can finish the work; a spool beside its shard is done with. docs/format.md
+describes both files.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from galmerhpc import __version__, files
+from galmerhpc.errors import GalmerhpcError, InputError
+
+log = logging.getLogger(__name__)
+
+FORMAT = "galmerhpc raw"
+FORMAT_VERSION = 1
+
+_MAGIC = b"GHR1"
+_HEADER = struct.Struct("<4sIII")  # magic, bytes of metadata, bytes of body, CRC-32 of both
+# Readable by HDF5 1.10 (2016) and later; its object headers carry checksums, older ones' do not.
+_LIBVER = ("v110", "v110")
+_TEXTS = ("view", "url", "sha256", "content_type", "fetched_utc")
+_NUMBERS = {"simulation": np.int64, "snapshot_id": np.int64, "time_myr": np.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A view's picture as it came, and all that is known of it.
+
+    Attributes
+    ----------
+    view : str
+        `catalogue.View.id`.
+    labels : dict
+        `catalogue.View.labels`: degrees, spin as 0 or 1.
+    simulation : int
+        Realisation.
+    snapshot_id : int
+        The service's number of the snapshot.
+    time_myr : float
+        Time since pericentre.
+    url, content_type, fetched_utc : str
+        Where it came from, as what, when (ISO 8601).
+    sha256 : str
+        Of `body`, hexadecimal, taken on arrival.
+    body : bytes
+        The response.
+    """
+
+    view: str
+    labels: dict[str, float]
+    simulation: int
+    snapshot_id: int
+    time_myr: float
+    url: str
+    content_type: str
+    fetched_utc: str
+    sha256: str
+    body: bytes
+
+
+class RawWriter:
+    """Writes one rank's responses: what `append` has returned from survives any kill.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's ``raw`` folder. Its leftover spools have been packed (`pack_leftovers`).
+    rank : int
+        This rank; no other process writes under its names.
+    views_per_shard : int
+        Responses a shard.
+
+    Attributes
+    ----------
+    shards : list of Path
+        Shards made so far.
+    """
+
+    def __init__(self, folder: Path, rank: int, views_per_shard: int) -> None:
+        self.shards: list[Path] = []
+        self._folder, self._views_per_shard = folder, views_per_shard
+        self._rank, self._number = rank, -1
+        self._spool: Path | None = None
+        self._count = 0
+
+    def append(self, responses: Sequence[Response]) -> None:
+        """Write responses and force them to disk; pack the spool where it is full.
+
+        Raises
+        ------
+        GalmerhpcError
+            The disk is full or cannot be written.
+        """
+        while responses:
+            now = responses[: self._views_per_shard - self._count]
+            responses = responses[len(now) :]
+            self._write(b"".join(_encode(response) for response in now))
+            self._count += len(now)
+            if self._count == self._views_per_shard:
+                self.close()
+
+    def close(self) -> None:
+        """Pack what is left in the spool."""
+        if self._spool is not None and (shard := pack(self._spool)):
+            self.shards.append(shard)
+        self._spool, self._count = None, 0
+
+    def _write(self, data: bytes) -> None:
+        try:
+            if self._spool is None:
+                self._spool = self._new_spool()
+            with self._spool.open("ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise GalmerhpcError(
+                f"{self._spool or self._folder}: cannot be written: {error.strerror}; make room or "
+                "choose another run_dir, then run again: what was fetched before is kept"
+            ) from error
+
+    def _new_spool(self) -> Path:
+        """Claim a name that is no spool's and no shard's, whatever a stale listing would say."""
+        while True:
+            self._number += 1
+            spool = self._folder / f"raw-{self._rank:04d}-{self._number:05d}.spool"
+            if spool.with_suffix(".h5").exists():
+                continue
+            with contextlib.suppress(FileExistsError):
+                spool.touch(exist_ok=False)
+                return spool
+
+
+def pack_leftovers(folder: Path) -> None:
+    """Pack the spools of jobs that were killed, of whatever ranks; nobody may be writing there."""
+    for spool in sorted(folder.glob("raw-*.spool")):
+        pack(spool)
+
+
+def pack(spool: Path) -> Path | None:
+    """Turn a spool into the shard of its name, or into nothing if it holds no whole record.
+
+    Raises
+    ------
+    GalmerhpcError
+        The disk is full or cannot be written; the spool is kept.
+    """
+    shard = spool.with_suffix(".h5")
+    # A kill between the two steps leaves both; the shard was renamed when it was whole.
+    if not shard.exists() and (responses := read_spool(spool)):
+        _write_shard(shard, responses)
+    spool.unlink()
+    return shard if shard.exists() else None
+
+
+def read_spool(path: Path) -> list[Response]:
+    """Read a spool up to its end, or to the record that a kill cut short."""
+    data = memoryview(path.read_bytes())
+    responses, position = [], 0
+    while record := _decode(data[position:]):
+        response, length = record
+        responses.append(response)
+        position += length
+    if position < len(data):
+        log.warning("%s: %d bytes of an unfinished record dropped", path, len(data) - position)
+    return responses
+
+
+def _encode(response: Response) -> bytes:
+    fields = {f.name: getattr(response, f.name) for f in dataclasses.fields(response)}
+    body = fields.pop("body")
+    metadata = json.dumps(fields).encode()
+    crc = zlib.crc32(body, zlib.crc32(metadata))
+    return _HEADER.pack(_MAGIC, len(metadata), len(body), crc) + metadata + body
+
+
+def _decode(data: memoryview) -> tuple[Response, int] | None:
+    """Read the first record and its length; None where there is no whole one."""
+    if len(data) < _HEADER.size:
+        return None
+    magic, metadata_bytes, body_bytes, crc = _HEADER.unpack_from(data)
+    content = data[_HEADER.size : _HEADER.size + metadata_bytes + body_bytes]
+    whole = magic == _MAGIC and len(content) == metadata_bytes + body_bytes
+    if not whole or zlib.crc32(content) != crc:
+        return None
+    fields = json.loads(bytes(content[:metadata_bytes]))
+    response = Response(**fields, body=bytes(content[metadata_bytes:]))
+    return response, _HEADER.size + len(content)
+
+
+def _write_shard(path: Path, responses: Sequence[Response]) -> None:
+    # Into memory first: HDF5 reports a full disk in many ways, a plain write in one.
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=_LIBVER) as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["code_version"] = __version__
+        bodies = [np.frombuffer(r.body, np.uint8) for r in responses]
+        file["response"] = np.concatenate(bodies)  # (bytes of all,)
+        file["offset"] = np.cumsum([0, *map(len, bodies)], dtype=np.int64)  # (N + 1,)
+        names = list(responses[0].labels)
+        file["labels"] = np.array([[r.labels[n] for n in names] for r in responses], np.float64)
+        file["labels"].attrs["parameters"] = names
+        for name, dtype in _NUMBERS.items():
+            file[name] = np.array([getattr(r, name) for r in responses], dtype)
+        for name in _TEXTS:
+            file[name] = _text_column([getattr(r, name) for r in responses])
+    with files.atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def _text_column(texts: Sequence[str]) -> NDArray[Any]:
+    """Return texts as a column of one length: contiguous, and shown as text by HDF5's tools."""
+    encoded = [text.encode() for text in texts]
+    width = max(1, *map(len, encoded))
+    return np.array(encoded, h5py.string_dtype("utf-8", width))
+
+
+class RawStore:
+    """All responses of a run's raw shards, by view.
+
+    Only indices are held in memory; a view that stands twice counts once.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's ``raw`` folder; one that does not exist has no views.
+
+    Attributes
+    ----------
+    paths : list of Path
+        The shards, sorted by name.
+
+    Raises
+    ------
+    InputError
+        A shard is damaged; the message names it and says what to do.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.glob("raw-*.h5"))
+        self._shards: list[_Shard] = []
+        self._place: dict[str, tuple[int, int]] = {}  # view -> shard, row
+        for number, path in enumerate(self.paths):
+            shard, views = _open(path)
+            self._shards.append(shard)
+            for row, view in enumerate(views):
+                self._place.setdefault(view, (number, row))
+
+    def ids(self) -> set[str]:
+        """Return the ids of the views that are there."""
+        return set(self._place)
+
+    def read(self, view_id: str) -> bytes:
+        """Return a view's response, its checksum verified.
+
+        Raises
+        ------
+        InputError
+            The view is not there, or its bytes are not those that came.
+        """
+        if view_id not in self._place:
+            raise InputError(f"view {view_id} is in no raw shard; run galmerhpc scrape again")
+        number, row = self._place[view_id]
+        return self._shards[number].read(row, view_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """Where a shard's responses stand in its file.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    start : ndarray, shape (N + 1,), int64
+        Position of each response in the file: the dataset is contiguous.
+    sha256 : ndarray, shape (N,), bytes
+        Checksums, hexadecimal.
+    """
+
+    path: Path
+    start: NDArray[np.int64]
+    sha256: NDArray[np.bytes_]
+
+    def read(self, row: int, view_id: str) -> bytes:
+        start, end = (int(position) for position in self.start[row : row + 2])
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                data = os.pread(file.fileno(), end - start, start)
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be read: {error.strerror}; run galmerhpc scrape again"
+            ) from None
+        if hashlib.sha256(data).hexdigest().encode() != self.sha256[row]:
+            raise _damaged(self.path, f"view {view_id} has another checksum")
+        return data
+
+
+def _open(path: Path) -> tuple[_Shard, list[str]]:
+    """Read where a shard's responses stand, and the ids of their views."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            response, offset = file["response"], file["offset"][:]
+            sha256, views = file["sha256"][:], [view.decode() for view in file["view"][:]]
+            version = int(file.attrs["format_version"])
+            first, length = response.id.get_offset(), response.shape[0]
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise _damaged(path, " ".join(str(error).split())[:120]) from None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path}: raw format {version}, while this galmerhpc reads {FORMAT_VERSION}; "
+            "use the version that made it, or remove it and run galmerhpc scrape again"
+        )
+    sound = (
+        len(offset) == len(views) + 1 == len(sha256) + 1
+        and offset[0] == 0
+        and offset[-1] == length
+        and (np.diff(offset) >= 0).all()
+        and first is not None
+    )
+    if not sound:
+        raise _damaged(path, "its datasets do not fit together")
+    return _Shard(path, first + offset, sha256), views
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(
+        f"{path}: damaged raw shard ({why}); remove this file and run galmerhpc scrape again"
+    )
