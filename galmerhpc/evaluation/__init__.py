@@ -1,0 +1,1 @@
+"""What the trained network is worth: metrics beside baselines, figures, one HTML report."""
