@@ -1,0 +1,133 @@
+"""The mirror's pictures per second and core against its limits: the bare drawing and Pillow's GIF.
+
+    python benchmarks/mirror.py [--library FILE] [--seconds 10]
+
+Everything runs in turns of one process, in one run, on one core: the drawing alone, the encoding
+alone, and the mirror, a process pinned to that core while the client asks from the others. Rates
+are per second of CPU time, which neighbours on the machine do not change; the mirror's rate on the
+clock, with one connection and with four, stands beside it.
+"""
+
+import argparse
+import http.client
+import io
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image
+
+from galmerhpc.preview import PATH, Preview
+from galmerhpc.simulate.library import Library, library_path
+from galmerhpc.simulate.render import render
+
+# The service's own picture, and the same field at the size that networks train on.
+SIZES = {400: 1 / 6, 64: 400 / 6 / 64}
+WANTED = 50  # images/s a core at 400 x 400
+
+
+def views(snap_id: int, nbins: int) -> Iterator[Preview]:
+    """Yield directions all over the quarter sphere, for ever."""
+    first = Preview(nbins, snap_id, 0, 0, SIZES[nbins], 4, 0, 0, True, True, False, 0)
+    for k in itertools.count():
+        yield replace(first, theta=float(37 * k % 91), phi=float(101 * k % 181))
+
+
+def rate(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
+    """Return calls per second of the clock, the first call apart."""
+    action()
+    calls, start, end = 0, clock(), time.monotonic() + seconds
+    while time.monotonic() < end:
+        action()
+        calls += 1
+    return calls / (clock() - start)
+
+
+def mirror_rates(
+    process: subprocess.Popen[str], port: int, snap_id: int, nbins: int, seconds: float, lines: int
+) -> tuple[float, float]:
+    """Return images per second of the mirror's CPU and of the clock, asked over so many lines."""
+    done = [0] * lines
+    end = time.monotonic() + seconds
+
+    def ask(line: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        for view in itertools.islice(views(snap_id, nbins), line, None, lines):
+            connection.request("GET", f"{PATH}?{view.query()}")
+            answer = connection.getresponse()
+            assert answer.read().startswith(b"GIF8"), "the mirror sent no picture"
+            done[line] += 1
+            if time.monotonic() > end:
+                return
+
+    threads = [threading.Thread(target=ask, args=(line,)) for line in range(lines)]
+    cpu, start = cpu_seconds(process.pid), time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    elapsed = time.monotonic() - start
+    return sum(done) / (cpu_seconds(process.pid) - cpu), sum(done) / elapsed
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def encode(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "GIF", optimize=False, interlace=False)
+    return file.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--library", default="shipped")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    given = parser.parse_args()
+
+    cores = sorted(os.sched_getaffinity(0))
+    with Library(library_path(given.library)) as library:
+        snapshot = library.snapshot(library.snapshot_ids[0])
+    command = [sys.executable, "-m", "galmerhpc.cli", "mirror", "--library", given.library]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores[:1]),
+    ) as process:
+        assert process.stdout
+        port = int(process.stdout.readline().split()[2].rstrip("/").rpartition(":")[2])
+        os.sched_setaffinity(0, cores[1:] or cores)
+        print(f"{len(snapshot.mass):,} luminous particles, images/s of one core")
+        print("| size | drawing | Pillow GIF | both | mirror, CPU | of both | 1 line | 4 lines |")
+        print("|---|---|---|---|---|---|---|---|")
+        for nbins in SIZES:
+            sights = views(snapshot.snapshot_id, nbins)
+            picture = Image.fromarray(render(snapshot, next(sights)))
+            draw = rate(lambda: render(snapshot, next(sights)), given.seconds, time.process_time)  # noqa: B023
+            gif = rate(lambda: encode(picture), given.seconds, time.process_time)  # noqa: B023
+            both = 1 / (1 / draw + 1 / gif)
+            one, four = (
+                mirror_rates(process, port, snapshot.snapshot_id, nbins, given.seconds, lines)
+                for lines in (1, 4)
+            )
+            print(
+                f"| {nbins} | {draw:.0f} | {gif:.0f} | {both:.0f} | {four[0]:.0f} "
+                f"| {four[0] / both:.2f} | {one[1]:.0f} | {four[1]:.0f} |"
+            )
+            if nbins == max(SIZES):
+                verdict = "met" if four[0] >= WANTED else "MISSED"
+        process.terminate()
+    print(f"bar: {WANTED} images/s a core at {max(SIZES)} x {max(SIZES)}: {verdict}")
+
+
+if __name__ == "__main__":
+    main()
