@@ -99,6 +99,8 @@ def serve(behaviour: Behaviour = well) -> Iterator[Service]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        # Else a body waits 40 ms for the headers' acknowledgement.
+        disable_nagle_algorithm = True
 
         def setup(self) -> None:
             service.connections += 1

@@ -261,8 +261,15 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+class _Session(requests.Session):
+    """A session that leaves redirects alone: requests would read their pages, however long."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002
+        return None
+
+
 def _session(connections: int, contact: str) -> requests.Session:
-    session = requests.Session()
+    session = _Session()
     session.headers["User-Agent"] = f"galmerhpc/{__version__}" + (
         f" ({contact})" if contact else ""
     )

@@ -1,0 +1,279 @@
+"""The client: what it accepts, what it tries again, what it says when it gives up."""
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from galmerhpc.dataset.client import Client, ViewFailedError
+from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.preview import Preview
+from tests.servers import Reply, encode, gif, serve, well
+
+SIDE = 16
+NOISE = np.random.default_rng(1).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+PAGE = b"<html><style>p {}</style><body><h1>Error</h1>No such\nsnapshot &amp; no luck</body></html>"
+
+
+def preview(phi: float = 0) -> Preview:
+    return Preview(SIDE, 27436, phi, 45, 1 / 6, 4, 0, 0, True, True, False, 0)
+
+
+def animated() -> bytes:
+    return encode(NOISE, save_all=True, append_images=[Image.fromarray(255 - NOISE)])
+
+
+@contextmanager
+def client(url: str, **settings: object) -> Iterator[Client]:
+    defaults = {"connections": 2, "timeout_s": 5, "attempts": 3, "backoff_s": 0.01, "contact": ""}
+    with closing(Client(url, **(defaults | settings))) as made:
+        yield made
+
+
+def test_a_picture_comes_as_it_is_and_connections_are_reused() -> None:
+    with serve() as service, client(service.url, contact="me@example.org") as c:
+        answers = [c.fetch(preview(phi)) for phi in range(10)]
+    for phi, answer in enumerate(answers):
+        query = preview(phi).query()
+        assert answer.body == gif(query)
+        assert answer.url == f"{service.url}/get_preview.cgi?{query}"
+        assert answer.content_type == "image/gif"
+    assert service.connections == 1
+    assert service.asked.total() == 10
+    (agent,) = service.agents
+    assert agent.startswith("galmerhpc/")
+    assert "me@example.org" in agent
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
+def test_other_picture_formats_are_accepted(kind: str) -> None:
+    body = encode(NOISE, kind)
+    with serve(lambda *_: Reply(body)) as service, client(service.url) as c:
+        assert c.fetch(preview()).body == body
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(Reply(PAGE, 500, "text/html"), id="500"),
+        pytest.param(Reply(PAGE, 503, "text/html", {"Retry-After": "0"}), id="503"),
+        pytest.param(Reply(b"", 429, headers={"Retry-After": "nonsense"}), id="429"),
+        pytest.param(Reply(encode(NOISE), cut=100), id="cut short"),
+        pytest.param(Reply(encode(NOISE), cut=0), id="no body"),
+        pytest.param(Reply(encode(NOISE)[:-100]), id="broken picture"),
+        pytest.param(Reply(b""), id="nothing"),
+        pytest.param(Reply(b"\x00\x01\x02" * 50), id="no picture"),
+        pytest.param(Reply(hang=True), id="no answer"),
+        pytest.param(Reply(encode(NOISE), drip=True), id="drip"),
+    ],
+)
+def test_what_may_pass_is_tried_again(fault: Reply) -> None:
+    def at_first(query: str, attempt: int) -> Reply:
+        return fault if attempt == 0 else well(query, attempt)
+
+    with serve(at_first) as service, client(service.url, timeout_s=0.5) as c:
+        assert c.fetch(preview()).body == gif(preview().query())
+    assert service.asked.total() == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (Reply(PAGE, 200, "text/html"), r'a page .*"Error No such snapshot & no luck"'),
+        (Reply(PAGE, 200, "image/gif"), r'a page .*"Error No such snapshot & no luck"'),
+        (Reply(PAGE, 404, "text/html"), r'HTTP 404 "Error No such snapshot & no luck"'),
+        (Reply(encode(NOISE), 203), "HTTP 203"),
+        (Reply(encode(np.tile(NOISE, (2, 2)))), "32 x 32 pixels, not 16 x 16"),
+        (Reply(encode(NOISE[:8])), "16 x 8 pixels, not 16 x 16"),
+        (Reply(encode(np.full((SIDE, SIDE), 7, np.uint8))), "blank"),
+        (Reply(animated()), "animated"),
+        (Reply(encode(np.zeros((20000, 20000), bool), "PNG")), "pixels"),
+        (Reply(encode(NOISE) + bytes(1 << 17)), "longer than"),
+        (Reply(b"", 302, headers={"Location": "http://example.org/"}), "example.org.*another host"),
+        (Reply(b"", 302, headers={"Location": "file:///etc/passwd"}), "not followed"),
+        (Reply(b"", 301, headers={"Location": "http://[bad"}), "no address"),
+        (Reply(b"", 302, headers={"Location": "/get_preview.cgi?again"}), "redirects"),
+        (Reply(b"<b>\x1b[31m\x07red</b>", 200, "text/html"), '"\\[31m red"'),
+    ],
+)
+def test_what_is_wrong_for_good_is_named_and_not_asked_for_twice(reply: Reply, why: str) -> None:
+    with (
+        serve(lambda *_: reply) as service,
+        client(service.url) as c,
+        pytest.raises(ViewFailedError, match=why) as raised,
+    ):
+        c.fetch(preview())
+    assert len(str(raised.value)) < 250
+    assert set(service.asked.values()) <= {1, 4}  # 4: redirects to one's own address
+
+
+def test_a_redirect_on_the_same_host_is_followed() -> None:
+    def moved(query: str, _: int) -> Reply:
+        if query.endswith("&moved"):
+            return Reply(encode(NOISE))
+        return Reply(b"", 301, headers={"Location": f"/get_preview.cgi?{query}&moved"})
+
+    with serve(moved) as service, client(service.url) as c:
+        assert c.fetch(preview()).body == encode(NOISE)
+
+
+def test_a_view_that_fails_every_time_says_how_and_how_often() -> None:
+    with (
+        serve(lambda *_: Reply(PAGE, 502, "text/html")) as service,
+        client(service.url) as c,
+        pytest.raises(ViewFailedError, match=r'HTTP 502 "Error No such .*" \(3 tries\)'),
+    ):
+        c.fetch(preview())
+    assert service.asked.total() == 3
+
+
+def test_retry_after_silences_all_views_for_so_long() -> None:
+    arrivals = []
+
+    def busy_once(query: str, attempt: int) -> Reply:
+        arrivals.append(time.monotonic())
+        busy = len(arrivals) == 1
+        return Reply(b"", 429, headers={"Retry-After": "1"}) if busy else well(query, attempt)
+
+    with serve(busy_once) as service, client(service.url) as c:
+        first = threading.Thread(target=c.fetch, args=(preview(0),))
+        first.start()
+        service.wait_for(1)
+        first.join()
+        c.fetch(preview(1))
+    assert arrivals[1] - arrivals[0] >= 1
+
+
+@pytest.mark.parametrize("when", ["100000", "Fri, 31 Dec 2100 23:59:59 GMT"])
+def test_a_host_that_wants_to_be_left_alone_for_long_ends_the_job(when: str) -> None:
+    reply = Reply(b"", 503, headers={"Retry-After": when})
+    with (
+        serve(lambda *_: reply) as service,
+        client(service.url) as c,
+        pytest.raises(GalmerhpcError, match=r"left alone for .* run the same command again"),
+    ):
+        c.fetch(preview())
+    assert service.asked.total() == 1
+
+
+def test_a_host_that_refuses_is_unreachable() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+    with client(f"http://127.0.0.1:{port}") as c, pytest.raises(GalmerhpcError) as raised:
+        c.fetch(preview())
+    message = str(raised.value)
+    assert message.startswith(
+        f"http://127.0.0.1:{port}: cannot be reached (connection refused); check scrape.source"
+    )
+    assert "\n" not in message
+
+
+def test_a_host_that_never_answers_is_unreachable() -> None:
+    with (
+        serve(lambda *_: Reply(hang=True)) as service,
+        client(service.url, timeout_s=0.2, attempts=2) as c,
+        pytest.raises(GalmerhpcError, match=r"cannot be reached \(no answer within 0.2 s"),
+    ):
+        c.fetch(preview())
+
+
+def test_one_view_without_an_answer_is_no_unreachable_host() -> None:
+    def deaf_to_one(query: str, attempt: int) -> Reply:
+        return Reply(hang=True) if "phi=1&" in query else well(query, attempt)
+
+    outcome = []
+
+    def ask(c: Client) -> None:
+        try:
+            c.fetch(preview(1))
+        except (ViewFailedError, GalmerhpcError) as error:
+            outcome.append(error)
+
+    with serve(deaf_to_one) as service, client(service.url, timeout_s=0.3, attempts=2) as c:
+        thread = threading.Thread(target=ask, args=(c,))
+        thread.start()
+        while thread.is_alive():
+            c.fetch(preview(2))
+    (error,) = outcome
+    assert isinstance(error, ViewFailedError)
+    assert "no answer within 0.3 s (2 tries)" in str(error)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://", "http://[bad", "http://localhost:99999", "http://a b"]
+)
+def test_no_address_is_refused_before_anything_is_asked(address: str) -> None:
+    with pytest.raises(InputError, match=r"scrape\.source: .* is no address"), client(address):
+        pass
+
+
+@dataclass
+class Changing:
+    """A behaviour whose answer is set from outside."""
+
+    body: bytes = b""
+    asked: list[str] = field(default_factory=list)
+
+    def __call__(self, query: str, attempt: int) -> Reply:  # noqa: ARG002
+        return Reply(self.body)
+
+
+@pytest.fixture(scope="module")
+def answers() -> Iterator[Callable[[bytes], bytes]]:
+    """Return a function that lets a client fetch these bytes."""
+    behaviour = Changing()
+    with serve(behaviour) as service, client(service.url, attempts=1) as c:
+
+        def fetch(body: bytes) -> bytes:
+            behaviour.body = body
+            return c.fetch(preview()).body
+
+        yield fetch
+
+
+def pixels(body: bytes) -> bytes:
+    with Image.open(io.BytesIO(body)) as image:
+        return image.convert("RGB").tobytes()
+
+
+@settings(deadline=None)
+@given(end=st.integers(0, len(encode(NOISE)) - 1))
+def test_a_truncated_picture_is_never_accepted_with_other_pixels(
+    answers: Callable[[bytes], bytes], end: int
+) -> None:
+    try:
+        body = answers(encode(NOISE)[:end])
+    except ViewFailedError:
+        return
+    assert pixels(body) == pixels(encode(NOISE))  # only the trailer was missing
+
+
+@settings(deadline=None)
+@given(
+    place=st.integers(0, len(encode(NOISE)) - 1),
+    garbage=st.binary(min_size=1, max_size=8),
+)
+@example(place=0, garbage=b"%!PS-Ado")
+def test_a_damaged_picture_is_refused_or_still_a_picture(
+    answers: Callable[[bytes], bytes], place: int, garbage: bytes
+) -> None:
+    body = bytearray(encode(NOISE))
+    body[place : place + len(garbage)] = garbage
+    try:
+        accepted = answers(bytes(body))
+    except ViewFailedError as error:
+        shown = str(error)
+    else:
+        shown = ""
+        assert accepted == bytes(body)
+        assert len(pixels(accepted)) == 3 * SIDE * SIDE
+    assert shown.isprintable()

@@ -1,0 +1,259 @@
+"""Raw shards: nothing that was appended is lost, nothing damaged is read."""
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from galmerhpc.dataset import raw
+from galmerhpc.dataset.raw import RawStore, RawWriter, Response
+from galmerhpc.errors import InputError
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
+# A disk takes its time to sync.
+FEW = settings(deadline=None, max_examples=40)
+LABELS = ("spin", "inclination", "mass ratio")
+
+
+def response(view: str, body: bytes = b"GIF89a", **more: object) -> Response:
+    values = {
+        "labels": dict.fromkeys(LABELS, 1.0),
+        "simulation": 0,
+        "snapshot_id": 27436,
+        "time_myr": 100.0,
+        "url": f"http://127.0.0.1/get_preview.cgi?{view}",
+        "content_type": "image/gif",
+        "fetched_utc": "2025-01-01T00:00:00+00:00",
+        "sha256": hashlib.sha256(body).hexdigest(),
+    }
+    return Response(view=view, body=body, **(values | more))
+
+
+@st.composite
+def responses(draw: st.DrawFn, max_size: int = 12) -> list[Response]:
+    numbers = st.floats(allow_nan=False, allow_infinity=False)
+    return [
+        response(
+            view,
+            draw(st.binary(min_size=1, max_size=40)),
+            labels={name: draw(numbers) for name in LABELS},
+            simulation=draw(st.integers(0, 2**62)),
+            snapshot_id=draw(st.integers(0, 2**31)),
+            time_myr=draw(numbers),
+            url=draw(TEXT),
+            content_type=draw(TEXT),
+        )
+        for view in draw(st.lists(TEXT.filter(bool), max_size=max_size, unique=True))
+    ]
+
+
+def write(folder: Path, items: Sequence[Response], per_shard: int = 4, rank: int = 0) -> None:
+    writer = RawWriter(folder, rank, per_shard)
+    writer.append(items)
+    writer.close()
+
+
+def spool_of(folder: Path, items: Sequence[Response]) -> Path:
+    """Leave a spool behind as a killed rank does."""
+    RawWriter(folder, 0, len(items) + 1).append(items)
+    (spool,) = folder.glob("*.spool")
+    return spool
+
+
+@FEW
+@given(items=responses(), per_shard=st.integers(1, 5), data=st.data())
+def test_what_was_appended_in_any_portions_is_read_back(
+    items: list[Response], per_shard: int, data: st.DataObject
+) -> None:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        writer, left = RawWriter(folder, 3, per_shard), list(items)
+        while left:
+            portion = data.draw(st.integers(1, len(left)))
+            writer.append(left[:portion])
+            left = left[portion:]
+        writer.close()
+        store = RawStore(folder)
+        assert store.ids() == {item.view for item in items}
+        assert [store.read(item.view) for item in items] == [item.body for item in items]
+        assert store.paths == writer.shards
+        assert {path.suffix for path in folder.iterdir()} <= {".h5"}
+        read = [row for path in store.paths for row in rows(path)]
+        assert read == items
+        assert all(len(rows(path)) == per_shard for path in store.paths[:-1])
+
+
+def rows(path: Path) -> list[Response]:
+    """Read a shard with h5py alone, as docs/format.md describes it."""
+    with h5py.File(path) as file:
+        names = list(file["labels"].attrs["parameters"])
+        offset, body = file["offset"][:], file["response"][:].tobytes()
+        texts = {
+            name: file[name].asstr()[:]
+            for name in ("view", "url", "sha256", "content_type", "fetched_utc")
+        }
+        return [
+            Response(
+                labels=dict(zip(names, file["labels"][row].tolist(), strict=True)),
+                simulation=int(file["simulation"][row]),
+                snapshot_id=int(file["snapshot_id"][row]),
+                time_myr=float(file["time_myr"][row]),
+                body=body[offset[row] : offset[row + 1]],
+                **{name: column[row] for name, column in texts.items()},
+            )
+            for row in range(len(offset) - 1)
+        ]
+
+
+@FEW
+@given(items=responses(5), cut=st.floats(0, 1))
+def test_a_spool_cut_anywhere_keeps_every_whole_record(items: list[Response], cut: float) -> None:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        ends = [0]
+        writer = RawWriter(folder, 0, 100)
+        for item in items:
+            writer.append([item])
+            ends.append(next(folder.iterdir()).stat().st_size)
+        if not items:
+            return
+        (spool,) = folder.iterdir()
+        size = round(cut * ends[-1])
+        with spool.open("rb+") as file:
+            file.truncate(size)
+        whole = sum(end <= size for end in ends) - 1
+        assert raw.read_spool(spool) == items[:whole]
+        raw.pack_leftovers(folder)
+        assert RawStore(folder).ids() == {item.view for item in items[:whole]}
+        assert not list(folder.glob("*.spool"))
+
+
+@FEW
+@given(
+    items=responses(4).filter(len),
+    place=st.floats(0, 1, exclude_max=True),
+    flip=st.integers(1, 255),
+)
+def test_a_damaged_spool_gives_nothing_that_did_not_come(
+    items: list[Response], place: float, flip: int
+) -> None:
+    with TemporaryDirectory() as name:
+        spool = spool_of(Path(name), items)
+        data = bytearray(spool.read_bytes())
+        data[int(place * len(data))] ^= flip
+        spool.write_bytes(data)
+        read = raw.read_spool(spool)
+        assert len(read) < len(items)
+        assert read == items[: len(read)]
+
+
+def test_a_spool_beside_its_shard_is_not_packed_twice(tmp_path: Path) -> None:
+    spool = spool_of(tmp_path, [response("a"), response("b")])
+    copy = shutil.copy(spool, tmp_path / "copy")
+    raw.pack_leftovers(tmp_path)
+    copy.rename(spool)  # as if the job had been killed between the two steps
+    raw.pack_leftovers(tmp_path)
+    (path,) = tmp_path.iterdir()
+    assert [item.view for item in rows(path)] == ["a", "b"]
+
+
+def test_a_view_that_stands_twice_counts_once(tmp_path: Path) -> None:
+    write(tmp_path, [response("a", b"first")], rank=0)
+    write(tmp_path, [response("a", b"second"), response("b", b"other")], rank=1)
+    store = RawStore(tmp_path)
+    assert store.ids() == {"a", "b"}
+    assert store.read("a") == b"first"
+
+
+def test_names_are_never_used_again(tmp_path: Path) -> None:
+    for start in range(3):  # three jobs, with another number of ranks each time
+        for rank in range(start + 1):
+            write(tmp_path, [response(f"{start} {rank} {k}") for k in range(5)], 2, rank)
+    assert len(RawStore(tmp_path).ids()) == 6 * 5
+
+
+def test_a_folder_that_is_not_there_has_no_views(tmp_path: Path) -> None:
+    store = RawStore(tmp_path / "raw")
+    assert store.ids() == set()
+    with pytest.raises(InputError, match="view a is in no raw shard; run galmerhpc scrape"):
+        store.read("a")
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return a shard's bytes."""
+    folder = tmp_path_factory.mktemp("shard")
+    write(folder, [response(f"view {k}", bytes([k]) * 50) for k in range(4)])
+    return (folder / "raw-0000-00000.h5").read_bytes()
+
+
+def read_all(data: bytes) -> dict[str, bytes]:
+    """Read a shard of these bytes by the door that preprocess uses."""
+    with TemporaryDirectory() as name:
+        path = Path(name) / "raw-0000-00000.h5"
+        path.write_bytes(data)
+        try:
+            store = RawStore(path.parent)
+            return {view: store.read(view) for view in store.ids()}
+        except InputError as error:
+            fault = error
+        assert str(path) in str(fault)
+        assert "remove" in str(fault)
+        assert "scrape again" in str(fault)
+        assert "\n" not in str(fault)
+        raise fault
+
+
+@FEW
+@given(cut=st.floats(0, 1, exclude_max=True))
+def test_a_truncated_shard_is_named(shard: bytes, cut: float) -> None:
+    with pytest.raises(InputError):
+        read_all(shard[: int(cut * len(shard))])
+
+
+@settings(deadline=None, max_examples=200)
+@given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_a_damaged_shard_never_gives_other_bytes(shard: bytes, place: float, flip: int) -> None:
+    whole = set(read_all(shard).values())
+    data = bytearray(shard)
+    data[int(place * len(data))] ^= flip
+    with contextlib.suppress(InputError):
+        assert set(read_all(bytes(data)).values()) <= whole
+
+
+def test_every_damaged_response_is_found(shard: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "raw-0000-00000.h5"
+    path.write_bytes(shard.replace(bytes([2]) * 50, bytes([2]) * 49 + b"!"))
+    store = RawStore(tmp_path)
+    with pytest.raises(InputError, match="view view 2 has another checksum") as raised:
+        store.read("view 2")
+    assert str(path) in str(raised.value)
+    assert store.read("view 3") == bytes([3]) * 50
+
+
+def test_a_shard_of_another_format_is_refused(shard: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "raw-0000-00000.h5"
+    path.write_bytes(shard)
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = raw.FORMAT_VERSION + 1
+    with pytest.raises(InputError, match="raw format 2, while this galmerhpc reads 1"):
+        RawStore(tmp_path)
+
+
+def test_a_shard_says_what_it_is(shard: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "shard.h5"
+    path.write_bytes(shard)
+    with h5py.File(path) as file:
+        assert file.attrs["format"] == "galmerhpc raw"
+        assert file["response"].chunks is None
+        assert file["offset"].dtype == np.int64
+        assert file["labels"].shape == (4, len(LABELS))
+        assert h5py.check_string_dtype(file["view"].dtype).encoding == "utf-8"
