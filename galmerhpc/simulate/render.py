@@ -37,9 +37,9 @@ bumps make two realisations of one encounter differ more, wider ones blur the ar
 SMALLEST_KERNEL_PX = 2.0
 """Least half width of a bump: a standard deviation of 0.6 pixel, below which particles alias."""
 
-LARGEST_KERNEL_PX = 4.0
-"""Half width at which a bump moves to the next coarser picture. Twice the smallest, so that a bump
-in a coarse picture covers 2 to 4 of its pixels."""
+LARGEST_KERNEL_PX = 6.0
+"""Half width beyond which a bump moves to a picture of half as many pixels a side, where it then
+has at least half of this: enough to be round after the enlargement."""
 
 FAINTEST = 3.0
 """Surface density, solar masses per square parsec, where the scale turns from linear to logarithmic
@@ -51,6 +51,7 @@ WHITE = 3000.0
 NEUTRAL_BRIGHTNESS = 4.0
 """Brightness of the service's own page; each step above it doubles the exposure."""
 
+_KERNEL_VARIANCE = 1 / 11  # along an axis, of the bump of half width 1
 _STARS = (Component.BULGE, Component.STARS)
 _PARSECS = 1e3  # per kpc
 _PAD = 1  # pixels around each picture, which its enlargement reads at the rim
@@ -182,6 +183,8 @@ def _spread(
         level[i] = 0
         while radius[i] > LARGEST_KERNEL_PX * 2.0 ** level[i]:
             level[i] += 1
+        # Enlarging will add (4^level - 1) / 4 to the bump's variance: draw it narrower by that.
+        radius[i] = np.sqrt(radius[i] ** 2 - (4.0 ** level[i] - 1.0) / 4.0 / _KERNEL_VARIANCE)
 
     top = max(level) if count else 0
     image = np.zeros((0, 0), np.float32)
