@@ -30,6 +30,7 @@ Spin = Literal["prograde", "retrograde"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -61,6 +62,8 @@ class Disc(Section):
     """Radial scale."""
     h_kpc: Positive
     """Vertical scale."""
+    toomre_q: Positive = 1.2
+    """Smallest Toomre Q of the disc, which sets its velocity dispersion."""
 
 
 class Galaxy(Section):
@@ -77,13 +80,13 @@ GSA = Galaxy(
     bulge=Sphere(mass=10, radius_kpc=2),
     halo=Sphere(mass=50, radius_kpc=10),
     stars=Disc(mass=40, a_kpc=4, h_kpc=0.5),
-    gas=Disc(mass=4, a_kpc=5, h_kpc=0.2),
+    gas=Disc(mass=4, a_kpc=5, h_kpc=0.2, toomre_q=0.5),
 )
 GSB = Galaxy(
     bulge=Sphere(mass=5, radius_kpc=1),
     halo=Sphere(mass=75, radius_kpc=12),
     stars=Disc(mass=20, a_kpc=5, h_kpc=0.5),
-    gas=Disc(mass=4, a_kpc=6, h_kpc=0.2),
+    gas=Disc(mass=4, a_kpc=6, h_kpc=0.2, toomre_q=0.5),
 )
 
 
@@ -130,8 +133,8 @@ class Simulate(Section):
     """GalMer's number of the orbit, kept as a label."""
     orbit: Orbit = Orbit()
     mass_ratio: Annotated[float, Field(ge=1.0)] = 1.0
-    """Mass of the first galaxy over the second's; above 1 the second model is scaled down, its
-    lengths by the square root of its mass (equal surface density)."""
+    """Divides the second model's mass, and by its square root the lengths (equal surface density);
+    for models of equal mass, as gSa and gSb are, it is the first galaxy's mass over the second's."""
     spins: tuple[Spin, ...] = ("prograde", "retrograde")
     """Sense of the first disc's rotation relative to the orbit."""
     inclination1_deg: float = 0.0
@@ -150,6 +153,8 @@ class Simulate(Section):
     """Plummer-equivalent gravitational softening."""
     opening_angle: Positive = 0.7
     """Barnes-Hut opening angle of the quadrupole tree."""
+    max_energy_drift: Positive = 0.005
+    """Relative change of the total energy above which an encounter counts as failed."""
     smoothing_neighbours: Count = 32
     """A luminous particle's smoothing length is its distance to this neighbour."""
 
@@ -167,6 +172,10 @@ class Simulate(Section):
             )
         if self.snapshots.stop_myr < self.snapshots.start_myr:
             raise ValueError("snapshots.stop_myr is before snapshots.start_myr")
+        for key in ("start_myr", "step_myr"):
+            steps = getattr(self.snapshots, key) / self.step_myr
+            if abs(steps - round(steps)) > 1e-9:
+                raise ValueError(f"snapshots.{key} must be a multiple of step_myr ({self.step_myr:g})")
         for key in ("spins", "inclinations2_deg", "realisations"):
             values = getattr(self, key)
             if not values or len(set(values)) != len(values):
@@ -361,6 +370,7 @@ class Augment(Section):
     """Relative change of brightness, drawn from 1 - intensity..1 + intensity."""
     blur_px: Annotated[float, Field(ge=0.0)] = 1.0
     """Gaussian blur's sigma in pixels of the final picture, drawn from 0..blur_px."""
+    seed: Seed = 0
 
 
 class Preprocess(Section):
@@ -395,7 +405,7 @@ class Split(Section):
     """Realisations for test; by default the last."""
     test_inclination_deg: float | None = None
     """The inclination that `inclination` holds out."""
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _check(self) -> "Split":
@@ -481,7 +491,7 @@ class Training(Section):
     stall_limit_s: Positive = 600.0
     """Seconds after which a rank that does not answer ends the job; must exceed first-step tracing
     and work that only rank 0 does."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Lookup(Section):

@@ -18,7 +18,7 @@ Particles are sorted by galaxy and component, and inside such a block along a sp
 anew in each snapshot: neighbours in the file are neighbours in space, which compresses better by a
 quarter. So row k is not the same particle in two snapshots.
 
-A position beyond +-327.67 kpc, ten times what a picture shows, is moved to that limit; the
+A position beyond +-655.34 kpc, twenty times what a picture shows, is moved to that limit; the
 encounter's attribute ``clamped`` counts how often this happened.
 """
 
@@ -42,9 +42,9 @@ from galmerhpc.simulate.galaxies import Component as Component
 FORMAT = 1
 SHIPPED = "shipped"
 
-# A thirtieth of the softening length, and of a preview's pixel about a fifteenth.
-_POSITION_UNIT_KPC = 0.01
-# 256 steps of 4 % reach from 0.02 to 440 kpc: wider than the positions.
+# An eighth of a preview's pixel at the page's zoom, and much finer than the softening length.
+_POSITION_UNIT_KPC = 0.02
+# 256 steps of 4 %: from 0.02 to 440 kpc.
 _SMALLEST_SMOOTHING_KPC = 0.02
 _SMOOTHING_RATIO = 1.04
 
@@ -179,8 +179,9 @@ class Library:
             The library has no such encounter.
         """
         if encounter not in self._file["encounters"]:
-            raise InputError(f"{self.path}: no encounter {encounter!r} "
-                             f"(there are: {', '.join(self.encounters)})")
+            raise InputError(
+                f"{self.path}: no encounter {encounter!r} (there are: {', '.join(self.encounters)})"
+            )
         return _read_attributes(self._file["encounters"][encounter])
 
     def snapshot(self, snapshot_id: int) -> Snapshot:
@@ -192,8 +193,9 @@ class Library:
             The library has no snapshot of that number, or it cannot be read.
         """
         if snapshot_id not in self._places:
-            raise InputError(f"{self.path}: no snapshot {snapshot_id} "
-                             f"(there are {_ranges(self.snapshot_ids)})")
+            raise InputError(
+                f"{self.path}: no snapshot {snapshot_id} (there are {_ranges(self.snapshot_ids)})"
+            )
         name, row = self._places[snapshot_id]
         group = self._file["encounters"][name]
         try:
@@ -241,8 +243,10 @@ def stored_attributes(path: Path) -> dict[str, dict[str, Attribute]]:
 
 def _open(path: Path) -> h5py.File:
     if not path.is_file():
-        raise InputError(f"{path}: no such snapshot library; make it with galmerhpc simulate, "
-                         f"or set library: {SHIPPED}")
+        raise InputError(
+            f"{path}: no such snapshot library; make it with galmerhpc simulate, "
+            f"or set library: {SHIPPED}"
+        )
     try:
         file = h5py.File(path, "r", locking=False)
     except OSError:
@@ -254,8 +258,10 @@ def _open(path: Path) -> h5py.File:
 
 
 def _damaged(path: Path) -> InputError:
-    return InputError(f"{path}: damaged, or no snapshot library of format {FORMAT}; "
-                      "remove it and make it again with galmerhpc simulate")
+    return InputError(
+        f"{path}: damaged, or no snapshot library of format {FORMAT}; "
+        "remove it and make it again with galmerhpc simulate"
+    )
 
 
 def _read_attributes(group: h5py.Group) -> dict[str, Attribute]:
@@ -339,13 +345,22 @@ def _write_snapshots(group: h5py.Group, encounter: Encounter, neighbours: int) -
     times, particles = len(encounter.position), len(encounter.mass)
     # One coordinate of one snapshot a chunk: like bytes lie together.
     position = group.create_dataset(
-        "position", (times, particles, 3), np.int16,
-        chunks=(1, particles, 1), shuffle=True, compression="gzip", compression_opts=9,
+        "position",
+        (times, particles, 3),
+        np.int16,
+        chunks=(1, particles, 1),
+        shuffle=True,
+        compression="gzip",
+        compression_opts=9,
     )
     position.attrs["unit_kpc"] = _POSITION_UNIT_KPC
     smoothing = group.create_dataset(
-        "smoothing", (times, particles), np.uint8,
-        chunks=(1, particles), compression="gzip", compression_opts=9,
+        "smoothing",
+        (times, particles),
+        np.uint8,
+        chunks=(1, particles),
+        compression="gzip",
+        compression_opts=9,
     )
     smoothing.attrs.update({"smallest_kpc": _SMALLEST_SMOOTHING_KPC, "ratio": _SMOOTHING_RATIO})
     clamped = 0

@@ -1,0 +1,418 @@
+"""The stage `simulate`: from a configuration to a snapshot library, one encounter a task.
+
+Every finished encounter is a file of its own in ``<library>.parts`` until all are there and become
+the library; then the folder goes. Run again, the stage reuses what is in the parts or the library
+and was made from the same parameters, so that it can be killed at any time, and a library can be
+extended by another realisation, spin or inclination.
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from galmerhpc import config, files, parallel
+from galmerhpc.config import Config
+from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.parameters import relative_inclination
+from galmerhpc.simulate import library
+from galmerhpc.simulate.galaxies import (
+    Component,
+    GalaxyModel,
+    Particles,
+    counts_from_config,
+    realise,
+    rotate_about_x,
+)
+from galmerhpc.simulate.library import SHIPPED, Attribute, Encounter, library_path
+from galmerhpc.simulate.nbody import Gravity, integrate, separation
+from galmerhpc.simulate.orbit import Orbit
+
+_ENERGY_INTERVAL_MYR = 20.0  # an energy costs as much as a step
+# The live orbit takes longer than that of two points, since overlapping galaxies pull less.
+_LATEST_PERICENTRE = 3.0  # in units of the point masses' time to it
+
+# Keys that an encounter has by a name of its own, or that change nothing in it.
+_NOT_SHARED = (
+    "pair",
+    "galaxies",
+    "spins",
+    "inclinations2_deg",
+    "realisations",
+    "first_snapshot_id",
+    "max_energy_drift",
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One encounter to simulate.
+
+    Attributes
+    ----------
+    settings : config.Simulate
+        What all encounters share.
+    spin : str
+        Sense of the orbit relative to the first disc.
+    inclination2_deg : float
+        Tilt of the second disc.
+    realisation : int
+        Seed of the particles.
+    """
+
+    settings: config.Simulate
+    spin: config.Spin
+    inclination2_deg: float
+    realisation: int
+
+    @property
+    def name(self) -> str:
+        """The encounter's name in the library, for example ``prograde-i45-r0``."""
+        return f"{self.spin}-i{self.inclination2_deg:g}-r{self.realisation}"
+
+    @property
+    def orbit(self) -> Orbit:
+        """The orbit of the two centres as point masses."""
+        mass = sum(model.mass for model in self.models)
+        settings = self.settings.orbit
+        return Orbit(mass, settings.pericentre_kpc, settings.energy_km2_s2)
+
+    @property
+    def models(self) -> tuple[GalaxyModel, GalaxyModel]:
+        """The two galaxies; the second one scaled by the mass ratio."""
+        first, second = (self.settings.galaxies[name] for name in self.settings.pair)
+        return (
+            GalaxyModel.from_config(first),
+            GalaxyModel.from_config(second, shrink=self.settings.mass_ratio),
+        )
+
+    def attributes(self) -> dict[str, Attribute]:
+        """Return all parameters that decide the encounter, flat, by the configuration's keys."""
+        settings = self.settings.model_dump(mode="json")
+        shared = {key: value for key, value in settings.items() if key not in _NOT_SHARED}
+        galaxy1, galaxy2 = (settings["galaxies"][name] for name in self.settings.pair)
+        inclination1 = self.settings.inclination1_deg
+        return {
+            "pair": "-".join(self.settings.pair),
+            "spin": self.spin,
+            "inclination_deg": float(
+                relative_inclination(inclination1, self.inclination2_deg, 0.0, 0.0)
+            ),
+            "inclination2_deg": self.inclination2_deg,
+            "realisation": self.realisation,
+            **_flatten(shared),
+            **_flatten({"galaxy1": galaxy1, "galaxy2": galaxy2}),
+        }
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Attribute]:
+    flat: dict[str, Attribute] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def tasks(settings: config.Simulate) -> tuple[Task, ...]:
+    """Return all encounters of a configuration in the order of their snapshots' numbers."""
+    return tuple(
+        Task(settings, spin, inclination, realisation)
+        for realisation in settings.realisations
+        for spin in settings.spins
+        for inclination in settings.inclinations2_deg
+    )
+
+
+# --- one encounter --------------------------------------------------------------------------------
+
+
+def initial_state(task: Task) -> Particles:
+    """Return both galaxies, tilted, on their orbit; the centre of mass rests at the origin.
+
+    The tilts turn the discs about the x axis, the line of pericentre.
+    """
+    orbit, (first, second) = task.orbit, task.models
+    place, velocity = orbit.inbound(task.settings.orbit.start_separation_kpc, task.spin)
+    counts = counts_from_config(task.settings.particles)
+    # Spawned, so that one realisation's second galaxy is not another one's first.
+    seeds = np.random.SeedSequence(task.realisation).spawn(2)
+    galaxies = []
+    for number, (model, tilt, share) in enumerate(
+        (
+            (first, task.settings.inclination1_deg, -second.mass / orbit.mass),
+            (second, task.inclination2_deg, first.mass / orbit.mass),
+        )
+    ):
+        galaxy = realise(model, counts, seeds[number])
+        galaxies.append(
+            replace(
+                galaxy,
+                position=rotate_about_x(galaxy.position, tilt) + share * place,
+                velocity=rotate_about_x(galaxy.velocity, tilt) + share * velocity,
+                galaxy=np.full(len(galaxy), number, np.uint8),
+            )
+        )
+    return Particles.join(*galaxies).centred()
+
+
+@dataclass
+class _Pericentre:
+    """The closest approach so far, and whether it is behind."""
+
+    resolution_kpc: float
+    distance_kpc: float = np.inf
+    time_myr: float = 0.0
+    passed: bool = False
+
+    def look(self, time_myr: float, distance_kpc: float) -> None:
+        """Take note of the distance at a time.
+
+        Once it has grown again by more than what is resolved, the passage is over: a later, closer
+        one of a pair that merges does not count.
+        """
+        if self.passed:
+            return
+        if distance_kpc < self.distance_kpc:
+            self.distance_kpc, self.time_myr = distance_kpc, time_myr
+        self.passed = distance_kpc > self.distance_kpc + self.resolution_kpc
+
+
+@dataclass
+class _EnergyWatch:
+    """The largest relative change of the total energy."""
+
+    gravity: Gravity
+    initial: float = field(init=False, default=np.nan)
+    drift: float = field(init=False, default=0.0)
+
+    def look(self, particles: Particles) -> None:
+        energy = self.gravity.energy(particles)
+        if np.isnan(self.initial):
+            self.initial = energy
+        self.drift = max(self.drift, abs(energy / self.initial - 1))
+
+
+def run(task: Task) -> Encounter:
+    """Simulate an encounter.
+
+    Returns
+    -------
+    Encounter
+        Its snapshots at the times that the configuration asks for, counted from the pericentre
+        passage that happened, and in its attributes also ``pericentre_kpc``, ``pericentre_myr``
+        (since the start) and ``energy_drift``.
+
+    Raises
+    ------
+    GalmerhpcError
+        The energy drifted too far, the galaxies never passed each other, or they did so too soon
+        for the first snapshot.
+    """
+    settings = task.settings
+    gravity = Gravity(settings.softening_kpc, settings.opening_angle)
+    start = initial_state(task)
+    luminous = start.component != Component.HALO
+    pericentre, energy = _Pericentre(settings.softening_kpc), _EnergyWatch(gravity)
+    frames: dict[int, NDArray[np.float32]] = {}  # luminous positions by number of the step
+    for time, particles in integrate(start, gravity, settings.step_myr):
+        pericentre.look(time, separation(particles))
+        frames[round(time / settings.step_myr)] = particles.position[luminous].astype(np.float32)
+        _forget(frames, task, pericentre)
+        finished = pericentre.passed and time >= pericentre.time_myr + settings.snapshots.stop_myr
+        if finished or time % _ENERGY_INTERVAL_MYR < settings.step_myr:
+            energy.look(particles)
+        if finished:
+            break
+        _check_passage(task, pericentre, time)
+    _check_energy(task, energy.drift)
+    return Encounter(
+        name=task.name,
+        attributes=task.attributes()
+        | {
+            "pericentre_kpc": pericentre.distance_kpc,
+            "pericentre_myr": pericentre.time_myr,
+            "energy_drift": energy.drift,
+        },
+        time_myr=settings.snapshots.values(),
+        position=_wanted_frames(frames, task, pericentre),
+        mass=start.mass[luminous],
+        component=start.component[luminous],
+        galaxy=start.galaxy[luminous],
+    )
+
+
+def _wanted_steps(task: Task, pericentre: _Pericentre) -> list[int]:
+    """Return the numbers of the steps that are snapshots, if the pericentre is where it is now."""
+    times = pericentre.time_myr + task.settings.snapshots.values()
+    return [round(time / task.settings.step_myr) for time in times]
+
+
+def _forget(frames: dict[int, NDArray[np.float32]], task: Task, pericentre: _Pericentre) -> None:
+    """Drop the frames that cannot become snapshots any more.
+
+    Until the pericentre is passed it can only move to a later step.
+    """
+    wanted = _wanted_steps(task, pericentre)
+    for step in list(frames):
+        if step < wanted[0] or (pericentre.passed and step not in wanted):
+            del frames[step]
+
+
+def _wanted_frames(
+    frames: dict[int, NDArray[np.float32]], task: Task, pericentre: _Pericentre
+) -> NDArray[np.float32]:
+    """Return the snapshots' positions (T, N, 3), kpc."""
+    steps = _wanted_steps(task, pericentre)
+    if steps[0] < 0:
+        raise GalmerhpcError(
+            f"{task.name}: the pericentre came {pericentre.time_myr:g} Myr after the start, too "
+            f"soon for a snapshot at simulate.snapshots.start_myr = "
+            f"{task.settings.snapshots.start_myr:g}; raise it or "
+            "simulate.orbit.start_separation_kpc"
+        )
+    return np.stack([frames[step] for step in steps])
+
+
+def _check_passage(task: Task, pericentre: _Pericentre, time_myr: float) -> None:
+    expected = task.orbit.time_to_pericentre_myr(task.settings.orbit.start_separation_kpc)
+    if not pericentre.passed and time_myr > _LATEST_PERICENTRE * expected:
+        raise GalmerhpcError(
+            f"{task.name}: no pericentre after {time_myr:g} Myr, where point masses have it after "
+            f"{expected:.0f}; the galaxies merge before it or their bulges have too few particles: "
+            "change simulate.orbit or simulate.particles"
+        )
+
+
+def _check_energy(task: Task, drift: float) -> None:
+    if not drift <= task.settings.max_energy_drift:
+        raise GalmerhpcError(
+            f"{task.name}: the energy drifted by {drift:.2%}, more than "
+            f"simulate.max_energy_drift = {task.settings.max_energy_drift:.2%}; lower "
+            "simulate.step_myr or simulate.opening_angle"
+        )
+
+
+# --- the stage ------------------------------------------------------------------------------------
+
+
+def simulate(config: Config) -> None:
+    """Make the snapshot library of a configuration, or what is missing of it.
+
+    Collective: all ranks call it, and encounters go to whichever rank is free.
+
+    Raises
+    ------
+    InputError
+        The configuration names no library that can be written, or what is there was made from
+        other parameters.
+    GalmerhpcError
+        An encounter failed; those that are complete are kept.
+    """
+    path, everything = _target(config), tasks(config.simulate)
+    _check_start(everything[0])
+    if parallel.rank() == 0 and _parts(path).is_dir():
+        files.remove_temporaries(_parts(path))
+    held = parallel.broadcast(_held(path, everything) if parallel.rank() == 0 else {})
+    missing = [task for task in everything if task.name not in held]
+    with tqdm(
+        total=len(missing), unit="encounter", disable=True if parallel.rank() else None
+    ) as bar:
+        for task in parallel.work(missing):
+            encounter = run(task)
+            library.write_encounter(
+                _part(path, task), encounter, config.simulate.smoothing_neighbours
+            )
+            # Also what other ranks have finished meanwhile.
+            bar.update(sum(_part(path, t).exists() for t in missing) - bar.n)
+    if parallel.rank() == 0:
+        _finish(path, everything, held | {task.name: _part(path, task) for task in missing})
+    parallel.barrier()
+
+
+def _target(config: Config) -> Path:
+    if config.library == SHIPPED:
+        raise InputError(
+            f"library: {SHIPPED} is part of the package and is not overwritten; name a file to "
+            "make, for example library=runs/library.h5"
+        )
+    return library_path(config.library)
+
+
+def _check_start(task: Task) -> None:
+    """Refuse snapshots from before the start, before hours are spent; all tasks share the orbit."""
+    ahead = task.orbit.time_to_pericentre_myr(task.settings.orbit.start_separation_kpc)
+    if -task.settings.snapshots.start_myr > ahead:
+        raise InputError(
+            f"simulate.snapshots.start_myr: {task.settings.snapshots.start_myr:g} is before the "
+            f"start, {ahead:.0f} Myr before pericentre; raise it or "
+            "simulate.orbit.start_separation_kpc"
+        )
+
+
+def _parts(path: Path) -> Path:
+    return path.with_name(f"{path.name}.parts")
+
+
+def _part(path: Path, task: Task) -> Path:
+    return _parts(path) / f"{task.name}.h5"
+
+
+def _held(path: Path, everything: Sequence[Task]) -> dict[str, Path]:
+    """Return the file that holds each encounter that is already there.
+
+    Raises
+    ------
+    InputError
+        Something there is not of this configuration: it took hours and is not thrown away.
+    """
+    wanted = {task.name: task.attributes() for task in everything}
+    held = {}
+    for file in [path] * path.exists() + sorted(_parts(path).glob("*.h5")):
+        for name, stored in library.stored_attributes(file).items():
+            if name not in wanted:
+                raise InputError(
+                    f"{file}: holds {name}, which the configuration does not ask for; "
+                    "choose another library or remove that file"
+                )
+            _compare(file, name, wanted[name], stored)
+            held[name] = file
+    return held
+
+
+def _compare(
+    file: Path, name: str, wanted: Mapping[str, Attribute], stored: Mapping[str, Attribute]
+) -> None:
+    for key, value in wanted.items():
+        if stored.get(key) != value:
+            raise InputError(
+                f"{file}: {name} was made with {key} = {stored.get(key)}, not {value}; "
+                "choose another library or remove that file"
+            )
+
+
+def _finish(path: Path, everything: Sequence[Task], sources: Mapping[str, Path]) -> None:
+    """Make the library of what is there, unless it is that already, and remove the parts."""
+    names, first = [task.name for task in everything], everything[0].settings.first_snapshot_id
+    if not _is_complete(path, names, first):
+        library.merge(path, {name: sources[name] for name in names}, first)
+    shutil.rmtree(_parts(path), ignore_errors=True)
+    with library.Library(path) as made:
+        drifts = [float(made.attributes(name)["energy_drift"]) for name in names]
+        print(
+            f"{path}: {len(names)} encounters, {len(made.snapshot_ids)} snapshots from "
+            f"{made.snapshot_ids[0]}, energy drift at most {max(drifts):.2%}"
+        )
+
+
+def _is_complete(path: Path, names: Sequence[str], first_snapshot_id: int) -> bool:
+    if not path.exists():
+        return False
+    with library.Library(path) as there:
+        return list(there.encounters) == list(names) and there.snapshot_ids[0] == first_snapshot_id
