@@ -86,7 +86,7 @@ class LookUp:
         settings: Lookup,
     ) -> None:
         self._mean = thumbs.mean(axis=0, dtype=np.float64)
-        covariance = np.cov(thumbs, rowvar=False, ddof=0)  # (pixels, pixels), float64
+        covariance = np.atleast_2d(np.cov(thumbs, rowvar=False, ddof=0))  # (pixels, pixels)
         _, vectors = np.linalg.eigh(covariance)  # ascending
         self._components = vectors[:, ::-1][:, : settings.components]
         self._labels = labels.astype(np.float64)

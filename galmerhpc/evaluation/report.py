@@ -20,12 +20,15 @@ from galmerhpc.evaluation.evaluate import (
     verdict,
 )
 from galmerhpc.evaluation.figures import PREDICTORS
-from galmerhpc.parameters import INCLINATION, SPIN, named
+from galmerhpc.parameters import named
 
 log = logging.getLogger(__name__)
 
 PAPER = {"mae": 0.2012, "mse": 0.0833, "r2": 0.9986}
 """The paper's test figures, means over its four outputs (arXiv:2112.12604)."""
+
+MEASURES = {"mae": "Mean absolute error", "mse": "Mean squared error", "r2": "R²"}
+"""The measures that the paper gives."""
 
 FEW_REALISATIONS = 4
 """Below this number of evaluated realisations, the report warns of the small sample."""
@@ -53,8 +56,8 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
-th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; text-align: right;
-         white-space: nowrap; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; }
+td { white-space: nowrap; } tbody th { padding-top: .8rem; color: #555; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dt { color: #555; } dd { margin: 0; min-width: 0; }
@@ -63,7 +66,8 @@ figcaption, .note { font-size: .9rem; color: #444; }
 pre { background: #f5f5f5; padding: .6rem; overflow-x: auto; font-size: .85rem; }
 code { font-size: .85em; overflow-wrap: anywhere; }
 @media (max-width: 36rem) { dl { grid-template-columns: 1fr; gap: 0; }
-                            dd { margin-bottom: .5rem; } }
+                            dd { margin-bottom: .5rem; }
+                            figure img { width: 46rem; } }
 @media print { body { max-width: none; font-size: 10pt; padding: 0; } pre { white-space: pre-wrap; }
                .scroll { overflow: visible; } th, td { padding: .15rem .4rem; } }
 """
@@ -129,8 +133,7 @@ def page(config: Config, metrics: dict[str, Any], figures: dict[str, bytes]) -> 
 {_list(warnings(metrics))}
 <h2>Results</h2>
 <p>On {escape(describe_sample(metrics))}.</p>
-{error_table(metrics)}
-{r2_table(metrics)}
+{results_table(metrics)}
 <p class="note">{escape(paper_note(metrics))}</p>
 {detail_table(metrics)}
 <h2>What was trained on what</h2>
@@ -274,38 +277,27 @@ def provenance(metrics: dict[str, Any]) -> list[tuple[str, str]]:
 # --- its tables -----------------------------------------------------------------------------------
 
 
-def error_table(metrics: dict[str, Any]) -> str:
-    """Return the table of errors of the network, the baselines and the paper."""
-    names = metrics["run"]["parameters"]
-    counted = [n for n in (SPIN.name, INCLINATION.name) if n in names]
+def results_table(metrics: dict[str, Any]) -> str:
+    """Return the table of the network, the baselines and the paper, a column each."""
+    names, scores = metrics["run"]["parameters"], metrics["scores"]
+
+    def row(name: str, values: Iterable[float | None], metric: str, paper: str = "-") -> list[str]:
+        return [name, *(number(value, metric) for value in values), paper]
+
     rows = []
-    for predictor, (label, _) in PREDICTORS.items():
-        scores = metrics["scores"][predictor]
-        by_name, average = scores["parameters"], scores["average"]
-        rows.append(
-            [label, *(number(by_name[n]["mae"], "mae") for n in names)]
-            + [number(average[metric], metric) for metric in PAPER]
-            + [f"{100 * by_name[n]['accuracy']:.1f} %" for n in counted]
-        )
-    rows.append(
-        ["paper (random split, GalMer)", *("-" for _ in names)]
-        + [f"{value:.4f}" for value in PAPER.values()]
-        + ["-" for _ in counted]
-    )
-    heads = [*map(_name, names), "average MAE", "average MSE", "average R²"]
-    return _table(
-        "Mean absolute error", ["", *heads, *(f"{_name(n)} right" for n in counted)], rows
-    )
-
-
-def r2_table(metrics: dict[str, Any]) -> str:
-    """Return the table of R2."""
-    names = metrics["run"]["parameters"]
-    rows = [
-        [label, *(number(metrics["scores"][predictor]["parameters"][n]["r2"], "r2") for n in names)]
-        for predictor, (label, _) in PREDICTORS.items()
-    ]
-    return _table("R²", ["", *map(_name, names)], rows)
+    for metric, title in MEASURES.items():
+        by_name = [scores[predictor]["parameters"] for predictor in PREDICTORS]
+        averages = (scores[predictor]["average"][metric] for predictor in PREDICTORS)
+        rows.append([title])
+        rows += [row(_name(n), (s[n][metric] for s in by_name), metric) for n in names]
+        rows.append(row("average", averages, metric, f"{PAPER[metric]:.4f}"))
+    rows.append(["Nearest value is the true one"])
+    for name in names:
+        if "accuracy" in scores["network"]["parameters"][name]:
+            shares = (scores[predictor]["parameters"][name]["accuracy"] for predictor in PREDICTORS)
+            rows.append([_name(name), *(f"{100 * share:.1f} %" for share in shares), "-"])
+    heads = ["", *(label for label, _ in PREDICTORS.values()), "paper"]
+    return _table("The network, the baselines and the paper", heads, rows)
 
 
 def detail_table(metrics: dict[str, Any]) -> str:
@@ -337,9 +329,13 @@ def detail_table(metrics: dict[str, Any]) -> str:
 
 
 def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table; a row of one cell is a heading over the rows that follow."""
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows
+        f'<tr><th colspan="{len(heads)}">{escape(row[0])}</th></tr>\n'
+        if len(row) == 1
+        else "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n"
+        for row in rows
     )
     return (
         f'<div class="scroll"><table><caption>{escape(caption)}</caption>\n'
@@ -363,7 +359,8 @@ def _definitions(pairs: Iterable[tuple[str, str]]) -> str:
 def _figure(png: bytes, caption: str) -> str:
     data = base64.b64encode(png).decode("ascii")
     return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
+        f'<figure><div class="scroll"><img alt="{escape(caption)}" '
+        f'src="data:image/png;base64,{data}"></div>'
         f"<figcaption>{escape(caption)}</figcaption></figure>\n"
     )
 

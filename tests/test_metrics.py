@@ -1,0 +1,92 @@
+"""Metrics: against scikit-learn, and exact however samples are dealt out."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+
+from galmerhpc.metrics import PartialSums, regression_metrics, spin_accuracy, to_json
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels and predictions, (N, P), of very different sizes and quality."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    count, parameters = draw(st.integers(10, 300)), draw(st.integers(1, 5))
+    scale = draw(st.sampled_from([0.5, 10.0, 50.0, 180.0]))
+    true = random.normal(draw(st.sampled_from([0.0, 45.0, -90.0])), scale, (count, parameters))
+    noise = draw(st.sampled_from([0.0, 1e-3, 1.0, 30.0]))
+    dtype = draw(st.sampled_from([np.float32, np.float64]))
+    return true.astype(dtype), (true + random.normal(0, noise, true.shape)).astype(dtype)
+
+
+@given(samples())
+def test_metrics_are_scikit_learn_s(drawn: tuple[np.ndarray, np.ndarray]) -> None:
+    true, predicted = (a.astype(np.float64) for a in drawn)
+    ours = regression_metrics(*drawn)
+    each = {"multioutput": "raw_values"}
+    mae = sklearn_metrics.mean_absolute_error(true, predicted, **each)
+    assert ours["mae"] == pytest.approx(mae, rel=1e-9, abs=1e-11)
+    mse = sklearn_metrics.mean_squared_error(true, predicted, **each)
+    assert ours["mse"] == pytest.approx(mse, rel=1e-9, abs=1e-11)
+    r2 = sklearn_metrics.r2_score(true, predicted, **each)
+    assert ours["r2"] == pytest.approx(r2, rel=1e-6, abs=1e-6)
+
+
+@given(samples(), st.data())
+def test_sums_do_not_depend_on_how_samples_are_dealt_to_ranks(
+    drawn: tuple[np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    true, predicted = drawn
+    whole = PartialSums.of(true, predicted).as_vector()
+    order = np.random.default_rng(data.draw(st.integers(0, 2**32))).permutation(len(true))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(true)), max_size=6)))
+    shares = [PartialSums.of(true[rows], predicted[rows]) for rows in np.split(order, cuts)]
+    vectors = data.draw(st.permutations([share.as_vector() for share in shares]))
+    assert np.sum(vectors, axis=0).tobytes() == whole.tobytes()
+    merged = shares[0]
+    for share in shares[1:]:
+        merged += share
+    assert PartialSums.from_vector(merged.as_vector()).as_vector().tobytes() == whole.tobytes()
+
+
+@settings(max_examples=5)
+@given(st.integers(0, 2**32))
+def test_sums_of_many_large_terms_stay_exact(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    true, predicted = random.uniform(0, 1000, (2, 200_000, 1))  # squares up to 2**20
+    forth, back = PartialSums.of(true, predicted), PartialSums.of(true[::-1], predicted[::-1])
+    assert forth.as_vector().tobytes() == back.as_vector().tobytes()
+
+
+def test_equal_true_values_have_no_r2() -> None:
+    true = np.full((10, 2), [75.0, 0.1])
+    true[0, 1] = 0.2
+    r2 = regression_metrics(true, true + 1)["r2"]
+    assert np.isnan(r2[0])
+    assert np.isfinite(r2[1])
+
+
+def test_what_cannot_be_scored_is_refused() -> None:
+    with pytest.raises(ValueError, match="not the same"):
+        PartialSums.of(np.zeros((3, 2)), np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="not finite"):
+        PartialSums.of(np.zeros((1, 2)), [[0.0, np.nan]])
+    with pytest.raises(ValueError, match="no samples"):
+        PartialSums.of(np.zeros((0, 2)), np.zeros((0, 2))).metrics()
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.floats(-1, 2)), min_size=1))
+def test_spin_accuracy_is_scikit_learn_s(pairs: list[tuple[float, float]]) -> None:
+    true, predicted = np.array(pairs).T
+    expected = sklearn_metrics.accuracy_score(true, (predicted > 0.5).astype(float))
+    assert spin_accuracy(true, predicted) == expected
+
+
+def test_json_has_no_nan() -> None:
+    values = {"r2": np.array([0.5, np.nan]), "mae": np.float32(0.25), "n": (1, float("inf"))}
+    expected = {"r2": [0.5, None], "mae": 0.25, "n": [1, None]}
+    assert json.loads(json.dumps(to_json(values), allow_nan=False)) == expected
