@@ -9,7 +9,7 @@
 # a Horovod that works are never replaced.
 #
 # --gpu   also build the NCCL operations. Needs nvcc, and NCCL from pip (nvidia-nccl-cu12, which
-#         tensorflow[and-cuda] brings) or in NCCL_HOME.
+#         tensorflow[and-cuda] brings) or in HOROVOD_NCCL_HOME.
 #
 # VENV                  environment to install into; default: the active one, else .venv
 # GALMERHPC_WHEELHOUSE  cache of built wheels; default: ~/.cache/galmerhpc/wheels
@@ -69,9 +69,15 @@ PY
 if [ -n "$gpu" ]; then
   CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v nvcc || true)")")")}
   [ -x "$CUDA_HOME/bin/nvcc" ] || die "no nvcc: load the CUDA module or set CUDA_HOME (with --gpu)"
-  nccl_from_pip=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/nccl
-  nccl=${NCCL_HOME:-$nccl_from_pip}
-  [ -e "$nccl/include/nccl.h" ] || die "no NCCL in $nccl: pip install nvidia-nccl-cu12, or set NCCL_HOME"
+  nccl=${HOROVOD_NCCL_HOME:-$(python - << 'PY'
+import importlib.util
+
+pip = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.nccl")
+print(pip.submodule_search_locations[0] if pip else "")
+PY
+  )}
+  [ -e "$nccl/include/nccl.h" ] ||
+    die "no NCCL${nccl:+ in $nccl}: pip install nvidia-nccl-cu12, or set HOROVOD_NCCL_HOME (with --gpu)"
   CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES:-80,90}
   cuda=$("$CUDA_HOME/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
   nccl_version=$(sed -n 's/^#define NCCL_VERSION_CODE \([0-9]*\).*/\1/p' "$nccl/include/nccl.h")
@@ -79,30 +85,9 @@ if [ -n "$gpu" ]; then
 fi
 
 # --- Does it work? ------------------------------------------------------------------------------
-# Loads Horovod and mpi4py together: operations built in, and one MPI library for both.
 works() {
-  TF_CPP_MIN_LOG_LEVEL=3 python - "$gpu" <<'PY'
-import re
-import sys
-from pathlib import Path
-
-import mpi4py
-
-mpi4py.rc.initialize = False
-from mpi4py import MPI
-
-import horovod.tensorflow as hvd
-
-if not hvd.mpi_built():
-    sys.exit("Horovod is there, but was built without MPI")
-if sys.argv[1] and not hvd.nccl_built():
-    sys.exit("Horovod is there, but was built without NCCL")
-mapped = Path("/proc/self/maps").read_text()
-libraries = set(re.findall(r"(/\S*/libmp(?:i|ich)(?:_[a-z]+)?\.so\S*)", mapped))
-libraries = {name for name in libraries if "libmpi_cxx" not in name}
-if len(libraries) > 1:
-    sys.exit(f"mpi4py and Horovod use different MPI libraries: {' and '.join(sorted(libraries))}")
-PY
+  PYTHONPATH=$here/..${PYTHONPATH:+:$PYTHONPATH} TF_CPP_MIN_LOG_LEVEL=3 \
+    python -m galmerhpc.cluster.horovod_probe mpi ${gpu:+nccl}
 }
 
 if python -c 'import importlib.metadata as m; m.version("horovod")' 2> /dev/null; then
@@ -146,11 +131,14 @@ CC
   local external=$tensorflow/external
   export CXXFLAGS="${CXXFLAGS:-} -isystem $external/highwayhash -isystem $external/farmhash_archive/src -idirafter $shim"
 
-  # The wheel may move to another environment: look for pip's MPI and NCCL relative to Horovod first.
+  # The wheel may move to another environment: look relative to it for pip's MPI and NCCL first.
   # shellcheck disable=SC2016  # $ORIGIN is for the loader
   export LDFLAGS="${LDFLAGS:-} "'-Wl,-rpath,$ORIGIN/../../../..:$ORIGIN/../../nvidia/nccl/lib'
   export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1
   export HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1
+  # Without debug information the wheel is 1 MB, not 17, and takes a fifth less time to build.
+  echo 'set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -DNDEBUG" CACHE STRING "")' > "$work/toolchain.cmake"
+  export CMAKE_TOOLCHAIN_FILE=$work/toolchain.cmake
   MAKEFLAGS=-j$(nproc)
   export MAKEFLAGS
 
@@ -158,6 +146,7 @@ CC
     mkdir -p "$work/nccl/lib"  # pip's NCCL lacks the name that the linker looks for
     ln -s "$nccl/include" "$work/nccl/include"
     ln -s "$(find "$nccl"/lib*/ -name 'libnccl.so*' | sort | head -n 1)" "$work/nccl/lib/libnccl.so"
+    LDFLAGS="$LDFLAGS:$(dirname "$(readlink -f "$work/nccl/lib/libnccl.so")")"
     export HOROVOD_GPU=CUDA HOROVOD_GPU_OPERATIONS=NCCL HOROVOD_CUDA_HOME=$CUDA_HOME
     export HOROVOD_NCCL_HOME=$work/nccl HOROVOD_NCCL_LINK=SHARED
     export HOROVOD_BUILD_CUDA_CC_LIST=$CUDA_ARCHITECTURES
