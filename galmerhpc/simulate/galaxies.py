@@ -28,9 +28,10 @@ MASS_UNIT_MSUN = 2.3e9
 MYR_PER_TIME_UNIT = 977.792
 """kpc / (km/s) in Myr."""
 
-TRUNCATION = {"sphere": 10.0, "disc": 5.0}
-"""Particles lie within this many scale lengths (radius of a sphere, a + h of a disc); 98.5 % of the
-sphere's mass, 80 % of the disc's. They carry the component's whole mass."""
+_SPHERE_EDGE = 10.0
+_DISC_EDGE = 5.0
+"""Particles lie within this many scale lengths (radius of a sphere, a + h of a disc): 98.5 % of the
+sphere's and 80 % of the disc's mass. They carry all of it, so that the galaxy's mass is exact."""
 
 _DISC_HEIGHTS = 10.0  # particles lie within this many scale heights of the plane
 _ESCAPE_FRACTION = 0.95  # a disc particle drawn faster than this is slowed to it
@@ -107,6 +108,11 @@ class MiyamotoNagai:
     a: float
     h: float
 
+    @property
+    def edge(self) -> float:
+        """Radius within which particles are drawn, kpc."""
+        return (_DISC_EDGE if self.a else _SPHERE_EDGE) * (self.a + self.h)
+
     def potential(self, radius: Array, z: Array) -> Array:
         """Return the potential at cylindrical radius and height (kpc), (km/s)^2."""
         return -G * self.mass / np.hypot(radius, self.a + np.hypot(z, self.h))
@@ -132,6 +138,11 @@ class MiyamotoNagai:
         sine = np.sqrt(1 - cosine**2)
         along_radius, along_z = self.gradient(r[:, None] * sine, r[:, None] * cosine)
         return ((along_radius * sine + along_z * cosine) @ (weight / 2)) * r**2 / G
+
+
+def _condensed(component: MiyamotoNagai) -> MiyamotoNagai:
+    inside = component.enclosed_mass(np.array([component.edge]))[0]
+    return replace(component, mass=component.mass**2 / inside)
 
 
 @dataclass(frozen=True)
@@ -171,6 +182,13 @@ class GalaxyModel:
     def mass(self) -> float:
         """Total mass, Msun."""
         return sum(c.mass for c in self.components.values())
+
+    def condensed(self) -> "GalaxyModel":
+        """Return the model of which the part inside the edges has this one's masses.
+
+        It is what the particles are: their equilibrium must be computed in its field.
+        """
+        return replace(self, components={k: _condensed(c) for k, c in self.components.items()})
 
     def potential(self, radius: Array, z: Array) -> Array:
         """Return the potential at cylindrical radius and height (kpc), (km/s)^2."""
@@ -227,10 +245,11 @@ def realise(
         In the order halo, bulge, stars, gas; `galaxy` is 0.
     """
     rng = np.random.default_rng(seed)
+    field = model.condensed()
     parts = []
     for component in Component:
         draw = _draw_disc if component in model.toomre_q else _draw_sphere
-        position, velocity = draw(model, component, counts[component], rng)
+        position, velocity = draw(field, component, counts[component], rng)
         n = len(position)
         parts.append(
             Particles(
@@ -256,7 +275,7 @@ def _draw_sphere(
 
 def _plummer_radii(scale: float, n: int, rng: np.random.Generator) -> Array:
     """Draw radii from the Plummer sphere's mass profile, inverted in closed form."""
-    outermost = TRUNCATION["sphere"] ** 3 / (1 + TRUNCATION["sphere"] ** 2) ** 1.5
+    outermost = (1 + _SPHERE_EDGE**-2) ** -1.5
     enclosed = outermost * (1 - rng.random(n))  # in (0, outermost]
     return scale / np.sqrt(enclosed ** (-2 / 3) - 1)
 
@@ -331,8 +350,7 @@ class _DiscProfile:
     def __init__(self, model: GalaxyModel, component: Component) -> None:
         self._model = model
         self._disc = disc = model.components[component]
-        edge = TRUNCATION["disc"] * (disc.a + disc.h)
-        self._radius = np.concatenate([[0.0], np.geomspace(2e-3 * edge, edge, 400)])
+        self._radius = disc.edge * np.concatenate([[0.0], np.geomspace(2e-3, 1, 400)])
         # Far beyond the particles, since the vertical pressure is an integral to infinity.
         self._height = disc.h * np.concatenate([[0.0], np.geomspace(5e-3, 40, 600)])
         self._column, self._sigma_z = self._vertical()
