@@ -45,8 +45,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.rename(path)
         sync(path.parent)
     except OSError as error:
+        # HDF5 puts a whole page into strerror.
+        why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         raise GalmerhpcError(
-            f"{path}: cannot be written: {error.strerror or error}; "
+            f"{path}: cannot be written: {why}; "
             "make room or choose another run_dir, then run again"
         ) from error
     finally:

@@ -282,6 +282,10 @@ class RawStore:
         number, row = self._place[view_id]
         return self._shards[number].read(row, view_id)
 
+    def path_of(self, view_id: str) -> Path:
+        """Return the shard that holds a view."""
+        return self.paths[self._place[view_id][0]]
+
 
 @dataclass(frozen=True, slots=True)
 class _Shard:

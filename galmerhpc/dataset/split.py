@@ -1,0 +1,311 @@
+"""Which sample is for training, validation or test: pure functions of the catalogue's views.
+
+A view and its augmented copies, and all views of one group, stand on one side, except under
+``random``. Held-out views are whole tiles of neighbouring directions, and a guard band around them
+is in no split: no training view's line of sight is nearer than ``tile_deg`` to a held-out one's.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from galmerhpc.config import Split
+from galmerhpc.errors import InputError
+
+SPLITS = ("none", "train", "validation", "test")
+"""Names by code; ``none`` is the guard band."""
+
+NONE, TRAIN, VALIDATION, TEST = range(len(SPLITS))
+
+Bools = NDArray[np.bool_]
+Codes = NDArray[np.uint8]
+
+# Lines of sight this near to a tile's width apart count as being a tile's width apart.
+_ROUNDING_DEG = 1e-6
+
+
+@dataclass(frozen=True)
+class ViewTable:
+    """What a split looks at: one entry a view, in the catalogue's order.
+
+    Attributes
+    ----------
+    simulation : ndarray, shape (V,), int64
+        Realisation.
+    inclination, theta, phi : ndarray, shape (V,), float64
+        Degrees.
+    """
+
+    simulation: NDArray[np.int64]
+    inclination: NDArray[np.float64]
+    theta: NDArray[np.float64]
+    phi: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        """Return the number of views."""
+        return len(self.theta)
+
+    def where(self, chosen: Bools) -> "ViewTable":
+        """Return the chosen views."""
+        return ViewTable(
+            self.simulation[chosen], self.inclination[chosen], self.theta[chosen], self.phi[chosen]
+        )
+
+
+@dataclass(frozen=True)
+class Samples:
+    """All samples: views in the catalogue's order, each followed by its copies.
+
+    Attributes
+    ----------
+    view : ndarray, shape (N,), int64
+        Index of the view in the catalogue.
+    copy : ndarray, shape (N,), int32
+        0 for the original, then 1, 2 ...
+    split : ndarray, shape (N,), uint8
+        Code of `SPLITS`.
+    group : ndarray, shape (N,), int64
+        Index into `group_names`.
+    group_names : tuple of str
+        What the split keeps together.
+    """
+
+    view: NDArray[np.int64]
+    copy: NDArray[np.int32]
+    split: Codes
+    group: NDArray[np.int64]
+    group_names: tuple[str, ...]
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of samples by split."""
+        counts = np.bincount(self.split, minlength=len(SPLITS))
+        return {name: int(count) for name, count in zip(SPLITS, counts, strict=True)}
+
+
+def assign(views: ViewTable, split: Split, copies: int) -> Samples:
+    """Make the list of samples and give each its split and group.
+
+    Only training views have copies; under ``random`` every view has them, since the paper drew
+    its samples after augmentation.
+
+    Parameters
+    ----------
+    views : ViewTable
+        The catalogue's views.
+    split : Split
+        How to divide them.
+    copies : int
+        Augmented copies a view.
+
+    Raises
+    ------
+    InputError
+        The catalogue does not hold what the split names, or a split is empty; the message names
+        the key to change.
+    """
+    match split.kind:
+        case "random":
+            codes, groups = np.full(len(views), TRAIN, np.uint8), _each(views)
+        case "simulation":
+            codes, groups = _by_simulation(views, split)
+        case "blocked":
+            fractions = {TEST: split.test_fraction, VALIDATION: split.validation_fraction}
+            codes, groups = _hold_out(views, split, fractions), _tile_names(views, split.tile_deg)
+        case "inclination":
+            codes, groups = _by_inclination(views, split)
+    per_view = 1 + np.where(codes == TRAIN, copies, 0)
+    view = np.repeat(np.arange(len(views)), per_view)
+    first = np.cumsum(per_view) - per_view
+    copy = (np.arange(len(view)) - first[view]).astype(np.int32)
+    sample_codes = _draw(len(view), split) if split.kind == "random" else codes[view]
+    _refuse_empty(sample_codes, split)
+    group_names, group = np.unique(groups, return_inverse=True)
+    return Samples(view, copy, sample_codes, group[view], tuple(group_names.tolist()))
+
+
+# --- the four kinds -------------------------------------------------------------------------------
+
+
+def _draw(count: int, split: Split) -> Codes:
+    """Draw samples one by one: the paper's split."""
+    order = _generator(split).permutation(count)
+    test = round(split.test_fraction * count)
+    validation = round(split.validation_fraction * count)
+    codes = np.full(count, TRAIN, np.uint8)
+    codes[order[:test]] = TEST
+    codes[order[test : test + validation]] = VALIDATION
+    return codes
+
+
+def _by_simulation(views: ViewTable, split: Split) -> tuple[Codes, NDArray[np.str_]]:
+    """Give whole realisations to test and validation; one short of that, hold out tiles."""
+    present = np.unique(views.simulation).tolist()
+    validation, test = split.validation_simulations, split.test_simulations
+    for key, given in (("validation_simulations", validation), ("test_simulations", test)):
+        if unknown := set(given or ()) - set(present):
+            raise InputError(
+                f"split.{key}: the catalogue has no realisation {min(unknown)} "
+                f"(it has: {', '.join(map(str, present))})"
+            )
+    if len(present) == 1:
+        raise InputError(
+            "split.kind: simulation needs two realisations or more, and the catalogue has one; "
+            "set split.kind to blocked (or inclination, or random, which leaks)"
+        )
+    left = [s for s in present if s not in (validation or ())]
+    if test is None:
+        test = tuple(left[-1:])
+    left = [s for s in left if s not in test]
+    if validation is None and len(left) > 1:
+        validation = tuple(left[-1:])
+
+    codes = np.full(len(views), TRAIN, np.uint8)
+    codes[np.isin(views.simulation, test)] = TEST
+    codes[np.isin(views.simulation, validation or ())] = VALIDATION
+    groups = _names("simulation={}", views.simulation)
+    if not validation:
+        rest = codes == TRAIN
+        training = views.where(rest)
+        codes[rest] = _hold_out(training, split, {VALIDATION: split.validation_fraction})
+        tiles = _tile_names(training, split.tile_deg)
+        groups = groups.astype(object)
+        groups[rest] += " " + tiles.astype(object)
+    return codes, groups.astype(str)
+
+
+def _by_inclination(views: ViewTable, split: Split) -> tuple[Codes, NDArray[np.str_]]:
+    """Give one inclination to test, and tiles of the others to validation."""
+    held_out = np.isclose(views.inclination, split.test_inclination_deg or 0.0)
+    if not held_out.any():
+        present = ", ".join(f"{i:g}" for i in np.unique(views.inclination))
+        raise InputError(
+            f"split.test_inclination_deg: the catalogue has no inclination "
+            f"{split.test_inclination_deg:g} (it has: {present})"
+        )
+    codes = np.full(len(views), TEST, np.uint8)
+    groups = _names("inclination={:g}", views.inclination).astype(object)
+    training = views.where(~held_out)
+    codes[~held_out] = _hold_out(training, split, {VALIDATION: split.validation_fraction})
+    groups[~held_out] = _tile_names(training, split.tile_deg)
+    return codes, groups.astype(str)
+
+
+def _hold_out(views: ViewTable, split: Split, fractions: dict[int, float]) -> Codes:
+    """Hold out one region of tiles a split, the same in all snapshots and realisations.
+
+    Tiles scattered one by one would take a guard band each: a tenth of the tiles, each with its
+    eight neighbours, leaves next to nothing to train on. So a region grows around a tile that is
+    drawn: the tiles nearest to it, until they hold the fraction of the views.
+
+    Parameters
+    ----------
+    views : ViewTable
+        The views to divide; those of neither region nor guard band are for training.
+    split : Split
+        Tile size and seed.
+    fractions : dict
+        Fraction of the views by code; 0 holds out nothing.
+    """
+    if not len(views):
+        return np.empty(0, np.uint8)
+    tiles = _tiles(views, split.tile_deg)  # (V, 2)
+    _, tile = np.unique(tiles, axis=0, return_inverse=True)
+    tile = tile.reshape(-1)  # (V,): NumPy 2.0 alone gives another shape
+    sight = _lines_of_sight(views)  # (V, 3)
+    codes = np.full(len(views), TRAIN, np.uint8)
+    generator = _generator(split)
+    for code, fraction in fractions.items():
+        if fraction == 0:
+            continue
+        taken = np.bincount(tile, weights=codes != TRAIN) > 0  # (tiles,)
+        free = np.flatnonzero(~taken)
+        if not len(free):
+            raise InputError(
+                f"split: no whole tile is left for {SPLITS[code]} outside the guard band; "
+                "lower split.tile_deg, split.test_fraction or split.validation_fraction"
+            )
+        region = _region(tile, sight, free, generator.choice(free), fraction * len(views))
+        codes[region] = code
+        guard = _near(sight, sight[region], split.tile_deg) & (codes == TRAIN)
+        codes[guard] = NONE
+    return codes
+
+
+def _region(
+    tile: NDArray[np.int64],
+    sight: NDArray[np.float64],
+    free: NDArray[np.int64],
+    centre: int,
+    wanted: float,
+) -> Bools:
+    """Return the views of the free tiles nearest to a centre tile that hold `wanted` views."""
+    middle = sight[tile == centre].mean(axis=0)  # (3,)
+    counts = np.bincount(tile)  # (tiles,)
+    nearness = np.bincount(tile, weights=sight @ middle) / counts
+    # The drawn tile itself comes first, also where its neighbours show nearly the same directions.
+    order = free[np.lexsort((-nearness[free], free != centre))]
+    excess = np.abs(np.cumsum(counts[order]) - wanted)
+    return np.isin(tile, order[: excess.argmin() + 1])
+
+
+def _near(sight: NDArray[np.float64], centres: NDArray[np.float64], distance_deg: float) -> Bools:
+    """Tell which lines of sight are nearer than a distance to any of the centres'."""
+    chord = 2 * np.sin(np.radians(min(distance_deg - _ROUNDING_DEG, 180.0)) / 2)
+    found, _ = cKDTree(np.unique(centres, axis=0)).query(sight, distance_upper_bound=chord)
+    return np.isfinite(found)
+
+
+def _lines_of_sight(views: ViewTable) -> NDArray[np.float64]:
+    """Return unit vectors, shape (V, 3); near the pole directions of all phi are one."""
+    theta, phi = np.radians(views.theta), np.radians(views.phi)
+    x, y = np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi)
+    return np.stack([x, y, np.cos(theta)], axis=1)
+
+
+# --- tiles and names ------------------------------------------------------------------------------
+
+
+def _tiles(views: ViewTable, tile_deg: float) -> NDArray[np.int64]:
+    """Return each view's tile, shape (V, 2): row along theta and column along phi."""
+    axes = []
+    for angle in (views.theta, views.phi):
+        from_start = angle - angle.min()
+        # The last tile is closed, so that 0..90 in tiles of 15 has six rows and not a sliver more.
+        last = max(int(np.ceil(from_start.max() / tile_deg - 1e-9)) - 1, 0)
+        axes.append(np.minimum((from_start / tile_deg + 1e-9).astype(np.int64), last))
+    return np.stack(axes, axis=1)
+
+
+def _tile_names(views: ViewTable, tile_deg: float) -> NDArray[np.str_]:
+    return _names("tile={},{}", *_tiles(views, tile_deg).T)
+
+
+def _each(views: ViewTable) -> NDArray[np.str_]:
+    """Return a group for every view."""
+    return _names("view={}", np.arange(len(views)))
+
+
+def _names(pattern: str, *columns: NDArray[np.generic]) -> NDArray[np.str_]:
+    """Format the columns row by row; a million rows share few names."""
+    rows, of_row = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
+    return np.array([pattern.format(*row) for row in rows.tolist()], str)[of_row.reshape(-1)]
+
+
+def _generator(split: Split) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(split.seed)))
+
+
+def _refuse_empty(codes: Codes, split: Split) -> None:
+    present = set(np.unique(codes).tolist())
+    if TRAIN not in present:
+        raise InputError(
+            f"split.kind: {split.kind} leaves nothing to train on; lower split.tile_deg, "
+            "split.validation_fraction or split.test_fraction, or hold out fewer realisations"
+        )
+    if VALIDATION not in present:
+        raise InputError("split.validation_fraction: the validation split is empty; give it more")
+    if TEST not in present and not (split.kind == "random" and split.test_fraction == 0):
+        key = "test_simulations" if split.kind == "simulation" else "test_fraction"
+        raise InputError(f"split.{key}: the test split is empty; give it more")

@@ -1,0 +1,86 @@
+"""Runs whose scrape is finished, made without a preview service."""
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from galmerhpc import files
+from galmerhpc.catalogue import View, Views
+from galmerhpc.config import Config, load, require_catalogue
+from galmerhpc.dataset.raw import RawWriter, Response
+
+
+def picture(view: View) -> bytes:
+    """Return a GIF that shows where it is seen from: two blobs on noise of its own."""
+    size = view.render.nbins
+    y, x = np.mgrid[:size, :size] / size
+    cx, cy = 0.2 + view.phi / 400, 0.2 + view.theta / 200
+    blobs = sum(np.exp(-((x - a) ** 2 + (y - b) ** 2) / 0.01) for a, b in ((cx, cy), (1 - cx, 0.5)))
+    noise = np.random.default_rng(abs(hash((view.theta, view.phi, view.snapshot.id))) % 2**32)
+    pixels = 200 * blobs + 20 * noise.random((size, size))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(buffer, "GIF")
+    return buffer.getvalue()
+
+
+def write_config(folder: Path, realisations: int = 2, step: float = 15, **sections: Any) -> Path:
+    """Write a configuration of small pictures and return its path."""
+    runs = [
+        {"spin": spin, "inclination_deg": i, "simulation": s, "first_id": 1000 + 10 * k}
+        for k, (s, (spin, i)) in enumerate(
+            (s, kind) for s in range(realisations) for kind in (("prograde", 0), ("retrograde", 75))
+        )
+    ]
+    values = {
+        "run_dir": str(folder / "run"),
+        "catalogue": {
+            "render": {"nbins": 48},
+            "views": {
+                "theta_deg": {"start": 0, "stop": 90, "step": step},
+                "phi_deg": {"start": 0, "stop": 180, "step": step},
+            },
+            "runs": runs,
+        },
+        **sections,
+    }
+    values["preprocess"] = {"image_size": 32, "samples_per_shard": 50} | values.get(
+        "preprocess", {}
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def scraped(path: Path, draw: Callable[[View], bytes] = picture) -> Config:
+    """Write the raw shards of a configuration as a finished scrape leaves them."""
+    config = load(path)
+    folder = config.run_dir / "raw"
+    record = files.StageRecord(folder, config.inputs("scrape"))
+    record.begin()
+    writer = RawWriter(folder, 0, config.scrape.views_per_shard)
+    writer.append([_response(view, draw(view)) for view in Views(require_catalogue(config))])
+    writer.close()
+    record.finish({shard.name: files.sha256(shard) for shard in writer.shards})
+    return config
+
+
+def _response(view: View, body: bytes) -> Response:
+    return Response(
+        view=view.id,
+        labels=view.labels,
+        simulation=view.run.simulation,
+        snapshot_id=view.snapshot.id,
+        time_myr=view.snapshot.time_myr,
+        url="http://localhost/",
+        content_type="image/gif",
+        fetched_utc="2024-01-01T00:00:00+00:00",
+        sha256=hashlib.sha256(body).hexdigest(),
+        body=body,
+    )
