@@ -67,15 +67,12 @@ PY
 ) || die "the environment $venv is not ready (see above)"
 
 if [ -n "$gpu" ]; then
-  CUDA_HOME=${CUDA_HOME:-$(dirname "$(dirname "$(readlink -f "$(command -v nvcc || true)")")")}
-  [ -x "$CUDA_HOME/bin/nvcc" ] || die "no nvcc: load the CUDA module or set CUDA_HOME (with --gpu)"
-  nccl=${HOROVOD_NCCL_HOME:-$(python - << 'PY'
-import importlib.util
-
-pip = importlib.util.find_spec("nvidia") and importlib.util.find_spec("nvidia.nccl")
-print(pip.submodule_search_locations[0] if pip else "")
-PY
-  )}
+  # nvcc itself says where its toolkit is: the one on PATH may be a wrapper that lies elsewhere.
+  CUDA_HOME=${CUDA_HOME:-$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p' || true)}
+  [ -x "$CUDA_HOME/bin/nvcc" ] && [ -e "$CUDA_HOME/include/cuda_runtime.h" ] ||
+    die "no CUDA toolkit${CUDA_HOME:+ in $CUDA_HOME}: load the CUDA module or set CUDA_HOME (with --gpu)"
+  CUDA_HOME=$(readlink -f "$CUDA_HOME")
+  nccl=${HOROVOD_NCCL_HOME:-$(python -c 'import nvidia.nccl as n; print(*n.__path__)' 2> /dev/null || true)}
   [ -e "$nccl/include/nccl.h" ] ||
     die "no NCCL${nccl:+ in $nccl}: pip install nvidia-nccl-cu12, or set HOROVOD_NCCL_HOME (with --gpu)"
   CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES:-80,90}
