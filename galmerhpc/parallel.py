@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
@@ -154,6 +155,7 @@ def node_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     """
     node = _node()
     if node is None or node.Get_size() == 1:
+        _agree_on_room("")  # other nodes may hold several ranks
         return np.empty(shape, dtype)
     nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     path, fault = "", ""
@@ -162,19 +164,26 @@ def node_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         try:
             os.posix_fallocate(descriptor, 0, max(nbytes, 1))
         except OSError as error:
-            fault = f"{SHARED_MEMORY}: no room for {nbytes / 1e9:.1f} GB ({error.strerror}); lower data.memory_gb"
-            os.unlink(path)
+            fault = (
+                f"{SHARED_MEMORY}: no room for {nbytes / 1e9:.1f} GB ({error.strerror}); "
+                "lower data.memory_gb"
+            )
+            Path(path).unlink()
         os.close(descriptor)
     path, fault = node_broadcast((path, fault))
+    _agree_on_room(fault)
+    array: NDArray[Any] = np.memmap(path, dtype, "r+", shape=shape)
+    node.Barrier()
+    if node.Get_rank() == 0:
+        Path(path).unlink()
+    return array
+
+
+def _agree_on_room(fault: str) -> None:
     if not agree(not fault):
         raise GalmerhpcError(
             fault or "another node has too little shared memory; lower data.memory_gb"
         )
-    array: NDArray[Any] = np.memmap(path, dtype, "r+", shape=shape)
-    node.Barrier()
-    if node.Get_rank() == 0:
-        os.unlink(path)
-    return array
 
 
 def work(items: Sequence[T], told: Callable[[T], object] | None = None) -> Iterator[T]:

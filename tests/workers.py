@@ -1,0 +1,132 @@
+"""What ranks do in tests of `parallel`: ``mpirun -np 2 python -m tests.workers NAME FOLDER``.
+
+Each rank writes what came out, as JSON, into the folder under its number.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from galmerhpc import parallel
+from galmerhpc.errors import GalmerhpcError
+
+COUNT = 37
+
+
+def share_work(folder: Path) -> Any:  # noqa: ARG001
+    """Take items of three lists, one after the other: many, fewer than ranks, none."""
+    told: list[int] = []
+    taken = [
+        list(parallel.work(items, told.append)) for items in (range(COUNT), range(100, 101), ())
+    ]
+    return {"taken": taken, "told": told}
+
+
+def hold_one_item(folder: Path) -> list[int]:
+    """Let the last rank hold its first item until the others have done all the rest."""
+    last, held, done = parallel.rank() == parallel.size() - 1, folder / "held", []
+    for item in parallel.work(range(COUNT)):
+        if last:
+            held.touch()
+            wait_until(lambda: len(list(folder.glob("done-*"))) == COUNT - 1)
+        else:
+            wait_until(held.exists)
+            (folder / f"done-{item}").touch()
+        done.append(item)
+    return done
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(0.01)
+
+
+def talk(folder: Path) -> dict[str, Any]:  # noqa: ARG001
+    """Use every collective once."""
+    rank = parallel.rank()
+    result = {
+        "rank": [rank, parallel.launched_rank(), parallel.local_rank()],
+        "size": [parallel.size(), parallel.local_size()],
+        "broadcast": parallel.broadcast(f"from {rank}"),
+        "node_broadcast": parallel.node_broadcast(f"from {rank}"),
+        "gather": parallel.gather(rank * 10),
+        "agree": [parallel.agree(True), parallel.agree(rank != 1), parallel.agree(False)],
+    }
+    parallel.barrier()
+    parallel.node_barrier()
+    return result
+
+
+def share_memory(folder: Path) -> list[Any]:
+    """Share an array of each of some shapes; local rank 0 fills it.
+
+    `folder` lies in the node's shared memory and takes its place, so that all in it is ours.
+    """
+    parallel.SHARED_MEMORY, sums = str(folder), []
+    for shape in ((1000, 3), (0, 3), (7,)):
+        array = parallel.node_array(shape, np.float32)
+        if parallel.local_rank() == 0:
+            array[:] = np.arange(array.size, dtype=np.float32).reshape(shape)
+        parallel.node_barrier()
+        sums.append([list(array.shape), str(array.dtype), float(array.sum())])
+    names = [path.name for path in folder.glob("galmerhpc-*")]
+    return [sums, names]
+
+
+def share_memory_on_unlike_nodes(folder: Path) -> list[Any]:
+    """Share arrays where one node has two ranks and the other one: nodes made by splitting."""
+    from mpi4py import MPI
+
+    node = MPI.COMM_WORLD.Split(parallel.rank() // 2)
+    parallel._node = lambda: node
+    return share_memory(folder)
+
+
+def share_too_much(folder: Path) -> str:
+    """Ask for more memory than there is."""
+    parallel.SHARED_MEMORY = str(folder)
+    try:
+        parallel.node_array((1 << 50,), np.uint8)
+    except GalmerhpcError as error:
+        return str(error)
+    return "was given"
+
+
+def fail_on_rank_1(folder: Path) -> None:  # noqa: ARG001
+    """Fail on one rank while the others wait for it."""
+    if parallel.rank() == 1:
+        parallel.fail("something is wrong", 3)
+    parallel.barrier()
+
+
+def fail_everywhere(folder: Path) -> None:  # noqa: ARG001
+    """Fail on every rank for the same reason."""
+    parallel.barrier()
+    parallel.fail("something is wrong", 2)
+
+
+def fail_at_work(folder: Path) -> None:  # noqa: ARG001
+    """Fail on rank 0, which hands out the work, amid the work."""
+    for item in parallel.work(range(10**9)):
+        if parallel.rank() == 0 and item > COUNT:
+            parallel.fail("something is wrong", 2)
+
+
+def die(folder: Path) -> None:  # noqa: ARG001
+    """Kill rank 1 while the others wait for it."""
+    if parallel.rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    parallel.barrier()
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[2])
+    value = globals()[sys.argv[1]](out)
+    (out / f"{parallel.rank()}.json").write_text(json.dumps(value))
