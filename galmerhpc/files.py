@@ -73,8 +73,8 @@ def remove_temporaries(folder: Path) -> None:
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    elif path.exists():
+        path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -100,10 +100,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: damaged ({error}); remove it and run the stage again"
-        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove it and run the stage again") from None
 
 
 def sha256(path: Path) -> str:
@@ -138,8 +136,10 @@ class StageRecord:
         self._files: dict[str, str] | None = None
         if self._path.exists():
             record = read_json(self._path)
-            if not isinstance(record, dict) or not isinstance(
-                record.get("inputs"), dict
+            if not (
+                isinstance(record, dict)
+                and isinstance(record.get("inputs"), dict)
+                and isinstance(record.get("files"), dict | None)
             ):
                 raise InputError(
                     f"{self._path}: damaged; remove {folder} and run the stage again"

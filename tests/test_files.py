@@ -1,0 +1,207 @@
+"""Files are whole or not there, and a stage's folder belongs to one configuration."""
+
+import hashlib
+import json
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from galmerhpc import files
+from galmerhpc.errors import GalmerhpcError, InputError
+from tests.support import run
+
+INPUTS = {"catalogue.render.nbins": 400, "scrape.source": "mirror", "catalogue.runs": [1, 2]}
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with files.atomic_path(path) as temporary:
+        temporary.write_text("whole")
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    files.write_text(path, "other")
+    assert path.read_text() == "other"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    with files.atomic_path(path) as temporary:
+        (temporary / "inner").mkdir(parents=True)
+        (temporary / "inner" / "file").write_text("whole")
+    assert (path / "inner" / "file").read_text() == "whole"
+    with (
+        pytest.raises(GalmerhpcError, match=rf"{path}: cannot be written"),
+        files.atomic_path(path) as temporary,
+    ):
+        (temporary / "inner").mkdir(parents=True)
+    assert (path / "inner" / "file").read_text() == "whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+
+    def fail() -> None:
+        with files.atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from galmerhpc import files
+with files.atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_kill_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    assert run(sys.executable, "-c", KILLED, str(path)).returncode == -signal.SIGKILL
+    assert path.read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == 2
+    files.remove_temporaries(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        with pytest.raises(GalmerhpcError) as raised:
+            files.write_text(path, "x" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(raised.value) == (
+        f"{path}: cannot be written: File too large; "
+        "make room or choose another run_dir, then run again"
+    )
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        GalmerhpcError, match=r"file/inner: cannot be written: (Not a dir|File exi)"
+    ):
+        files.write_text(tmp_path / "file" / "inner", "text")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@given(value=JSON)
+def test_json_is_read_back(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+    path = tmp_path_factory.getbasetemp() / "value.json"
+    files.write_json(path, value)
+    assert files.read_json(path) == value
+
+
+def test_json_without_a_meaning_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "value.json", float("nan"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00", b"[" * 100_000])
+def test_damaged_json_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "value.json"
+    with pytest.raises(InputError, match=r"value\.json: no such file"):
+        files.read_json(path)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"value\.json: damaged .* run the stage again"):
+        files.read_json(path)
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_the_checksum_is_sha256(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"a" * size)
+    assert files.sha256(path) == hashlib.sha256(b"a" * size).hexdigest()
+
+
+def test_a_stage_is_complete_while_its_files_are_there(tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    record = files.StageRecord(folder, INPUTS)
+    assert not record.complete
+    record.begin()
+    assert not files.StageRecord(folder, INPUTS).complete
+    files.write_text(folder / "a.h5", "a")
+    sums = {"a.h5": files.sha256(folder / "a.h5")}
+    record.finish(sums)
+    assert record.complete
+    again = files.StageRecord(folder, {**INPUTS, "catalogue.runs": (1, 2)})
+    assert again.complete
+    assert again.files == sums
+    (folder / "a.h5").unlink()
+    assert not again.complete
+    again.begin()
+    assert not files.StageRecord(folder, INPUTS).complete
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"scrape.source": "http://a"},
+            'made with another scrape.source: "mirror" there, "http://a" now',
+        ),
+        (
+            {"catalogue.render.nbins": 64},
+            "made with another catalogue.render.nbins: 400 there, 64 now",
+        ),
+        ({"new": 1}, "made with another new: null there, 1 now"),
+        (
+            {"scrape.source": "http://a", "catalogue.render.nbins": 64},
+            "made with another catalogue.render.nbins (and scrape.source): 400 there, 64 now",
+        ),
+    ],
+)
+def test_a_folder_made_from_other_inputs_is_refused(
+    tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    files.StageRecord(tmp_path, INPUTS).begin()
+    with pytest.raises(InputError) as raised:
+        files.StageRecord(tmp_path, INPUTS | changed)
+    assert str(raised.value).startswith(f"{tmp_path}: {message}")
+    assert str(raised.value).endswith("choose another run_dir or remove that folder")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{}", '{"inputs": 3}', '{"inputs": {}, "files": [', '{"inputs": {}, "files": 7}'],
+)
+def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "stage.json").write_text(content)
+    with pytest.raises(InputError, match=r"stage\.json: damaged"):
+        _ = files.StageRecord(tmp_path, {}).complete
+
+
+def test_a_record_says_which_version_made_it(tmp_path: Path) -> None:
+    files.StageRecord(tmp_path, INPUTS).begin()
+    record = json.loads((tmp_path / "stage.json").read_text())
+    assert record["inputs"] == INPUTS
+    assert record["version"]
