@@ -347,7 +347,7 @@ class Scrape(Section):
     """Tries per view before it counts as failed."""
     backoff_s: Positive = 0.5
     """Pause before the second try; it doubles each time."""
-    contact: str = ""
+    contact: Annotated[str, Field(pattern=r"^[ -~]*$")] = ""
     """Address named in User-Agent, so that an archive's keeper can write to you."""
     views_per_shard: Count = 1024
 

@@ -127,7 +127,9 @@ class RawWriter:
         try:
             if self._spool is None:
                 self._spool = self._new_spool()
-            with self._spool.open("ab") as file:
+            # Not made anew: a spool that is gone has been packed by a job that should not run.
+            with self._spool.open("rb+") as file:
+                file.seek(0, os.SEEK_END)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

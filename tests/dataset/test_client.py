@@ -136,6 +136,18 @@ def test_a_view_that_fails_every_time_says_how_and_how_often() -> None:
     assert service.asked.total() == 3
 
 
+def test_a_sites_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serve() as service, serve(lambda *_: Reply(PAGE, 502, "text/html")) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        with client(service.url) as c:
+            assert c.fetch(preview()).body == gif(preview().query())
+        with client("http://galaxies.invalid") as c, pytest.raises(ViewFailedError):
+            c.fetch(preview())
+    assert proxy.connections > 0
+
+
 def test_retry_after_silences_all_views_for_so_long() -> None:
     arrivals = []
 
