@@ -7,6 +7,7 @@ HDF5 tool; our own reading does not go through it. docs/format.md describes both
 
 import functools
 import hashlib
+import io
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,8 +27,6 @@ FORMAT = "galmerhpc training"
 FORMAT_VERSION = 1
 VIRTUAL = "dataset.h5"
 
-# Readable by HDF5 1.10 (2016) and later; its object headers carry checksums, older ones' do not.
-_LIBVER = ("v110", "v110")
 _BLOCK_BYTES = 16 << 20
 
 # What h5py raises on files that are damaged or not HDF5.
@@ -128,21 +127,51 @@ def write_shard(
     count = len(columns["labels"])
     sources: list[str] = []
     checksums: list[int] = []
-    with files.atomic_path(path) as temporary, h5py.File(temporary, "w", libver=_LIBVER) as file:
-        file.attrs.update(identity)
-        stored = file.create_dataset("images", (count, *image_shape), np.uint8)
+
+    def layout() -> tuple[bytes, int]:
+        """Lay the file out with what is known by now; sizes, and so places, are known at once."""
+        unknown = count - len(sources)
+        late = {
+            "source_sha256": text_column(sources + [""] * unknown, 64),
+            "image_crc32": np.array(checksums + [0] * unknown, np.uint32),
+        }
+        return _lay_out(identity, parameters, (count, *image_shape), columns | late)
+
+    with files.atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.seek(layout()[1])
         for images, source_sha256 in pictures:
-            stored[len(sources) : len(sources) + len(images)] = images
+            file.write(images.data)
             sources += source_sha256
             checksums += map(zlib.crc32, images)
-        columns = columns | {
-            "source_sha256": text_column(sources, 64),
-            "image_crc32": np.array(checksums, np.uint32),
-        }
+        file.seek(0)
+        file.write(layout()[0])
+
+
+def _lay_out(
+    identity: dict[str, Any],
+    parameters: tuple[str, ...],
+    shape: tuple[int, int, int, int],
+    columns: Table,
+) -> tuple[bytes, int]:
+    """Return a shard up to its images, which stand at its end, and their position.
+
+    HDF5 lays it out in memory, and plain writes bring it to disk: HDF5 itself crashes the process
+    when the disk is full.
+    """
+    buffer = io.BytesIO()
+    with _create(buffer) as file:
+        file.attrs.update(identity)
+        images = file.create_dataset("images", shape, np.uint8)
         for name in _COLUMNS:
             file[name] = columns[name]
             file[name].attrs["sha256"] = _sha256(columns[name])
         _describe(file, parameters)
+        file.flush()  # all else has its place now
+        images[0, 0, 0, 0] = 0  # and with their first byte the images get theirs
+        offset = images.id.get_offset()
+    laid_out = buffer.getvalue()
+    assert len(laid_out) == offset + 1, "this HDF5 puts something behind the images"
+    return laid_out[:offset], offset
 
 
 def write_virtual(folder: Path, names: list[str], counts: dict[str, int]) -> None:
@@ -158,24 +187,55 @@ def write_virtual(folder: Path, names: list[str], counts: dict[str, int]) -> Non
         Samples by split, kept as an attribute of ``split``.
     """
     shards = [Shard.open(folder / name) for name in names]
-    ends = np.cumsum([len(shard) for shard in shards])
+    buffer = io.BytesIO()
     with (
-        files.atomic_path(folder / VIRTUAL) as temporary,
-        h5py.File(temporary, "w", libver=_LIBVER) as file,
+        _create(buffer) as file,
         h5py.File(shards[0].path, "r", locking=False) as first,
     ):
         file.attrs.update({k: v for k, v in first.attrs.items() if k != "first_sample"})
         for name in ("images", *_COLUMNS):
-            one = first[name]
-            layout = h5py.VirtualLayout((int(ends[-1]), *one.shape[1:]), one.dtype)
-            for shard, end in zip(shards, ends, strict=True):
-                shape = (len(shard), *one.shape[1:])
-                source = h5py.VirtualSource(shard.path.name, name, shape, one.dtype)
-                layout[end - len(shard) : end] = source
-            file.create_virtual_dataset(name, layout)
+            _create_virtual(file, first[name], [(shard.path.name, len(shard)) for shard in shards])
         _describe(file, shards[0].parameters)
         for name, count in counts.items():
             file["split"].attrs[f"count_{name}"] = count
+    with files.atomic_path(folder / VIRTUAL) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def _create(buffer: io.BytesIO) -> h5py.File:
+    """Begin an HDF5 file in memory whose bytes depend on its content alone."""
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, buffer)
+    # Readable by HDF5 1.10 (2016) and later; its object headers carry checksums.
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)  # h5py.File has no switch for the root group's
+    return h5py.File(h5py.h5f.create(b"memory", h5py.h5f.ACC_TRUNC, creation, access))
+
+
+def _create_virtual(file: h5py.File, like: h5py.Dataset, sources: list[tuple[str, int]]) -> None:
+    """Create a virtual dataset over those of the same name in other files.
+
+    Parameters
+    ----------
+    file : File
+        Where to create it.
+    like : Dataset
+        The one of the first source, for its name, type and shape.
+    sources : list of (str, int)
+        File names, and the rows of each.
+    """
+    name, item = like.name.encode(), like.shape[1:]
+    whole = h5py.h5s.create_simple((sum(rows for _, rows in sources), *item))
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_obj_track_times(False)  # h5py.VirtualLayout has no switch for them
+    start = 0
+    for source, rows in sources:
+        place = whole.copy()
+        place.select_hyperslab((start, *(0 for _ in item)), (rows, *item))
+        layout.set_virtual(place, source.encode(), name, h5py.h5s.create_simple((rows, *item)))
+        start += rows
+    h5py.h5d.create(file.id, name, like.id.get_type(), whole, layout)
 
 
 def _describe(file: h5py.File, parameters: tuple[str, ...]) -> None:
