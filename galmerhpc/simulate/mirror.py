@@ -8,7 +8,7 @@ luminous particles and nothing of the gas but its place.
 import functools
 import html
 import os
-import queue
+import select
 import signal
 import socketserver
 import sys
@@ -62,14 +62,10 @@ def serve(library: Path, host: str, port: int, until_stdin_closes: bool = False)
     """
     with Library(library) as snapshots, _listen(host, port, snapshots) as server:
         _compile(snapshots)
-        stop: queue.SimpleQueue[None] = queue.SimpleQueue()  # may be filled in a signal handler
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.put(None))
-        if until_stdin_closes:
-            threading.Thread(target=_await_end_of_stdin, args=(stop,), daemon=True).start()
+        signals = _end_signals()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         print(f"listening on http://{host}:{server.port}/ (library {library})", flush=True)
-        stop.get()
+        _await_end(signals, sys.stdin.fileno() if until_stdin_closes else None)
         server.shutdown()
         server.finish_pictures()
 
@@ -102,11 +98,24 @@ def _compile(library: Library) -> None:
             ) from error
 
 
-def _await_end_of_stdin(stop: "queue.SimpleQueue[None]") -> None:
-    # The bare descriptor: a thread inside Python's own stdin would hold its lock at exit.
-    while os.read(sys.stdin.fileno(), 4096):
-        pass
-    stop.put(None)
+def _end_signals() -> int:
+    """Return a descriptor that can be read from once SIGTERM or SIGINT has come."""
+    # Through a pipe, since a signal that comes just before a wait does not end the wait.
+    signals, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.set_wakeup_fd(wakeup)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return signals
+
+
+def _await_end(signals: int, stdin: int | None) -> None:
+    """Return on a signal, or when standard input ends if it is given."""
+    watched = [signals] if stdin is None else [signals, stdin]
+    while True:
+        ready, _, _ = select.select(watched, [], [])
+        if signals in ready or not os.read(ready[0], 4096):
+            return
 
 
 class _Server(socketserver.ThreadingTCPServer):
