@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from galmerhpc import __version__, files, parallel
-from galmerhpc.config import Config, digest
+from galmerhpc.config import Config, Stage, digest
 from galmerhpc.dataset.shards import Dataset
+from galmerhpc.dataset.split import SPLITS
 from galmerhpc.errors import GalmerhpcError, InputError
 from galmerhpc.evaluation import figures
 from galmerhpc.evaluation.baselines import LookUp, mean_prediction, thumbnails
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
-
 PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy", "scipy", "h5py", "mpi4py")
 """Packages whose versions are written down, where they are installed."""
 
@@ -47,17 +46,28 @@ WHAT_IS_NEW = {
 }
 """What sets the evaluated images apart from the training images, by kind of split."""
 
+MADE_FROM: dict[str, Stage] = {"shards": "preprocess", "checkpoints": "train"}
+"""Folders that an evaluation depends on, and the stages that made them."""
+
 COLLISIONLESS = "our collisionless N-body, not GalMer; its gas is a collisionless disc"
 """What the mirror's images show; said wherever they appear."""
 
 
-class Directions(NamedTuple):
-    """Where images come from: realisation, snapshot and line of sight (degrees), each (N,)."""
+class Views(NamedTuple):
+    """The evaluated images' views, in the order of predictions.csv's columns; each (N,)."""
 
+    id: NDArray[np.object_]
+    """`catalogue.View.id`, str."""
+    copy: NDArray[np.int64]
+    """0 for the picture itself, 1, 2 ... for augmented copies, which split random evaluates too."""
     simulation: NDArray[np.int64]
-    snapshot: NDArray[np.int64]
-    theta: NDArray[np.float64]
-    phi: NDArray[np.float64]
+    """Realisation."""
+    snapshot_id: NDArray[np.int64]
+    time_myr: NDArray[np.float64]
+    """Time since pericentre."""
+    theta_deg: NDArray[np.float64]
+    """Viewing angle, also where the network does not estimate it."""
+    phi_deg: NDArray[np.float64]
 
 
 def evaluate(config: Config) -> None:
@@ -93,14 +103,15 @@ def evaluate(config: Config) -> None:
     if record.complete and files.read_json(metrics_path)["repeat"]["model"] == model_sha256:
         log.info("evaluate: complete, nothing to do")
         return
+    for name, stage in MADE_FROM.items():  # refuses shards and weights of another configuration
+        files.StageRecord(config.run_dir / name, config.inputs(stage))
     dataset = Dataset.open(config.run_dir / "shards")
     history = read_history(config.run_dir / "metrics.csv", dataset.parameters)
     network = load_network(model_path, dataset)
     split, rows = evaluated_rows(dataset)
     true = dataset.labels[rows].astype(np.float64)
     predictions = predict(config, dataset, network, rows)
-    views = dataset.view[rows]
-    directions = read_directions(views)
+    views = read_views(dataset, rows)
     metrics = to_json(
         {
             "run": describe_run(config, dataset, split),
@@ -110,7 +121,7 @@ def evaluate(config: Config) -> None:
                     dataset.parameters,
                     true,
                     predicted,
-                    sky_weights(directions.theta, column(dataset, INCLINATION.name, rows)),
+                    sky_weights(views.theta_deg, column(dataset, INCLINATION.name, rows)),
                     np.unique(column(dataset, INCLINATION.name)),
                 )
                 for name, predicted in predictions.items()
@@ -129,9 +140,9 @@ def evaluate(config: Config) -> None:
     files.remove_temporaries(folder)
     files.write_text(
         folder / "predictions.csv",
-        predictions_csv(dataset.parameters, split, views, directions, true, predictions["network"]),
+        predictions_csv(dataset.parameters, split, views, true, predictions["network"]),
     )
-    draw(config, dataset, rows, true, predictions, directions, history, metrics)
+    draw(config, dataset, rows, true, predictions, views, history, metrics)
     files.write_json(metrics_path, metrics)
     record.finish({name: files.sha256(folder / name) for name in made_files()})
     scores = metrics["scores"]
@@ -227,18 +238,14 @@ def evaluated_rows(dataset: Dataset) -> tuple[str, NDArray[np.int64]]:
     raise InputError("the data set has neither test nor validation images: set split.test_fraction")
 
 
-def read_directions(views: Sequence[str]) -> Directions:
-    """Read realisation, snapshot and line of sight from the ids of views (`catalogue.View.id`)."""
-    given = [parse_qs(view) for view in views]
-
-    def numbers(key: str, kind: type) -> NDArray[Any]:
-        return np.array([kind(fields[key][0]) for fields in given])
-
-    return Directions(
-        numbers("simulation", int),
-        numbers("snap_id", int),
-        numbers("theta", float),
-        numbers("phi", float),
+def read_views(dataset: Dataset, rows: NDArray[np.int64]) -> Views:
+    """Read what is known of the views of rows; the line of sight stands in a view's id."""
+    ids = dataset.view[rows]
+    sights = [parse_qs(view) for view in ids]
+    return Views(
+        ids,
+        *(dataset.column(name)[rows] for name in Views._fields[1:-2]),
+        *(np.array([float(sight[angle][0]) for sight in sights]) for angle in ("theta", "phi")),
     )
 
 
@@ -275,9 +282,12 @@ def predict(
         what: str, rows: NDArray[np.int64], function: Callable[[NDArray[np.uint8]], Any]
     ) -> Any:
         """Apply a function to the images of rows, a batch at a time."""
-        size = config.training.evaluation_batch
-        starts = tqdm(range(0, len(rows), size), desc=what, unit="batch", disable=None)
-        return np.concatenate([function(dataset.images(rows[k : k + size])) for k in starts])
+        size, results = config.training.evaluation_batch, []
+        with tqdm(total=len(rows), desc=what, unit=" images", disable=None) as progress:
+            for _, images in dataset.in_order(rows):
+                results += [function(images[k : k + size]) for k in range(0, len(images), size)]
+                progress.update(len(images))
+        return np.concatenate(results)
 
     def thumbs(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return thumbnails(images, settings.thumbnail_px)
@@ -308,10 +318,11 @@ def predict(
 def describe_run(config: Config, dataset: Dataset, split: str) -> dict[str, Any]:
     """Return what was trained on what, and how it was split."""
     samples, simulations = {}, {}
+    simulation = dataset.column("simulation")
     for name in SPLITS:
         rows = dataset.rows(name)
         samples[name] = len(rows)
-        simulations[name] = [int(s) for s in np.unique(read_directions(dataset.view[rows])[0])]
+        simulations[name] = np.unique(simulation[rows]).tolist()
     return {
         "name": config.run_dir.name,
         "architecture": config.model.architecture,
@@ -365,19 +376,19 @@ def machine() -> dict[str, Any]:
 def predictions_csv(
     parameters: Sequence[str],
     split: str,
-    views: Sequence[str],
-    directions: Directions,
+    views: Views,
     true: NDArray[np.float64],
     predicted: NDArray[np.float64],
 ) -> str:
-    """Return predictions.csv: a row a view, angles in degrees, float32's full precision."""
+    """Return predictions.csv: a row an image, angles in degrees, float32's full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     pairs = [f"{kind}_{name}" for name in parameters for kind in ("true", "predicted")]
-    writer.writerow(["view", "split", "simulation", "snapshot_id", "theta_deg", "phi_deg", *pairs])
+    writer.writerow(["view", "split", *Views._fields[1:], *pairs])
     values = np.stack([true, predicted], axis=-1).reshape(len(true), -1)  # (N, 2 P)
-    for view, direction, row in zip(views, zip(*directions, strict=True), values, strict=True):
-        writer.writerow([view, split, *(f"{x:.9g}" for x in (*direction, *row))])
+    for (name, *view), row in zip(zip(*views, strict=True), values, strict=True):
+        cells = (f"{x:.9g}" if isinstance(x, float) else x for x in (*view, *row))
+        writer.writerow([name, split, *cells])
     return text.getvalue()
 
 
@@ -387,7 +398,7 @@ def draw(
     rows: NDArray[np.int64],
     true: NDArray[np.float64],
     predictions: dict[str, NDArray[np.float64]],
-    directions: Directions,
+    views: Views,
     history: dict[str, NDArray[np.float64]],
     metrics: dict[str, Any],
 ) -> None:
@@ -405,11 +416,11 @@ def draw(
     )
     errors = {name: np.abs(predicted - true) for name, predicted in predictions.items()}
     figures.error_against_theta(
-        names, directions.theta, errors, folder / "error_against_theta", f"{sample}.{source}"
+        names, views.theta_deg, errors, folder / "error_against_theta", f"{sample}.{source}"
     )
     settings = config.evaluation
     # Evenly through the views sorted by encounter and viewing angle, so that all kinds appear.
-    order = np.lexsort((directions.phi, directions.theta, directions.snapshot))
+    order = np.lexsort((views.phi_deg, views.theta_deg, views.snapshot_id))
     count = min(settings.montage_rows * settings.montage_columns, len(rows))
     shown = order[np.linspace(0, len(rows) - 1, count).round().astype(int)]
     figures.montage(

@@ -12,7 +12,6 @@ from galmerhpc.config import Config, dump
 from galmerhpc.errors import InputError
 from galmerhpc.evaluation.evaluate import (
     COLLISIONLESS,
-    SPLITS,
     WHAT_IS_NEW,
     describe_sample,
     lost_to_lookup,
@@ -32,6 +31,13 @@ MEASURES = {"mae": "Mean absolute error", "mse": "Mean squared error", "r2": "RÂ
 
 FEW_REALISATIONS = 4
 """Below this number of evaluated realisations, the report warns of the small sample."""
+
+PARTS = {
+    "train": "Training",
+    "validation": "Validation",
+    "test": "Test",
+    "none": "Guard band, unused",
+}
 
 CAPTIONS = {
     "montage": "Images with true values (white, top left) and the network's predictions (yellow, "
@@ -215,8 +221,11 @@ def facts(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         else run["source"]
     )
     splits = [
-        (name, f"{run['samples'][name]:,} images of {_realisations(run['simulations'][name])}")
-        for name in SPLITS
+        (
+            PARTS[name],
+            f"{run['samples'][name]:,} images of {_realisations(run['simulations'][name])}",
+        )
+        for name in PARTS
         if run["samples"][name]
     ]
     return [
@@ -224,17 +233,18 @@ def facts(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         ("Parameters", ", ".join(names)),
         ("Images", f"{width} x {height} pixels, {_count(channels, 'channel')}, from {source}"),
         ("Split", f"{run['split']}: {WHAT_IS_NEW[run['split']]}"),
-        *((name.capitalize(), text) for name, text in splits),
+        *splits,
         (
-            "Training",
+            "Work",
             f"{training['epochs']} epochs, {training['steps']:,} steps of {t.batch_size} images "
             f"over all ranks, {training['seconds'] / 60:.1f} minutes at "
             f"{training['images_per_s']:.0f} images/s; loss {t.loss}, Adam at {t.learning_rate:g}, "
             f"schedule {t.schedule.kind}",
         ),
         (
-            "At its end",
-            f"training MAE {training['training_mae']:.4g}, MSE {training['training_mse']:.4g}",
+            "Training errors",
+            f"MAE {training['training_mae']:.4g}, MSE {training['training_mse']:.4g} "
+            "in the last epoch",
         ),
     ]  # fmt: skip
 

@@ -7,27 +7,9 @@ from PIL import Image
 from galmerhpc.config import Lookup
 from galmerhpc.evaluation.baselines import LookUp, goes_round, mean_prediction, thumbnails
 from galmerhpc.parameters import NAMES
+from tests.evaluation.runs import draw_pair, grid
 
 SETTINGS = Lookup()
-
-
-def draw_pair(labels: np.ndarray, size: int = 32) -> np.ndarray:
-    """Draw two blobs whose place, distance, width and brightness follow from the four labels."""
-    y, x = np.mgrid[:size, :size] - (size - 1) / 2
-    images = np.empty((len(labels), size, size, 3), np.uint8)
-    for image, (spin, inclination, azimuth, viewing_angle) in zip(images, labels, strict=True):
-        turn = np.radians(azimuth)
-        apart = 10 - viewing_angle / 15
-        dx, dy = apart * np.cos(turn), apart * np.sin(turn)
-        first = np.exp(-((x - dx) ** 2 + (y - dy) ** 2) / (8 + 4 * spin))
-        second = np.exp(-((x + dx) ** 2 + (y + dy) ** 2) / (4 + inclination / 8))
-        image[:] = (250 * np.clip(first + 0.6 * second, 0, 1))[..., None]
-    return images
-
-
-def grid(phis: np.ndarray, thetas: np.ndarray) -> np.ndarray:
-    axes = np.meshgrid([0, 1], [0, 45, 75, 90], phis, thetas, indexing="ij")
-    return np.stack(axes, axis=-1).reshape(-1, 4).astype(np.float32)
 
 
 def look_up(labels: np.ndarray, **settings: int) -> LookUp:

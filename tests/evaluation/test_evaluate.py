@@ -1,0 +1,249 @@
+"""Evaluation end to end: real shards, a real Keras model, the real command."""
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import metrics as sklearn_metrics
+
+from galmerhpc.config import Config
+from galmerhpc.dataset.shards import Dataset
+from galmerhpc.errors import InputError
+from galmerhpc.evaluation.evaluate import evaluate, made_files, read_history, result_table, verdict
+from galmerhpc.parameters import NAMES
+from tests.evaluation.runs import EXPECTED, MODEL, OTHER_MODEL, write_run
+from tests.support import galmerhpc, run
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a model; what it predicts and a model that does not fit are beside it."""
+    folder = tmp_path_factory.mktemp("model")
+    made = run(sys.executable, "-m", "tests.evaluation.runs", str(folder))
+    assert made.returncode == 0, made.stderr
+    return folder / MODEL
+
+
+@pytest.fixture(scope="session")
+def evaluated(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Return the configuration of a run that the command has evaluated and reported."""
+    config = write_run(tmp_path_factory.mktemp("evaluated"), model)
+    for stage, argument in (("evaluate", "run.yaml"), ("report", "run")):  # file and run folder
+        done = galmerhpc(stage, str(config.run_dir.parent / argument))
+        assert done.returncode == 0, done.stderr
+    return config
+
+
+def metrics_of(config: Config) -> dict:
+    return json.loads((config.run_dir / "evaluation/metrics.json").read_text())
+
+
+def predictions_of(config: Config) -> list[dict[str, str]]:
+    text = (config.run_dir / "evaluation/predictions.csv").read_text()
+    return list(csv.DictReader(text.splitlines()))
+
+
+def test_every_file_is_there_and_every_figure_is_a_picture(evaluated: Config) -> None:
+    folder = evaluated.run_dir / "evaluation"
+    assert {p.name for p in folder.iterdir()} == {*made_files(), "stage.json", "report.html"}
+    for path in folder.glob("*.png"):
+        with Image.open(path) as image:
+            image.load()
+            assert min(image.size) > 400
+            assert len(image.convert("RGB").getcolors(image.width * image.height) or []) > 10
+    assert all(path.read_bytes().startswith(b"%PDF") for path in folder.glob("*.pdf"))
+
+
+def test_json_holds_no_nan(evaluated: Config) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    text = (evaluated.run_dir / "evaluation/metrics.json").read_text()
+    json.loads(text, parse_constant=refuse)
+
+
+def test_predictions_name_every_test_image_and_are_the_model_s(
+    evaluated: Config, model: Path
+) -> None:
+    dataset = Dataset.open(evaluated.run_dir / "shards")
+    found = predictions_of(evaluated)
+    assert [row["view"] for row in found] == dataset.view[dataset.rows("test")].tolist()
+    assert {row["split"] for row in found} == {"test"}
+    assert {row["simulation"] for row in found} == {"1"}
+    for name, key in (("azimuth", "phi_deg"), ("viewing_angle", "theta_deg")):
+        assert all(row[key] == row[f"true_{name}"] for row in found)
+    assert all(f"snap_id={row['snapshot_id']}&" in row["view"] for row in found)
+    ours = [[float(row[f"predicted_{name}"]) for name in NAMES] for row in found]
+    expected = np.load(model.with_name(EXPECTED))
+    assert np.array(ours) == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
+def test_metrics_follow_from_the_predictions(evaluated: Config) -> None:
+    rows, network = predictions_of(evaluated), metrics_of(evaluated)["scores"]["network"]
+    each = {}
+    for name in NAMES:
+        true, predicted = (
+            np.array([float(row[f"{kind}_{name}"]) for row in rows])
+            for kind in ("true", "predicted")
+        )
+        each[name] = {
+            "mae": sklearn_metrics.mean_absolute_error(true, predicted),
+            "mse": sklearn_metrics.mean_squared_error(true, predicted),
+            "r2": sklearn_metrics.r2_score(true, predicted),
+            "median_error": sklearn_metrics.median_absolute_error(true, predicted),
+        }
+        found = {metric: network["parameters"][name][metric] for metric in each[name]}
+        assert found == pytest.approx(each[name], rel=1e-6)
+        if name == "spin":
+            accuracy = np.mean((predicted > 0.5) == (true == 1))
+            assert network["parameters"]["spin"]["accuracy"] == pytest.approx(accuracy)
+    for metric in ("mae", "mse", "r2"):
+        average = np.mean([each[name][metric] for name in NAMES])
+        assert network["average"][metric] == pytest.approx(average, rel=1e-6)
+
+
+def test_baselines_are_built_on_the_training_images_alone(evaluated: Config) -> None:
+    metrics = metrics_of(evaluated)
+    dataset = Dataset.open(evaluated.run_dir / "shards")
+    training, true = dataset.labels[dataset.rows("train")], dataset.labels[dataset.rows("test")]
+    expected = np.abs(true - training.mean(axis=0, dtype=float)).mean(axis=0)
+    mean, lookup = (metrics["scores"][k]["parameters"] for k in ("mean", "lookup"))
+    assert [mean[name]["mae"] for name in NAMES] == pytest.approx(expected, rel=1e-5)
+    assert all(lookup[name]["mae"] < 0.8 * mean[name]["mae"] for name in NAMES)
+    samples = {name: len(dataset.rows(name)) for name in ("none", "train", "validation", "test")}
+    assert metrics["run"]["samples"] == samples
+    assert metrics["run"]["simulations"] == {
+        "none": [0],
+        "train": [0],
+        "validation": [0],
+        "test": [1],
+    }
+
+
+def test_what_repeats_the_run_is_written_down(evaluated: Config) -> None:
+    repeat = metrics_of(evaluated)["repeat"]
+    assert repeat["dataset"] == Dataset.open(evaluated.run_dir / "shards").fingerprint
+    assert all(len(repeat[key]) == 64 for key in ("configuration", "dataset", "model"))
+    assert {"python", "galmerhpc", "keras", "numpy", "scipy"} <= repeat["versions"].keys()
+    assert any(name.startswith("tensorflow") for name in repeat["versions"])
+    assert repeat["machine"]["cpu"]
+    assert repeat["machine"]["ranks"] == 1
+
+
+def test_the_same_model_is_not_evaluated_again(evaluated: Config) -> None:
+    path = evaluated.run_dir / "evaluation/metrics.json"
+    before = path.stat().st_mtime_ns
+    evaluate(evaluated)
+    assert path.stat().st_mtime_ns == before
+
+
+def test_the_table_and_the_report_show_the_same_figures(evaluated: Config) -> None:
+    metrics = metrics_of(evaluated)
+    table = result_table(metrics)
+    lines = {line[:14].strip(): line.split() for line in table.splitlines() if line[:1].strip()}
+    assert {"network", "look-up", "mean predictor"} <= lines.keys()
+    assert max(map(len, table.splitlines())) <= 100
+    html = (evaluated.run_dir / "evaluation/report.html").read_text()
+    network = metrics["scores"]["network"]
+    for value in (network["parameters"]["azimuth"]["mae"], network["average"]["mae"]):
+        assert f"{value:.3g}" in table
+        assert f">{value:.3g}<" in html
+    assert table.replace("\n", " ").endswith(verdict(metrics))
+
+
+def test_without_a_test_split_validation_serves_and_every_output_says_so(
+    model: Path, tmp_path: Path
+) -> None:
+    split = {"kind": "random", "test_fraction": 0}
+    config = write_run(tmp_path, model, split=split)
+    for stage in ("evaluate", "report"):
+        done = galmerhpc(stage, str(tmp_path / "run.yaml"))
+        assert done.returncode == 0, done.stderr
+    metrics = metrics_of(config)
+    assert metrics["run"]["evaluated"] == "validation"
+    assert metrics["run"]["samples"]["test"] == 0
+    assert {row["split"] for row in predictions_of(config)} == {"validation"}
+    assert "there is no test split, so validation serves" in result_table(metrics)
+    html = (config.run_dir / "evaluation/report.html").read_text()
+    assert "There is no test split" in html
+    assert "The split is random" in html
+
+
+# --- what a user gets wrong: one line, nothing written --------------------------------------------
+
+
+def refusal(config: Config) -> str:
+    """Return what the command says, which must be one line."""
+    done = galmerhpc("evaluate", str(config.run_dir.parent / "run.yaml"))
+    assert done.returncode == 2, done.stderr
+    assert not (config.run_dir / "evaluation").exists()
+    lines = [line for line in done.stderr.splitlines() if line.startswith("galmerhpc: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+def test_no_model_says_to_train(model: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path, model)
+    (config.run_dir / "model.keras").unlink()
+    assert refusal(config).endswith("model.keras: no such file; run galmerhpc train first")
+
+
+def test_a_damaged_model_says_to_train_again(model: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path, model)
+    path = config.run_dir / "model.keras"
+    path.write_bytes(path.read_bytes()[:-100])
+    line = refusal(config)
+    assert str(path) in line
+    assert "train again" in line
+
+
+def test_a_model_of_other_outputs_is_refused(model: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path, model)
+    shutil.copy(model.with_name(OTHER_MODEL), config.run_dir / "model.keras")
+    assert "need (32, 32, 3) and (4,)" in refusal(config)
+
+
+def test_shards_of_another_configuration_are_refused(model: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path, model)
+    path = tmp_path / "run.yaml"
+    path.write_text(path.read_text().replace("image_size: 32", "image_size: 64"))
+    line = refusal(config)
+    assert "preprocess.image_size" in line
+    assert "32 there, 64 now" in line
+
+
+def test_a_classifier_is_refused_by_name(model: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path, model, model={"task": "classification"})
+    assert "model.task" in refusal(config)
+
+
+def test_a_report_needs_an_evaluation(model: Path, tmp_path: Path) -> None:
+    write_run(tmp_path, model)
+    done = galmerhpc("report", str(tmp_path / "run.yaml"))
+    assert done.returncode == 2
+    assert "run galmerhpc evaluate first" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_damaged_history_is_named(model: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path, model)
+    path = config.run_dir / "metrics.csv"
+    whole = path.read_text()
+    for broken in (
+        "",
+        "epoch\n",
+        whole.replace("95", "fast", 1),
+        whole.replace("training_mae", "x"),
+    ):
+        path.write_text(broken)
+        with pytest.raises(InputError, match=r"metrics\.csv: damaged"):
+            read_history(path, NAMES)
+    shutil.rmtree(config.run_dir)
+    with pytest.raises(InputError, match="run galmerhpc train first"):
+        read_history(path, NAMES)

@@ -1,0 +1,88 @@
+"""Figures: what stands on them, and that no odd data break them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from galmerhpc.evaluation import figures
+from galmerhpc.parameters import NAMES
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ((0, 0, 0, 0), "P, 0, 0, 0"),
+        ((1, 75, 120, 35), "R, 75, 120, 35"),
+        ((0.51, 74.6, -3.2, 90.4), "R, 75, -3, 90"),
+        ((-0.2, 89.5, 179.7, 0.4), "P, 90, 180, 0"),
+    ],
+)
+def test_montage_text_is_the_paper_s(values: tuple[float, ...], text: str) -> None:
+    assert figures.montage_text(NAMES, np.array(values, np.float32)) == text
+
+
+def test_montage_text_shows_other_labels_as_numbers() -> None:
+    assert figures.montage_text(("azimuth", "mass_ratio"), (12.4, 9.8765)) == "12, 9.88"
+
+
+def drawn(path: Path) -> np.ndarray:
+    assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    with Image.open(path.with_suffix(".png")) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_montage_holds_every_image(channels: int, tmp_path: Path) -> None:
+    levels = np.array([40, 90, 140, 190, 240], np.uint8)
+    images = np.broadcast_to(levels[:, None, None, None], (5, 32, 32, channels))
+    figures.montage(images, ["true"] * 5, ["predicted"] * 5, 3, tmp_path / "montage", "note")
+    picture = drawn(tmp_path / "montage")
+    greys = {tuple(rgb) for rgb in picture.reshape(-1, 3) if rgb[0] == rgb[1] == rgb[2]}
+    assert {(level,) * 3 for level in levels} <= greys
+
+
+def test_true_values_are_white_top_left_and_predictions_yellow_bottom_right(tmp_path: Path) -> None:
+    images = np.full((1, 32, 32, 3), 40, np.uint8)
+    figures.montage(images, ["P, 0"], ["R, 90"], 1, tmp_path / "montage", "")
+    picture = drawn(tmp_path / "montage").astype(int)
+    inside = np.argwhere((picture == 40).all(axis=-1))
+    low, high = inside.min(axis=0), inside.max(axis=0)
+    picture = picture[low[0] : high[0], low[1] : high[1]]
+    middle = (high - low) / 2
+    white = np.argwhere(picture.min(axis=-1) > 230)
+    yellow = np.argwhere(picture[..., 0] - picture[..., 2] > 100)
+    assert len(white)
+    assert (white < middle).all()
+    assert len(yellow)
+    assert (yellow > middle).all()
+
+
+@pytest.mark.parametrize("count", [1, 200])
+def test_any_number_of_images_and_of_parameters_can_be_drawn(count: int, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    names = ("spin", "viewing_angle", "mass_ratio")
+    true = random.uniform(0, 90, (count, 3))
+    predicted = true + 1
+    errors = {predictor: np.abs(predicted - true) for predictor in figures.PREDICTORS}
+    figures.predicted_against_true(names, true, predicted, tmp_path / "one", "note")
+    figures.error_against_theta(names, true[:, 1], errors, tmp_path / "two", "note")
+    for name in ("one", "two"):
+        assert len(np.unique(drawn(tmp_path / name))) > 10
+
+
+def test_a_learning_curve_of_one_epoch_without_r2_can_be_drawn(tmp_path: Path) -> None:
+    names = ("epoch", "training_loss", "training_mae", "training_mse", "validation_mae",
+             "validation_mse")  # fmt: skip
+    history = {name: np.ones(1) for name in names}
+    history |= {f"validation_r2_{name}": np.full(1, np.nan) for name in NAMES}
+    figures.learning_curve(history, NAMES, tmp_path / "curve", "note")
+    assert len(np.unique(drawn(tmp_path / "curve"))) > 10
+
+
+def test_the_same_arrays_make_the_same_picture(tmp_path: Path) -> None:
+    true = np.random.default_rng(0).uniform(0, 90, (50, 1))
+    for name in ("a", "b"):
+        figures.predicted_against_true(("azimuth",), true, true + 1, tmp_path / name, "note")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
