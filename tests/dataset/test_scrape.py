@@ -2,6 +2,7 @@
 
 import csv
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -64,7 +65,8 @@ def held(folder: Path) -> dict[str, bytes]:
 
 def one_line(stderr: str) -> str:
     """Return the message of a command that failed, which is one line and no traceback."""
-    lines = [line for line in stderr.splitlines() if line.startswith("galmerhpc: ")]
+    # mpirun may pass on a zero byte of its own; a rank may be first to see what is wrong for all.
+    lines = [line for line in stderr.splitlines() if re.match(r"\0?(rank \d+: )?galmerhpc: ", line)]
     assert "Traceback" not in stderr, stderr
     assert len(lines) == 1, stderr
     return lines[0]
