@@ -2,7 +2,7 @@
 
 It answers as such a CGI does: a GIF, or a page that says what was wrong, with status 200 all the
 same. It serves neither ``halo=1`` nor another quantity than the surface density: a library holds
-luminous particles and nothing of the gas but its place.
+places and masses of luminous particles alone. Its gas is a collisionless disc, unlike GalMer's.
 """
 
 import functools
