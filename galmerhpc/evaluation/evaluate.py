@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FIGURES = ("learning_curve", "predicted_against_true", "error_against_theta", "montage")
+REPORT = "report.html"
+
 PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy", "scipy", "h5py", "mpi4py")
 """Packages whose versions are written down, where they are installed."""
 
@@ -99,31 +102,28 @@ def evaluate(config: Config) -> None:
     if not model_path.is_file():
         raise InputError(f"{model_path}: no such file; run galmerhpc train first")
     model_sha256 = files.sha256(model_path)
-    metrics_path = folder / "metrics.json"
-    if record.complete and files.read_json(metrics_path)["repeat"]["model"] == model_sha256:
-        log.info("evaluate: complete, nothing to do")
-        return
+    if intact(record, folder):
+        evaluated = files.read_json(folder / "metrics.json")["repeat"]["model"]
+        if evaluated == model_sha256:
+            log.info("evaluate: complete, nothing to do")
+            return
     for name, stage in MADE_FROM.items():  # refuses shards and weights of another configuration
         files.StageRecord(config.run_dir / name, config.inputs(stage))
     dataset = Dataset.open(config.run_dir / "shards")
     history = read_history(config.run_dir / "metrics.csv", dataset.parameters)
     network = load_network(model_path, dataset)
     split, rows = evaluated_rows(dataset)
+    views = read_views(dataset, rows)
     true = dataset.labels[rows].astype(np.float64)
     predictions = predict(config, dataset, network, rows)
-    views = read_views(dataset, rows)
+    inclinations = label(dataset, INCLINATION.name)
+    weights = sky_weights(views.theta_deg, inclinations[rows])
     metrics = to_json(
         {
             "run": describe_run(config, dataset, split),
             "training": describe_training(history),
             "scores": {
-                name: score(
-                    dataset.parameters,
-                    true,
-                    predicted,
-                    sky_weights(views.theta_deg, column(dataset, INCLINATION.name, rows)),
-                    np.unique(column(dataset, INCLINATION.name)),
-                )
+                name: score(dataset.parameters, true, predicted, weights, np.unique(inclinations))
                 for name, predicted in predictions.items()
             },
             "repeat": {
@@ -138,21 +138,19 @@ def evaluate(config: Config) -> None:
     )
     record.begin()
     files.remove_temporaries(folder)
+    (folder / REPORT).unlink(missing_ok=True)  # it would show another model's figures
     files.write_text(
         folder / "predictions.csv",
         predictions_csv(dataset.parameters, split, views, true, predictions["network"]),
     )
     draw(config, dataset, rows, true, predictions, views, history, metrics)
-    files.write_json(metrics_path, metrics)
+    files.write_json(folder / "metrics.json", metrics)
     record.finish({name: files.sha256(folder / name) for name in made_files()})
     scores = metrics["scores"]
     log.info(
         "evaluate: average MAE on %s: network %.3g, look-up %.3g, mean predictor %.3g",
         describe_sample(metrics), *(scores[k]["average"]["mae"] for k in figures.PREDICTORS),
     )  # fmt: skip
-
-
-FIGURES = ("learning_curve", "predicted_against_true", "error_against_theta", "montage")
 
 
 def made_files() -> list[str]:
@@ -162,6 +160,13 @@ def made_files() -> list[str]:
         "predictions.csv",
         *(f"{name}{suffix}" for name in FIGURES for suffix in figures.SUFFIXES),
     ]
+
+
+def intact(record: files.StageRecord, folder: Path) -> bool:
+    """Tell whether an evaluation is complete and its files are as they were written."""
+    return record.complete and all(
+        files.sha256(folder / name) == sha256 for name, sha256 in record.files.items()
+    )
 
 
 # --- what is read ---------------------------------------------------------------------------------
@@ -208,9 +213,8 @@ def load_network(path: Path, dataset: Dataset) -> "keras.Model":
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # noqa: BLE001 - Keras raises whatever its parts raise
-        raise InputError(
-            f"{path}: cannot be loaded ({str(error).strip().splitlines()[0]}); train again"
-        ) from None
+        why = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(f"{path}: cannot be loaded ({why}); train again") from None
     wanted = ((None, *dataset.image_shape), (None, len(dataset.parameters)))
     found = (tuple(model.input_shape), tuple(model.output_shape))
     if found != wanted:
@@ -249,13 +253,11 @@ def read_views(dataset: Dataset, rows: NDArray[np.int64]) -> Views:
     )
 
 
-def column(
-    dataset: Dataset, name: str, rows: NDArray[np.int64] | slice = slice(None)
-) -> NDArray[np.float64]:
-    """Return one label of some rows; not a number where the data set does not have it."""
+def label(dataset: Dataset, name: str) -> NDArray[np.float64]:
+    """Return one label of all samples; not a number where the data set does not have it."""
     if name not in dataset.parameters:
-        return np.full(len(dataset.labels[rows]), np.nan)
-    return dataset.labels[rows, dataset.parameters.index(name)].astype(np.float64)
+        return np.full(len(dataset), np.nan)
+    return dataset.labels[:, dataset.parameters.index(name)].astype(np.float64)
 
 
 # --- predictions ----------------------------------------------------------------------------------

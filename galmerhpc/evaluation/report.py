@@ -12,8 +12,10 @@ from galmerhpc.config import Config, dump
 from galmerhpc.errors import InputError
 from galmerhpc.evaluation.evaluate import (
     COLLISIONLESS,
+    REPORT,
     WHAT_IS_NEW,
     describe_sample,
+    intact,
     lost_to_lookup,
     number,
     verdict,
@@ -101,9 +103,9 @@ def report(config: Config) -> Path:
         The run has not been evaluated with this configuration.
     """
     folder = config.run_dir / "evaluation"
-    if not files.StageRecord(folder, config.inputs("evaluate")).complete:
-        raise InputError(f"{folder}: not complete; run galmerhpc evaluate first")
-    path = folder / "report.html"
+    if not intact(files.StageRecord(folder, config.inputs("evaluate")), folder):
+        raise InputError(f"{folder}: missing, unfinished or changed; run galmerhpc evaluate first")
+    path = folder / REPORT
     metrics = files.read_json(folder / "metrics.json")
     figures = {name: (folder / f"{name}.png").read_bytes() for name in CAPTIONS}
     files.write_text(path, page(config, metrics, figures))

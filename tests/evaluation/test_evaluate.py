@@ -15,6 +15,7 @@ from galmerhpc.config import Config
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import InputError
 from galmerhpc.evaluation.evaluate import evaluate, made_files, read_history, result_table, verdict
+from galmerhpc.evaluation.report import report
 from galmerhpc.parameters import NAMES
 from tests.evaluation.runs import EXPECTED, MODEL, OTHER_MODEL, write_run
 from tests.support import galmerhpc, run
@@ -140,6 +141,19 @@ def test_the_same_model_is_not_evaluated_again(evaluated: Config) -> None:
     before = path.stat().st_mtime_ns
     evaluate(evaluated)
     assert path.stat().st_mtime_ns == before
+
+
+def test_a_damaged_evaluation_is_not_reported_and_is_made_again(
+    evaluated: Config, tmp_path: Path
+) -> None:
+    shutil.copytree(evaluated.run_dir.parent, tmp_path, dirs_exist_ok=True)
+    config = evaluated.model_copy(update={"run_dir": tmp_path / "run"})
+    (config.run_dir / "evaluation/metrics.json").write_text("{}")
+    with pytest.raises(InputError, match="run galmerhpc evaluate first"):
+        report(config)
+    (config.run_dir / "metrics.csv").unlink()  # it gets as far as reading again
+    with pytest.raises(InputError, match="run galmerhpc train first"):
+        evaluate(config)
 
 
 def test_the_table_and_the_report_show_the_same_figures(evaluated: Config) -> None:
