@@ -2,10 +2,10 @@
 
     python benchmarks/mirror.py [--library FILE] [--seconds 10]
 
-Everything runs in turns of one process, in one run, on one core: the drawing alone, the encoding
-alone, and the mirror, a process pinned to that core while the client asks from the others. Rates
-are per second of CPU time, which neighbours on the machine do not change; the mirror's rate on the
-clock, with one connection and with four, stands beside it.
+One run measures one after the other: the drawing alone, the encoding alone, each in one thread, and
+the mirror, a process pinned to one core while the client asks from the others. Rates are per second
+of CPU time, which neighbours on the machine hardly change; the mirror's rate on the clock, with one
+connection and with four, stands beside them.
 """
 
 import argparse
