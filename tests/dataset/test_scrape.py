@@ -91,6 +91,24 @@ def test_any_number_of_ranks_fetches_the_same_once(tmp_path: Path, ranks: int) -
     assert {file.name for file in raw.iterdir()} == {*record.files, "stage.json"}
 
 
+def test_the_mirror_gives_the_same_to_any_number_of_ranks(tmp_path: Path) -> None:
+    contents = []
+    for ranks in (1, 2, 4):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        path = write_config(folder, "mirror", theta_step=90)
+        values = yaml.safe_load(path.read_text())
+        values["catalogue"]["runs"] = [
+            {"spin": "retrograde", "inclination_deg": 90, "first_id": 27436}
+        ]
+        path.write_text(yaml.safe_dump(values))
+        done = galmerhpc("scrape", str(path), ranks=ranks)
+        assert done.returncode == ExitCode.COMPLETE, done.stderr
+        contents.append(held(folder / "run" / "raw"))
+    assert len(contents[0]) == 2 * 19
+    assert contents[0] == contents[1] == contents[2]
+
+
 class Fickle:
     """A behaviour that can be told to fail some views."""
 
