@@ -101,6 +101,7 @@ def test_the_mirror_gives_the_same_to_any_number_of_ranks(tmp_path: Path) -> Non
         values["catalogue"]["runs"] = [
             {"spin": "retrograde", "inclination_deg": 90, "first_id": 27436}
         ]
+        values["catalogue"]["render"] = {"nbins": 64, "zoom": 1}
         path.write_text(yaml.safe_dump(values))
         done = galmerhpc("scrape", str(path), ranks=ranks)
         assert done.returncode == ExitCode.COMPLETE, done.stderr
