@@ -49,6 +49,9 @@ WHAT_IS_NEW = {
 }
 """What sets the evaluated images apart from the training images, by kind of split."""
 
+SHORT_TRAINING = 400_000
+"""Images seen; up to here the error of networks on our images fell as a power of that number."""
+
 MADE_FROM: dict[str, Stage] = {"shards": "preprocess", "checkpoints": "train"}
 """Folders that an evaluation depends on, and the stages that made them."""
 
@@ -503,12 +506,21 @@ def verdict(metrics: dict[str, Any]) -> str:
     lost_on = "every parameter" if lost == names else " and ".join(
         [", ".join(lost[:-1]), lost[-1]] if lost[:-1] else lost
     ).replace("_", " ")  # fmt: skip
-    training = metrics["training"]
+    training, run = metrics["training"], metrics["run"]
+    seen = f"{training['epochs']} epochs of {run['samples']['train']:,} images"
+    real_skies = (
+        "and real skies, with any roll, noise and other sources, leave the look-up no near-copy to "
+        "find."
+    )
+    if training["epochs"] * run["samples"]["train"] >= SHORT_TRAINING:
+        return (
+            f"The look-up beats the network on {lost_on}, after {seen}: so far it has learned "
+            "nothing there that is worth a GPU; more realisations, blur and noise in training are "
+            f"what to try, {real_skies}"
+        )
     return (
         f"The look-up beats the network on {lost_on}: clean images at a fixed roll leave every "
         f"view near-copies among the training images, which a look-up has only to find, while "
-        f"{training['seconds'] / 60:.0f} minutes ({training['epochs']} epochs of "
-        f"{metrics['run']['samples']['train']:,} images) of {metrics['run']['architecture']} end "
-        "long before its error does; full training goes on lowering that error, and real skies, "
-        "with any roll, noise and other sources, leave the look-up no near-copy to find."
+        f"{training['seconds'] / 60:.0f} minutes ({seen}) of {run['architecture']} end long before "
+        f"its error does; full training goes on lowering that error, {real_skies}"
     )

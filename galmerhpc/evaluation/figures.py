@@ -144,8 +144,9 @@ def predicted_against_true(
             gap = np.diff(centres).min() if 1 < len(centres) < _DISTINCT else 0.0
             axes.plot(
                 x + gap * jitter, y, ".", color=BLUE, markersize=3, markeredgewidth=0,
-                alpha=float(np.clip(400 / len(x), 0.03, 0.5)), label="one image", rasterized=True,
+                alpha=float(np.clip(400 / len(x), 0.03, 0.5)), rasterized=True,
             )  # fmt: skip
+            axes.plot([], [], ".", color=BLUE, label="one image")  # visible in the legend
             low, middle, high = np.transpose(
                 [np.percentile(y[member == b], (16, 50, 84)) for b in range(len(centres))]
             )

@@ -162,6 +162,14 @@ def test_the_verdict_says_who_wins(metrics: dict[str, Any]) -> None:
     assert result_table(metrics).endswith(verdict(metrics))
 
 
+def test_a_long_training_has_no_shortness_to_excuse_it(metrics: dict[str, Any]) -> None:
+    assert "minutes (6 epochs of 1,500 images)" in verdict(metrics)
+    metrics["training"] |= {"epochs": 500, "seconds": 30_000.0}
+    assert "minutes" not in verdict(metrics)
+    assert "after 500 epochs" in verdict(metrics)
+    assert verdict(metrics).count(".") == 1
+
+
 def test_what_is_not_defined_is_a_dash(metrics: dict[str, Any]) -> None:
     for part in metrics["scores"].values():
         part["parameters"]["inclination"]["r2"] = None
