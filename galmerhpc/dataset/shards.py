@@ -308,7 +308,8 @@ class Shard:
             raise damaged(path, "its datasets do not fit together")
         if path.stat().st_size < offset + int(np.prod(shape, dtype=np.int64)):
             raise damaged(path, "cut short")
-        return cls(path, identity, parameters, shape, offset, read_column(path, "image_crc32"))
+        crc32 = read_columns(path, ["image_crc32"])["image_crc32"]
+        return cls(path, identity, parameters, shape, offset, crc32)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -356,14 +357,13 @@ class Shard:
         InputError
             It is damaged.
         """
-        for name in _COLUMNS:
-            read_column(self.path, name)
+        read_columns(self.path, _COLUMNS)
         for first, count in blocks(len(self), self.shape[1:]):
             self.check(range(first, first + count), self.read(first, count))
 
 
-def read_column(path: Path, name: str) -> NDArray[Any]:
-    """Read one column of a shard and compare it with its checksum.
+def read_columns(path: Path, names: Iterable[str]) -> Table:
+    """Read columns of a shard and compare them with their checksums.
 
     Raises
     ------
@@ -372,12 +372,14 @@ def read_column(path: Path, name: str) -> NDArray[Any]:
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
-            column, expected = file[name][:], file[name].attrs["sha256"]
+            columns = {name: file[name][:] for name in names}
+            expected = {name: file[name].attrs["sha256"] for name in names}
     except _HDF5_ERRORS as error:
         raise damaged(path, " ".join(str(error).split())[:120]) from None
-    if _sha256(column) != expected:
-        raise damaged(path, f"{name} has another checksum")
-    return column
+    for name, column in columns.items():
+        if _sha256(column) != expected[name]:
+            raise damaged(path, f"{name} has another checksum")
+    return columns
 
 
 def damaged(path: Path, why: str) -> InputError:
@@ -471,7 +473,7 @@ class Dataset:
         InputError
             A shard is damaged.
         """
-        column = np.concatenate([read_column(shard.path, name) for shard in self._shards])
+        column = np.concatenate([read_columns(s.path, [name])[name] for s in self._shards])
         if column.dtype.kind == "S":
             return np.array([text.decode() for text in column], object)
         return column

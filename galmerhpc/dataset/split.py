@@ -209,7 +209,7 @@ def _hold_out(views: ViewTable, split: Split, fractions: dict[int, float]) -> Co
         Fraction of the views by code; 0 holds out nothing.
     """
     if not len(views):
-        return np.empty(0, np.uint8)
+        raise _nothing_to_train_on(split)
     tiles = _tiles(views, split.tile_deg)  # (V, 2)
     _, tile = np.unique(tiles, axis=0, return_inverse=True)
     tile = tile.reshape(-1)  # (V,): NumPy 2.0 alone gives another shape
@@ -300,12 +300,16 @@ def _generator(split: Split) -> np.random.Generator:
 def _refuse_empty(codes: Codes, split: Split) -> None:
     present = set(np.unique(codes).tolist())
     if TRAIN not in present:
-        raise InputError(
-            f"split.kind: {split.kind} leaves nothing to train on; lower split.tile_deg, "
-            "split.validation_fraction or split.test_fraction, or hold out fewer realisations"
-        )
+        raise _nothing_to_train_on(split)
     if VALIDATION not in present:
         raise InputError("split.validation_fraction: the validation split is empty; give it more")
     if TEST not in present and not (split.kind == "random" and split.test_fraction == 0):
         key = "test_simulations" if split.kind == "simulation" else "test_fraction"
         raise InputError(f"split.{key}: the test split is empty; give it more")
+
+
+def _nothing_to_train_on(split: Split) -> InputError:
+    return InputError(
+        f"split.kind: {split.kind} leaves nothing to train on; lower split.tile_deg, "
+        "split.validation_fraction or split.test_fraction, or hold out fewer realisations"
+    )

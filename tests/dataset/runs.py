@@ -12,7 +12,8 @@ from PIL import Image
 
 from galmerhpc import files
 from galmerhpc.catalogue import View, Views
-from galmerhpc.config import Config, load, require_catalogue
+from galmerhpc.config import Config, digest, load, require_catalogue
+from galmerhpc.dataset import shards
 from galmerhpc.dataset.raw import RawWriter, Response
 
 
@@ -58,14 +59,19 @@ def write_config(folder: Path, realisations: int = 2, step: float = 15, **sectio
     return path
 
 
-def scraped(path: Path, draw: Callable[[View], bytes] = picture) -> Config:
+def scraped(
+    path: Path,
+    draw: Callable[[View], bytes] = picture,
+    chosen: Callable[[View], bool] = lambda _: True,
+) -> Config:
     """Write the raw shards of a configuration as a finished scrape leaves them."""
     config = load(path)
     folder = config.run_dir / "raw"
     record = files.StageRecord(folder, config.inputs("scrape"))
     record.begin()
     writer = RawWriter(folder, 0, config.scrape.views_per_shard)
-    writer.append([_response(view, draw(view)) for view in Views(require_catalogue(config))])
+    views = filter(chosen, Views(require_catalogue(config)))
+    writer.append([_response(view, draw(view)) for view in views])
     writer.close()
     record.finish({shard.name: files.sha256(shard) for shard in writer.shards})
     return config
@@ -84,3 +90,45 @@ def _response(view: View, body: bytes) -> Response:
         sha256=hashlib.sha256(body).hexdigest(),
         body=body,
     )
+
+
+PARAMETERS = ("spin", "azimuth")
+
+
+def write_dataset(
+    folder: Path,
+    count: int,
+    per_shard: int,
+    image_shape: tuple[int, int, int] = (5, 4, 3),
+    label_0: float = 0.0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write training shards of random images; return images and labels."""
+    draw = np.random.default_rng(count)
+    images = draw.integers(0, 256, (count, *image_shape), np.uint8)
+    labels = draw.random((count, len(PARAMETERS)), np.float32)
+    labels[0, 0] = label_0
+    inputs = {"preprocess.image_size": image_shape[0]}
+    record = files.StageRecord(folder, inputs)
+    record.begin()
+    names = []
+    for start in range(0, count, per_shard):
+        rows = np.arange(start, min(start + per_shard, count))
+        name = shards.shard_name(len(names))
+        columns = {
+            "labels": labels[rows],
+            "view": shards.text_column([f"view {row}" for row in rows], 12),
+            "group": shards.text_column([f"group {row // 3}" for row in rows], 12),
+            "split": (rows % 3 + 1).astype(np.uint8),
+            "copy": np.zeros(len(rows), np.int32),
+            "simulation": np.zeros(len(rows), np.int64),
+            "snapshot_id": rows,
+            "time_myr": rows.astype(np.float64),
+        }
+        # Several blocks a shard, as preprocessing writes them.
+        blocks = ((images[part], ["ab" * 32] * len(part)) for part in np.array_split(rows, 2))
+        identity = shards.attributes(digest(inputs), start)
+        shards.write_shard(folder / name, identity, PARAMETERS, image_shape, columns, blocks)
+        names.append(name)
+    shards.write_virtual(folder, names, {"train": 0})
+    record.finish({name: files.sha256(folder / name) for name in (*names, shards.VIRTUAL)})
+    return images, labels

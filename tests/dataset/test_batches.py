@@ -1,0 +1,200 @@
+import itertools
+import json
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from galmerhpc.dataset.batches import (
+    Batch,
+    SplitReader,
+    epoch_order,
+    evaluation_batches,
+    rank_share,
+    steps_per_epoch,
+    training_batches,
+)
+from galmerhpc.dataset.shards import Dataset
+from galmerhpc.errors import InputError
+from tests.dataset.runs import write_dataset
+from tests.support import mpirun
+
+COUNT = 120  # 40 of each split
+IN_MEMORY, ON_DISK = 1.0, 0.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("batches")
+    write_dataset(folder, COUNT, per_shard=32)
+    return folder
+
+
+@pytest.fixture(params=[IN_MEMORY, ON_DISK], ids=["in memory", "on disk"])
+def reader(folder: Path, request: pytest.FixtureRequest) -> SplitReader:
+    return SplitReader(Dataset.open(folder), "train", request.param)
+
+
+@given(st.integers(0, 500), st.integers(0, 2**40), st.integers(0, 1000))
+def test_an_epoch_has_every_image_once_in_an_order_of_its_own(
+    count: int, seed: int, epoch: int
+) -> None:
+    order = epoch_order(count, seed, epoch)
+    np.testing.assert_array_equal(np.sort(order), np.arange(count))
+    np.testing.assert_array_equal(order, epoch_order(count, seed, epoch))
+    if count > 20:
+        assert (order != np.arange(count)).any()
+        assert (order != epoch_order(count, seed, epoch + 1)).any()
+        assert (order != epoch_order(count, seed + 1, epoch)).any()
+
+
+def test_the_order_stays_what_it_was() -> None:
+    """A run that is resumed after an update must find its order again."""
+    assert epoch_order(8, seed=0, epoch=0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
+    assert epoch_order(8, seed=3, epoch=5).tolist() == [6, 4, 3, 2, 0, 7, 5, 1]
+
+
+@given(st.integers(0, 1000), st.integers(1, 64))
+def test_shares_are_all_images_and_differ_by_one_at_most(count: int, size: int) -> None:
+    shares = [rank_share(count, rank, size) for rank in range(size)]
+    assert list(itertools.chain(*(range(count)[share] for share in shares))) == list(range(count))
+    lengths = [share.stop - share.start for share in shares]
+    assert max(lengths) - min(lengths) <= 1
+    assert lengths == sorted(lengths, reverse=True)
+
+
+@given(st.integers(1, 10**9), st.integers(1, 10**5))
+def test_the_last_batch_is_short_and_not_empty(count: int, batch: int) -> None:
+    steps = steps_per_epoch(count, batch)
+    assert (steps - 1) * batch < count <= steps * batch
+
+
+@given(size=st.integers(1, 8), batch=st.integers(8, 50), epoch=st.integers(0, 3), data=st.data())
+@settings(max_examples=30, deadline=None)
+def test_any_number_of_ranks_sees_the_same_steps_from_any_step_on(
+    folder: Path, size: int, batch: int, epoch: int, data: st.DataObject
+) -> None:
+    reader = SplitReader(Dataset.open(folder), "train", data.draw(st.sampled_from([0.0, 1.0])))
+    first = data.draw(st.integers(0, steps_per_epoch(reader.count, batch)))
+    whole = list(training_batches(reader, 7, epoch, batch, 0, 1))
+    ranks = [
+        list(training_batches(reader, 7, epoch, batch, rank, size, first)) for rank in range(size)
+    ]
+    assert sorted(row for b in whole for row in b.rows) == sorted(reader.rows)
+    assert all(len(batches) == len(whole) - first for batches in ranks)
+    for expected, *parts in zip(whole[first:], *ranks, strict=True):
+        for name in ("rows", "images", "labels"):
+            union = np.concatenate([getattr(part, name) for part in parts])
+            np.testing.assert_array_equal(union, getattr(expected, name))
+        assert {(part.step, part.global_size) for part in parts} == {
+            (expected.step, len(expected.rows))
+        }
+
+
+def test_batches_hold_what_their_rows_say(folder: Path, reader: SplitReader) -> None:
+    dataset = Dataset.open(folder)
+    for batches in (training_batches(reader, 0, 0, 13, 0, 1), evaluation_batches(reader, 13, 0, 1)):
+        for batch in batches:
+            assert batch.images.dtype == np.uint8
+            assert batch.labels.dtype == np.float32
+            np.testing.assert_array_equal(batch.images, dataset.images(batch.rows))
+            np.testing.assert_array_equal(batch.labels, dataset.labels[batch.rows])
+            assert (dataset.split[batch.rows] == 1).all()
+
+
+@given(size=st.integers(1, 60), batch=st.integers(1, 50))
+@settings(max_examples=30, deadline=None)
+def test_evaluation_sees_every_image_once_and_no_empty_batch(
+    folder: Path, size: int, batch: int
+) -> None:
+    reader = SplitReader(Dataset.open(folder), "test", IN_MEMORY)
+    ranks = [list(evaluation_batches(reader, batch, rank, size)) for rank in range(size)]
+    assert sorted(row for b in itertools.chain(*ranks) for row in b.rows) == list(reader.rows)
+    for batches in ranks:
+        rows = [row for b in batches for row in b.rows]
+        assert rows == sorted(rows)
+        assert all(1 <= len(b.rows) <= batch for b in batches)
+
+
+def test_an_error_of_the_reading_thread_reaches_the_step_it_belongs_to(tmp_path: Path) -> None:
+    write_dataset(tmp_path, COUNT, per_shard=32)
+    reader = SplitReader(Dataset.open(tmp_path), "train", ON_DISK)
+    bad = int(training_order(reader)[20])
+    shard = tmp_path / f"shard-{bad // 32:05d}.h5"
+    data = bytearray(shard.read_bytes())
+    data[len(data) - (min(32, COUNT - bad // 32 * 32) - bad % 32) * 60] ^= 1
+    shard.write_bytes(data)
+    reader = SplitReader(Dataset.open(tmp_path), "train", ON_DISK)
+    batches = training_batches(reader, 0, 0, 10, 0, 1)
+    assert [next(batches).step, next(batches).step] == [0, 1]
+    with pytest.raises(InputError, match=shard.name):
+        next(batches)
+    assert not reading_threads()
+    with pytest.raises(InputError, match=shard.name):
+        SplitReader(Dataset.open(tmp_path), "train", IN_MEMORY)
+
+
+def training_order(reader: SplitReader) -> np.ndarray:
+    return np.concatenate([b.rows for b in training_batches(reader, 0, 0, 10, 0, 1)])
+
+
+def test_the_reading_thread_ends_with_its_consumer(reader: SplitReader) -> None:
+    batches = training_batches(reader, 0, 0, 4, 0, 1)
+    assert next(batches).step == 0
+    assert reading_threads()
+    batches.close()
+    assert not reading_threads()
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("read-ahead")]
+
+
+def test_what_is_in_memory_cannot_be_changed(folder: Path) -> None:
+    reader = SplitReader(Dataset.open(folder), "train", IN_MEMORY)
+    batch = next(evaluation_batches(reader, 8, 0, 1))
+    with pytest.raises(ValueError, match="read-only"):
+        batch.images[0] = 0
+
+
+def test_a_split_without_images_has_no_batches(folder: Path) -> None:
+    reader = SplitReader(Dataset.open(folder), "none", IN_MEMORY)
+    assert reader.count == 0
+    assert list(evaluation_batches(reader, 8, 0, 1)) == []
+
+
+RANKS = """
+import json, sys
+from pathlib import Path
+from galmerhpc import parallel
+from galmerhpc.dataset.batches import SplitReader, evaluation_batches, training_batches
+from galmerhpc.dataset.shards import Dataset
+me, size = parallel.rank(), parallel.size()
+found = []
+for memory_gb in (1.0, 0.0):
+    reader = SplitReader(Dataset.open(Path(sys.argv[1])), "train", memory_gb)
+    batches = [
+        *training_batches(reader, 5, 1, 25, me, size), *evaluation_batches(reader, 7, me, size)
+    ]
+    found.append([[b.rows.tolist(), [int(image.sum()) for image in b.images]] for b in batches])
+everything = parallel.gather(found)
+if me == 0:
+    print(json.dumps(everything))
+"""
+
+
+def test_ranks_of_a_node_read_the_same_split_in_memory_and_on_disk(folder: Path) -> None:
+    done = mpirun(2, sys.executable, "-c", RANKS, str(folder))
+    assert done.returncode == 0, done.stderr
+    reader = SplitReader(Dataset.open(folder), "train", ON_DISK)
+    for rank, (in_memory, on_disk) in enumerate(json.loads(done.stdout)):
+        expected: list[Batch] = [
+            *training_batches(reader, 5, 1, 25, rank, 2),
+            *evaluation_batches(reader, 7, rank, 2),
+        ]
+        sums = [[b.rows.tolist(), [int(image.sum()) for image in b.images]] for b in expected]
+        assert in_memory == on_disk == sums

@@ -1,0 +1,294 @@
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from galmerhpc import files
+from galmerhpc.catalogue import View, Views
+from galmerhpc.config import Preprocess, load
+from galmerhpc.dataset.preprocess import picture_of, preprocess
+from galmerhpc.dataset.raw import RawStore
+from galmerhpc.dataset.shards import Dataset
+from galmerhpc.errors import ExitCode, InputError
+from tests.dataset.runs import picture, scraped, write_config
+from tests.support import environment, galmerhpc, mpirun_command, wait_for
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a run that one rank has preprocessed; copy it to change it."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    preprocess(scraped(write_config(folder, preprocess={"copies": 1})))
+    return folder
+
+
+def another(undisturbed: Path, folder: Path, **preprocess: object) -> Path:
+    """Return the configuration of a run with the same raw shards, not yet preprocessed."""
+    path = write_config(folder, preprocess={"copies": 1} | preprocess)
+    shutil.copytree(undisturbed / "run" / "raw", folder / "run" / "raw")
+    return path
+
+
+@pytest.fixture(scope="module")
+def many_shards(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the shards folder of an undisturbed run of many small shards."""
+    folder = tmp_path_factory.mktemp("many")
+    preprocess(load(another(undisturbed, folder, samples_per_shard=4)))
+    return folder / "run" / "shards"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.h5"))}
+
+
+def one_line(stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if "galmerhpc:" in line]
+    assert len(lines) == 1, stderr
+    assert "Traceback" not in stderr
+    return lines[0]
+
+
+def gif(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "GIF")
+    return buffer.getvalue()
+
+
+# --- what is made ---------------------------------------------------------------------------------
+
+
+def test_every_view_is_there_with_its_picture_labels_and_source(undisturbed: Path) -> None:
+    config = load(undisturbed / "run.yaml")
+    raw, views = RawStore(config.run_dir / "raw"), Views(config.catalogue)
+    dataset = Dataset.open(config.run_dir / "shards")
+    copy, source = dataset.column("copy"), dataset.column("source_sha256")
+    originals = np.flatnonzero(copy == 0)
+    assert dataset.view[originals].tolist() == [view.id for view in views]
+    images = dataset.images(originals)
+    for row, image, view in zip(originals, images, views, strict=True):
+        body = raw.read(view.id)
+        assert source[row] == hashlib.sha256(body).hexdigest()
+        assert dataset.labels[row].tolist() == pytest.approx(list(view.labels.values()))
+        expected = Image.open(io.BytesIO(body)).convert("RGB").resize((32, 32), Image.LANCZOS)
+        np.testing.assert_array_equal(image, np.asarray(expected))
+    for name, wanted in (
+        ("simulation", [view.run.simulation for view in views]),
+        ("snapshot_id", [view.snapshot.id for view in views]),
+        ("time_myr", [view.snapshot.time_myr for view in views]),
+    ):
+        assert dataset.column(name)[originals].tolist() == wanted
+    # One copy of each training view, right behind it, is another picture.
+    copies = np.flatnonzero(copy == 1)
+    assert (copy[copies - 1] == 0).all()
+    assert (dataset.view[copies] == dataset.view[copies - 1]).all()
+    training = dataset.rows("train")
+    assert sorted([*copies, *(copies - 1)]) == training.tolist()
+    assert (dataset.images(copies) != dataset.images(copies - 1)).any(axis=(1, 2, 3)).all()
+
+
+def test_shards_are_balanced(undisturbed: Path) -> None:
+    folder = undisturbed / "run" / "shards"
+    names = sorted(files.read_json(folder / "stage.json")["files"])
+    assert names == sorted(path.name for path in folder.glob("*.h5"))
+    lengths = []
+    for path in sorted(folder.glob("shard-*.h5")):
+        with h5py.File(path) as file:
+            lengths.append(len(file["images"]))
+    assert max(lengths) <= 50
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_a_finished_stage_is_skipped(undisturbed: Path) -> None:
+    folder = undisturbed / "run" / "shards"
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    done = galmerhpc("preprocess", str(undisturbed / "run.yaml"))
+    assert done.returncode == ExitCode.COMPLETE
+    assert "complete, nothing to do" in done.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 32), (3, 32), (1, 64), (3, 64), (3, 40)])
+def test_size_and_channels(channels: int, size: int) -> None:
+    flat = np.full((64, 64), 77, np.uint8)
+    made = picture_of(gif(flat), 64, Preprocess(image_size=size, channels=channels))
+    assert made.size == (size, size)
+    assert made.mode == {1: "L", 3: "RGB"}[channels]
+    assert (np.asarray(made) == 77).all()
+
+
+def test_reducing_leaves_nothing_to_alias() -> None:
+    """Stripes finer than the new pixels become grey; a filter of fixed width would keep some."""
+    x = np.arange(400)
+    for period in (2, 3, 5):
+        stripes = np.tile(np.where(x % period < period / 2, 200, 0).astype(np.uint8), (400, 1))
+        made = np.asarray(picture_of(gif(stripes), 400, Preprocess(channels=1)), float)
+        inner = made[4:-4, 4:-4]
+        assert abs(inner.mean() - stripes.mean()) < 2
+        assert inner.std() < 4
+
+
+def test_jpeg_on_the_way_leaves_its_mark() -> None:
+    body = gif(np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8))
+    clean = np.asarray(picture_of(body, 64, Preprocess(channels=1)), float)
+    errors = []
+    for quality in (95, 30):
+        settings = Preprocess(channels=1, jpeg_quality=quality)
+        errors.append(np.abs(np.asarray(picture_of(body, 64, settings)) - clean).mean())
+    assert 0 < errors[0] < 5 < errors[1]
+
+
+# --- any number of ranks, any kill ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_any_number_of_ranks_makes_the_same_bytes(
+    undisturbed: Path, tmp_path: Path, ranks: int
+) -> None:
+    path = another(undisturbed, tmp_path)
+    done = galmerhpc("preprocess", str(path), ranks=ranks)
+    assert done.returncode == ExitCode.COMPLETE, done.stderr
+    made, expected = tmp_path / "run" / "shards", undisturbed / "run" / "shards"
+    assert contents(made) == contents(expected)
+    assert Dataset.open(made).fingerprint == Dataset.open(expected).fingerprint
+
+
+def test_more_ranks_than_shards(undisturbed: Path, tmp_path: Path) -> None:
+    path = another(undisturbed, tmp_path, samples_per_shard=1000)
+    done = galmerhpc("preprocess", str(path), ranks=3)
+    assert done.returncode == ExitCode.COMPLETE, done.stderr
+    made = Dataset.open(tmp_path / "run" / "shards")
+    assert sorted(contents(tmp_path / "run" / "shards")) == ["dataset.h5", "shard-00000.h5"]
+    expected = Dataset.open(undisturbed / "run" / "shards")
+    rows = np.arange(len(expected))
+    np.testing.assert_array_equal(made.images(rows), expected.images(rows))
+
+
+@pytest.mark.parametrize("whole_job", [True, False], ids=["the whole job", "one rank"])
+def test_a_killed_job_goes_on_with_what_is_not_finished(
+    undisturbed: Path, many_shards: Path, tmp_path: Path, whole_job: bool
+) -> None:
+    path = another(undisturbed, tmp_path, samples_per_shard=4)
+    folder = tmp_path / "run" / "shards"
+    command = [sys.executable, "-m", "galmerhpc.cli", "preprocess", str(path)]
+    job = subprocess.Popen(
+        mpirun_command(2, *command), env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    wait_for(lambda: len(list(folder.glob("shard-*.h5"))) >= 3, job)
+    everyone = psutil.Process(job.pid).children(recursive=True)
+    ranks = [p for p in everyone if "preprocess" in p.cmdline()]
+    for process in [*ranks, psutil.Process(job.pid)] if whole_job else ranks[:1]:
+        process.kill()
+    job.communicate(timeout=60)
+    psutil.wait_procs(everyone, timeout=60)
+    assert job.returncode != 0
+    kept = {p.name: p.stat().st_ino for p in folder.glob("shard-*.h5")}
+    assert kept
+    assert not (folder / "dataset.h5").exists()
+
+    done = galmerhpc("preprocess", str(path), ranks=2)
+    assert done.returncode == ExitCode.COMPLETE, done.stderr
+    assert {name: (folder / name).stat().st_ino for name in kept} == kept
+    assert contents(folder) == contents(many_shards)
+    assert not list(folder.glob(".tmp*"))
+
+
+def test_a_damaged_or_foreign_shard_is_not_kept_on_resume(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    path = another(undisturbed, tmp_path)
+    made = tmp_path / "run" / "shards"
+    shutil.copytree(undisturbed / "run" / "shards", made)
+    (made / "shard-00002.h5").unlink()  # so that the stage is not complete
+    shutil.copy(made / "shard-00001.h5", made / "shard-00000.h5")
+    data = bytearray((made / "shard-00003.h5").read_bytes())
+    data[-1] ^= 1
+    (made / "shard-00003.h5").write_bytes(data)
+    preprocess(load(path))
+    assert contents(made) == contents(undisturbed / "run" / "shards")
+
+
+# --- what is wrong is one line --------------------------------------------------------------------
+
+
+def bad_picture(kind: str, view: View) -> bytes:
+    body = picture(view)
+    match kind:
+        case "truncated":
+            return body[: len(body) // 2]
+        case "another size":
+            return gif(np.zeros((10, 10), np.uint8))
+        case _:
+            return b"<html>no such snapshot</html>"
+
+
+@pytest.mark.parametrize(("kind", "ranks"), [("truncated", 2), ("another size", 1), ("a page", 1)])
+def test_a_bad_picture_is_named(tmp_path: Path, kind: str, ranks: int) -> None:
+    path = write_config(tmp_path)
+    chosen = Views(load(path).catalogue)[100].id
+    scraped(path, lambda view: bad_picture(kind, view) if view.id == chosen else picture(view))
+    done = galmerhpc("preprocess", str(path), ranks=ranks)
+    assert done.returncode == ExitCode.WRONG_INPUT
+    message = one_line(done.stderr)
+    assert chosen in message
+    assert "raw-0000-00000.h5" in message
+    assert "galmerhpc scrape" in message
+    assert not (tmp_path / "run" / "shards" / "dataset.h5").exists()
+
+
+def test_a_damaged_raw_shard_is_named(tmp_path: Path) -> None:
+    config = scraped(write_config(tmp_path))
+    shard = config.run_dir / "raw" / "raw-0000-00000.h5"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(InputError, match=r"raw-0000-00000.h5: damaged"):
+        preprocess(config)
+
+
+def test_an_unfinished_scrape_says_what_to_run(tmp_path: Path) -> None:
+    path = write_config(tmp_path)
+    done = galmerhpc("preprocess", str(path), ranks=2)
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert "galmerhpc scrape" in one_line(done.stderr)
+    assert not (tmp_path / "run" / "shards").exists()
+
+
+def test_a_view_without_picture_is_named(tmp_path: Path) -> None:
+    config = scraped(write_config(tmp_path), chosen=lambda view: view.run.simulation == 0)
+    with pytest.raises(InputError, match=r"182 of 364 views are missing, simulation=1&"):
+        preprocess(config)
+
+
+def test_the_shards_of_another_configuration_are_kept(undisturbed: Path, tmp_path: Path) -> None:
+    path = another(undisturbed, tmp_path, image_size=64)
+    shutil.copytree(undisturbed / "run" / "shards", tmp_path / "run" / "shards")
+    done = galmerhpc("preprocess", str(path))
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert "preprocess.image_size" in one_line(done.stderr)
+    assert contents(tmp_path / "run" / "shards") == contents(undisturbed / "run" / "shards")
+
+
+def test_a_disk_that_is_full_is_one_line_and_the_same_command_goes_on(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    path = another(undisturbed, tmp_path)
+    command = f"ulimit -f 100; exec {sys.executable} -m galmerhpc.cli preprocess {path}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == ExitCode.FAILED
+    message = one_line(done.stderr)
+    assert "shard-00000.h5: cannot be written" in message
+    folder = tmp_path / "run" / "shards"
+    assert [p.name for p in folder.iterdir()] == ["stage.json"]
+    preprocess(load(path))
+    assert contents(folder) == contents(undisturbed / "run" / "shards")
