@@ -8,9 +8,15 @@ import yaml
 
 from tests.support import galmerhpc
 
-# Retrograde, i = 90 and prograde, i = 0 of both realisations in the shipped library, at +100 Myr.
+# Snapshots of the shipped library, 100 Myr after pericentre: two encounters in two realisations.
 SNAPSHOTS = [
-    {"spin": "retrograde", "inclination_deg": 90, "simulation": 0, "id": 27436},
+    {"spin": spin, "inclination_deg": i, "simulation": simulation, "id": number}
+    for spin, i, simulation, number in [
+        ("prograde", 0, 0, 27415),
+        ("retrograde", 90, 0, 27436),
+        ("prograde", 0, 1, 27439),
+        ("retrograde", 90, 1, 27460),
+    ]
 ]
 
 
@@ -39,9 +45,7 @@ def write_run(folder: Path) -> Path:
     """Write the tiny run's configuration into a folder and return its path."""
     runs = [
         {
-            "spin": s["spin"],
-            "inclination_deg": s["inclination_deg"],
-            "simulation": s["simulation"],
+            **{k: v for k, v in s.items() if k != "id"},
             "snapshots": [{"id": s["id"], "time_myr": 100}],
         }
         for s in SNAPSHOTS

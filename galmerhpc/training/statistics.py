@@ -34,7 +34,10 @@ class StatisticsEstimator:
         self._variables = [v for x in self._layers for v in (x.moving_mean, x.moving_variance)]
         momenta = [layer.momentum for layer in self._layers]
 
-        @tf.function(input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)])
+        @tf.function(
+            autograph=False,
+            input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)],
+        )
         def observe(images: "tf.Tensor") -> None:
             # With momentum 0 the moving statistics become those of this batch. The momentum is
             # read while the function is traced, so it is put back for every other use.

@@ -1,0 +1,114 @@
+"""The command: help that teaches, exit codes, and one line for a user's mistake."""
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_run
+from tests.support import ROOT, galmerhpc, run
+
+DEMO = str(ROOT / "configs/demo.yaml")
+COMMANDS = (
+    "run",
+    "simulate",
+    "scrape",
+    "preprocess",
+    "train",
+    "evaluate",
+    "report",
+    "mirror",
+    "doctor",
+)
+
+
+def complaint(*arguments: str, code: int = 2, ranks: int = 1) -> str:
+    """Return the one line that a wrong command prints."""
+    done = galmerhpc(*arguments, ranks=ranks)
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "galmerhpc: " in line]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+def test_help_names_every_command() -> None:
+    text = galmerhpc("--help").stdout
+    assert all(f"\n    {command}" in text for command in COMMANDS)
+    assert "75" in text
+    assert "mpirun -np 2 galmerhpc run" in galmerhpc("run", "--help").stdout
+
+
+def test_a_command_that_needs_no_mpi_does_not_load_it() -> None:
+    code = """
+import atexit, sys
+from galmerhpc.cli import main
+atexit.register(lambda: print({"mpi4py.MPI", "tensorflow"} & set(sys.modules)))
+main(["evaluate", "nowhere"])
+"""
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 2
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["run", DEMO, "training.epoch=3"], "training.epoch: unknown key (did you mean epochs?)"),
+        (["scrape", DEMO, "preprocess.image_size=16"], "preprocess.image_size"),
+        (["run", DEMO, "model.architecture=table1_cnn"], "cannot be trained yet"),
+        (["simulate", DEMO], "library: shipped is part of the package"),
+        (["mirror", "--library", "nowhere.h5"], "nowhere.h5: no such snapshot library"),
+        (["mirror", "--library", DEMO], "demo.yaml: damaged, or no snapshot library"),
+        (["evaluate", str(ROOT)], "not a run folder"),
+    ],
+    ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else None,
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], expected: str) -> None:
+    assert expected in complaint(*arguments)
+
+
+def test_a_mistake_on_two_ranks_is_still_one_line() -> None:
+    assert "did you mean epochs?" in complaint("run", DEMO, "training.epoch=3", ranks=2)
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"port {port}" in complaint("mirror", "--port", port)
+
+
+def test_a_missing_library_leaves_nothing_behind(tmp_path: Path) -> None:
+    line = complaint("scrape", DEMO, "library=nowhere.h5", f"run_dir={tmp_path / 'run'}")
+    assert "nowhere.h5: no such snapshot library" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_stages_out_of_order_say_which_comes_first(tmp_path: Path) -> None:
+    config = str(write_run(tmp_path))
+    assert "run galmerhpc scrape first" in complaint("preprocess", config)
+    assert "galmerhpc preprocess" in complaint("train", config)
+    assert "galmerhpc train" in complaint("evaluate", config)
+    assert "galmerhpc evaluate" in complaint("report", config)
+
+
+def test_a_run_folder_of_another_configuration_is_refused_by_each_stage(tiny_run: Path) -> None:
+    config = str(tiny_run)
+    assert "catalogue.render.zoom: 6.0 there, 5.0 now" in complaint(
+        "scrape", config, "catalogue.render.zoom=5"
+    )
+    assert "preprocess.image_size: 32 there, 64 now" in complaint(
+        "preprocess", config, "preprocess.image_size=64"
+    )
+
+
+def test_a_corrupt_shard_is_named(tiny_run: Path) -> None:
+    shard = tiny_run.parent / "run/shards/shard-00001.h5"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    line = complaint("train", str(tiny_run), ranks=2)
+    assert "shard-00001.h5" in line
+    assert "preprocess" in line
