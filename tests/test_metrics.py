@@ -10,6 +10,8 @@ from sklearn import metrics as sklearn_metrics
 
 from galmerhpc.metrics import PartialSums, regression_metrics, spin_accuracy, to_json
 
+untimed = settings(deadline=None)
+
 
 @st.composite
 def samples(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
@@ -23,6 +25,7 @@ def samples(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     return true.astype(dtype), (true + random.normal(0, noise, true.shape)).astype(dtype)
 
 
+@untimed
 @given(samples())
 def test_metrics_are_scikit_learn_s(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     true, predicted = (a.astype(np.float64) for a in drawn)
@@ -36,6 +39,7 @@ def test_metrics_are_scikit_learn_s(drawn: tuple[np.ndarray, np.ndarray]) -> Non
     assert ours["r2"] == pytest.approx(r2, rel=1e-6, abs=1e-6)
 
 
+@untimed
 @given(samples(), st.data())
 def test_sums_do_not_depend_on_how_samples_are_dealt_to_ranks(
     drawn: tuple[np.ndarray, np.ndarray], data: st.DataObject
@@ -53,7 +57,7 @@ def test_sums_do_not_depend_on_how_samples_are_dealt_to_ranks(
     assert PartialSums.from_vector(merged.as_vector()).as_vector().tobytes() == whole.tobytes()
 
 
-@settings(max_examples=5)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(0, 2**32))
 def test_sums_of_many_large_terms_stay_exact(seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -79,6 +83,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
         PartialSums.of(np.zeros((0, 2)), np.zeros((0, 2))).metrics()
 
 
+@untimed
 @given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.floats(-1, 2)), min_size=1))
 def test_spin_accuracy_is_scikit_learn_s(pairs: list[tuple[float, float]]) -> None:
     true, predicted = np.array(pairs).T

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from galmerhpc.parameters import (
@@ -44,6 +44,7 @@ labels = st.tuples(
     st.floats(AZIMUTH.low, AZIMUTH.high),
     st.floats(VIEWING_ANGLE.low, VIEWING_ANGLE.high),
 )
+untimed = settings(deadline=None)
 angles = st.floats(-720, 720, width=32)
 
 
@@ -51,6 +52,7 @@ def test_labels_stand_in_the_paper_s_order() -> None:
     assert NAMES == ("spin", "inclination", "azimuth", "viewing_angle")
 
 
+@untimed
 @given(
     st.lists(labels, min_size=1, max_size=20), st.sampled_from([1.0, 2.5, 5.0, 15.0, 45.0, 90.0])
 )
@@ -92,6 +94,7 @@ def test_equation_3_gives_the_published_inclinations(
     assert relative_inclination(i1, i2, pa1, pa2) == pytest.approx(published, abs=0.01)
 
 
+@untimed
 @given(*[angles] * 4)
 def test_equation_3_is_the_angle_between_the_discs_normals(
     i1: float, i2: float, pa1: float, pa2: float
@@ -106,6 +109,7 @@ def test_equation_3_is_the_angle_between_the_discs_normals(
     assert relative_inclination(i1, i2, pa1, pa2) == pytest.approx(expected, abs=1e-4)
 
 
+@untimed
 @given(angles, angles, st.integers(-3, 3), st.sampled_from([180.0, 360.0]))
 def test_circular_error_is_symmetric_and_does_not_count_turns(
     a: float, b: float, turns: int, period: float
