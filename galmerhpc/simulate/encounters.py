@@ -6,6 +6,7 @@ and was made from the same parameters, so that it can be killed at any time, and
 extended by another realisation, spin or inclination.
 """
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,8 @@ from galmerhpc.simulate.galaxies import (
 from galmerhpc.simulate.library import SHIPPED, Attribute, Encounter, library_path
 from galmerhpc.simulate.nbody import Gravity, integrate, separation
 from galmerhpc.simulate.orbit import Orbit
+
+log = logging.getLogger(__name__)
 
 _ENERGY_INTERVAL_MYR = 20.0  # an energy costs as much as a step
 # The live orbit takes longer than that of two points, since overlapping galaxies pull less.
@@ -322,15 +325,17 @@ def simulate(config: Config) -> None:
     held = parallel.broadcast(_held(path, everything) if parallel.rank() == 0 else {})
     missing = [task for task in everything if task.name not in held]
     with tqdm(
-        total=len(missing), unit="encounter", disable=True if parallel.rank() else None
+        total=len(everything),
+        initial=len(held),
+        desc="simulate",
+        unit="encounter",
+        disable=None if parallel.rank() == 0 else True,
     ) as bar:
-        for task in parallel.work(missing):
+        for task in parallel.work(missing, lambda _: bar.update()):
             encounter = run(task)
             library.write_encounter(
                 _part(path, task), encounter, config.simulate.smoothing_neighbours
             )
-            # Also what other ranks have finished meanwhile.
-            bar.update(sum(_part(path, t).exists() for t in missing) - bar.n)
     if parallel.rank() == 0:
         _finish(path, everything, held | {task.name: _part(path, task) for task in missing})
     parallel.barrier()
@@ -405,9 +410,13 @@ def _finish(path: Path, everything: Sequence[Task], sources: Mapping[str, Path])
     shutil.rmtree(_parts(path), ignore_errors=True)
     with library.Library(path) as made:
         drifts = [float(made.attributes(name)["energy_drift"]) for name in names]
-        print(
-            f"{path}: {len(names)} encounters, {len(made.snapshot_ids)} snapshots from "
-            f"{made.snapshot_ids[0]}, energy drift at most {max(drifts):.2%}"
+        log.info(
+            "simulate: %s: %d encounters, snapshots %d to %d, energy drift at most %.2f %%",
+            path,
+            len(names),
+            made.snapshot_ids[0],
+            made.snapshot_ids[-1],
+            100 * max(drifts),
         )
 
 
