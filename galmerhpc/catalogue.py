@@ -38,9 +38,9 @@ class View:
         """The view as a request to the preview service."""
         r = self.render
         return Preview(
-            nbins=r.nbins, snap_id=self.snapshot.id, phi=self.phi, theta=self.theta, bins=1 / r.zoom,
-            bri=r.brightness, xc=r.xc_kpc, yc=r.yc_kpc, gas=r.gas, stars=r.stars, halo=r.halo,
-            quantity=r.quantity,
+            nbins=r.nbins, snap_id=self.snapshot.id, phi=self.phi, theta=self.theta,
+            bins=1 / r.zoom, bri=r.brightness, xc=r.xc_kpc, yc=r.yc_kpc, gas=r.gas,
+            stars=r.stars, halo=r.halo, quantity=r.quantity,
         )  # fmt: skip
 
     @property
@@ -50,7 +50,7 @@ class View:
 
     @property
     def labels(self) -> dict[str, float]:
-        """Every label by name: the four of `parameters` (degrees, spin as 0 or 1) and the run's own."""
+        """Every label by name: the four of `parameters` (degrees; spin 0, 1) and the run's own."""
         return {
             SPIN.name: SPINS[self.run.spin],
             INCLINATION.name: self.run.inclination_deg,
@@ -87,9 +87,7 @@ class Views(Sequence[View]):
                 grid.theta_deg.values().tolist(),
                 grid.phi_deg.values().tolist(),
             )
-            self._blocks += [
-                (run, snapshot, thetas, phis) for snapshot in run.all_snapshots()
-            ]
+            self._blocks += [(run, snapshot, thetas, phis) for snapshot in run.all_snapshots()]
         sizes = [len(thetas) * len(phis) for _, _, thetas, phis in self._blocks]
         self._ends = list(itertools.accumulate(sizes))
 

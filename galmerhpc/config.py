@@ -134,7 +134,7 @@ class Simulate(Section):
     orbit: Orbit = Orbit()
     mass_ratio: Annotated[float, Field(ge=1.0)] = 1.0
     """Divides the second model's mass, and by its square root the lengths (equal surface density);
-    for models of equal mass, as gSa and gSb are, it is the first galaxy's mass over the second's."""
+    for models of equal mass, as gSa and gSb are, it is the first galaxy's over the second's."""
     spins: tuple[Spin, ...] = ("prograde", "retrograde")
     """Sense of the first disc's rotation relative to the orbit."""
     inclination1_deg: float = 0.0
@@ -167,15 +167,15 @@ class Simulate(Section):
                     f"(there are: {', '.join(self.galaxies)})"
                 )
         if self.orbit.start_separation_kpc <= 2 * self.orbit.pericentre_kpc:
-            raise ValueError(
-                "orbit.start_separation_kpc must exceed twice orbit.pericentre_kpc"
-            )
+            raise ValueError("orbit.start_separation_kpc must exceed twice orbit.pericentre_kpc")
         if self.snapshots.stop_myr < self.snapshots.start_myr:
             raise ValueError("snapshots.stop_myr is before snapshots.start_myr")
         for key in ("start_myr", "step_myr"):
             steps = getattr(self.snapshots, key) / self.step_myr
             if abs(steps - round(steps)) > 1e-9:
-                raise ValueError(f"snapshots.{key} must be a multiple of step_myr ({self.step_myr:g})")
+                raise ValueError(
+                    f"snapshots.{key} must be a multiple of step_myr, {self.step_myr:g}"
+                )
         for key in ("spins", "inclinations2_deg", "realisations"):
             values = getattr(self, key)
             if not values or len(set(values)) != len(values):
@@ -274,9 +274,7 @@ class Run(Section):
         if bool(self.snapshots) == (self.first_id is not None):
             raise ValueError("give either snapshots or first_id")
         if clash := set(self.labels) & set(NAMES):
-            raise ValueError(
-                f"labels: {', '.join(sorted(clash))} cannot be given again"
-            )
+            raise ValueError(f"labels: {', '.join(sorted(clash))} cannot be given again")
         return self
 
     def all_snapshots(self) -> tuple[Snapshot, ...]:
@@ -284,9 +282,7 @@ class Run(Section):
         if self.first_id is None:
             return self.snapshots
         return tuple(
-            Snapshot(
-                id=self.first_id + k, time_myr=self.first_time_myr + k * self.step_myr
-            )
+            Snapshot(id=self.first_id + k, time_myr=self.first_time_myr + k * self.step_myr)
             for k in range(self.count)
         )
 
@@ -298,7 +294,7 @@ class Catalogue(Section):
     views: ViewGrid = ViewGrid()
     runs: tuple[Run, ...]
     allow_equivalent_views: bool = False
-    """Accept (theta, phi) together with (-theta, phi +- 180): one picture, rolled by 180 degrees."""
+    """Accept (theta, phi) together with (-theta, phi +- 180): one picture rolled by 180 deg."""
 
     @model_validator(mode="after")
     def _check(self) -> "Catalogue":
@@ -324,9 +320,9 @@ def _refuse_equivalent_views(views: ViewGrid) -> None:
             key = (round(float(same[0]), 6), round(float(same[1]) % 360.0, 6))
             if key in seen:
                 raise ValueError(
-                    f"views: theta {theta:g}, phi {phi:g} shows what another view of the grid shows "
-                    "(phi wraps at 360, and (theta, phi) is (-theta, phi +- 180)); narrow the range "
-                    "or set allow_equivalent_views: true"
+                    f"views: theta {theta:g}, phi {phi:g} shows what another of the grid "
+                    "shows (phi wraps at 360, and (theta, phi) is (-theta, phi +- 180)); narrow the "
+                    "range or set allow_equivalent_views: true"
                 )
             seen.add(key)
 
@@ -355,9 +351,7 @@ class Scrape(Section):
     @classmethod
     def _check_source(cls, value: str) -> str:
         if value != "mirror" and not value.startswith(("http://", "https://")):
-            raise ValueError(
-                "give 'mirror' or an address that starts with http:// or https://"
-            )
+            raise ValueError("give 'mirror' or an address that starts with http:// or https://")
         return value
 
 
@@ -380,7 +374,7 @@ class Preprocess(Section):
     """Width and height of a training image in pixels."""
     channels: Literal[1, 3] = 3
     copies: Annotated[int, Field(ge=0)] = 0
-    """Augmented copies beside each original; only training keeps them, except under split random."""
+    """Augmented copies of each original; only training has them, except under split random."""
     augment: Augment = Augment()
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None
     """Send images through JPEG of this quality, as the paper did; none by default."""
@@ -412,19 +406,11 @@ class Split(Section):
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation_fraction + test_fraction must stay below 1")
         if (self.kind == "inclination") != (self.test_inclination_deg is not None):
-            raise ValueError(
-                "test_inclination_deg goes with kind: inclination, and only with it"
-            )
-        if self.kind != "simulation" and (
-            self.validation_simulations or self.test_simulations
-        ):
-            raise ValueError(
-                "validation_simulations and test_simulations go with kind: simulation"
-            )
+            raise ValueError("test_inclination_deg goes with kind: inclination, and only with it")
+        if self.kind != "simulation" and (self.validation_simulations or self.test_simulations):
+            raise ValueError("validation_simulations and test_simulations go with kind: simulation")
         if set(self.validation_simulations or ()) & set(self.test_simulations or ()):
-            raise ValueError(
-                "a realisation stands in validation_simulations and test_simulations"
-            )
+            raise ValueError("a realisation stands in validation_simulations and test_simulations")
         return self
 
 
@@ -472,7 +458,7 @@ class Training(Section):
     """Peak rate of Adam."""
     schedule: Schedule = Schedule()
     standardise_targets: bool = True
-    """Train on targets of mean 0 and variance 1 (the model undoes it); raw degrees drown the spin."""
+    """Train on targets of mean 0, variance 1 (the model undoes it); raw degrees drown the spin."""
     ema_momentum: Fraction = 0.0
     """Decay of the weights' exponential moving average that is evaluated and exported; 0: none."""
     statistics_batches: Annotated[int, Field(ge=0)] = 32
@@ -517,7 +503,7 @@ class Config(Section):
     run_dir: Path
     """Folder of everything the run makes; `runs/<configuration's file name>` by default."""
     library: str = "shipped"
-    """Snapshot library that `simulate` writes and the mirror renders; `shipped` is the package's."""
+    """Snapshot library, written by `simulate`, rendered by the mirror; `shipped`: the package's."""
     parameters: tuple[str, ...] = NAMES
     """Labels that the network estimates, in this order."""
     simulate: Simulate = Simulate()
@@ -539,12 +525,13 @@ class Config(Section):
         for name in self.parameters:
             if name not in NAMES and self.catalogue and name not in extra:
                 raise ValueError(
-                    f"parameters: no label {name!r} (there are: {', '.join((*NAMES, *sorted(extra)))})"
+                    f"parameters: no label {name!r} "
+                    f"(there are: {', '.join((*NAMES, *sorted(extra)))})"
                 )
         if self.model.architecture == "table1_cnn" and self.preprocess.image_size % 32:
             raise ValueError(
-                f"model.architecture: table1_cnn halves its images five times, so preprocess.image_size "
-                f"must be a multiple of 32, not {self.preprocess.image_size}"
+                f"model.architecture: table1_cnn halves its images five times, so "
+                f"preprocess.image_size must be a multiple of 32, not {self.preprocess.image_size}"
             )
         if self.model.task == "classification":
             if self.parameters != NAMES:
@@ -563,13 +550,9 @@ class Config(Section):
         """
         flat = _flatten(self.model_dump(mode="json"))
         stages = get_args(Stage)
-        wanted = [
-            key for s in stages[: stages.index(stage) + 1] for key in _STAGE_KEYS[s]
-        ]
+        wanted = [key for s in stages[: stages.index(stage) + 1] for key in _STAGE_KEYS[s]]
         return {
-            k: v
-            for k, v in flat.items()
-            if any(k == w or k.startswith(w + ".") for w in wanted)
+            k: v for k, v in flat.items() if any(k == w or k.startswith(w + ".") for w in wanted)
         }
 
 
@@ -599,9 +582,7 @@ _STAGE_KEYS: dict[str, tuple[str, ...]] = {
 
 def grid(start: float, stop: float, step: float) -> NDArray[np.float64]:
     """Return start, start + step, ... up to and including stop."""
-    return start + step * np.arange(
-        int((stop - start) / step + 1e-9) + 1, dtype=np.float64
-    )
+    return start + step * np.arange(int((stop - start) / step + 1e-9) + 1, dtype=np.float64)
 
 
 def digest(values: Any) -> str:
@@ -636,16 +617,12 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError(
-            "\n".join(f"{path}: {line}" for line in _explain(error))
-        ) from None
+        raise InputError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
 
 
 def dump(config: Config) -> str:
     """Write the resolved configuration as YAML that `load` reads back."""
-    return yaml.safe_dump(
-        config.model_dump(mode="json"), sort_keys=False, allow_unicode=True
-    )
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def require_catalogue(config: Config) -> Catalogue:
@@ -711,11 +688,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
             case "extra_forbidden":
                 allowed = _keys_at(fault["loc"][:-1])
                 near = difflib.get_close_matches(places[-1], allowed, 1)
-                hint = (
-                    f"did you mean {near[0]}?"
-                    if near
-                    else f"allowed: {', '.join(allowed)}"
-                )
+                hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(allowed)}"
                 yield f"{key}: unknown key ({hint})"
             case "missing":
                 yield f"{key}: must be given"
@@ -729,11 +702,7 @@ def _keys_at(place: tuple[int | str, ...]) -> list[str]:
     """Return the keys allowed at a place of the file."""
     section: Any = Config
     for step in place:
-        if (
-            isinstance(step, str)
-            and isinstance(section, type)
-            and issubclass(section, BaseModel)
-        ):
+        if isinstance(step, str) and isinstance(section, type) and issubclass(section, BaseModel):
             section = section.model_fields[step].annotation
         # A list, a mapping or an optional section: look for the section inside its type.
         while not isinstance(section, type):

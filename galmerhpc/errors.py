@@ -11,7 +11,7 @@ class ExitCode(IntEnum):
     WRONG_INPUT = 2
     VIEWS_MISSING = 3
     INTERRUPTED = 75
-    """Stopped by a signal or a time limit with the work saved: run again (sysexits' EX_TEMPFAIL)."""
+    """Stopped by a signal or a time limit, the work saved: run again (sysexits' EX_TEMPFAIL)."""
 
 
 class GalmerhpcError(Exception):

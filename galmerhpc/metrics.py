@@ -67,7 +67,7 @@ class PartialSums:
         return PartialSums(self.count + other.count, self.sums + other.sums)
 
     def as_vector(self) -> NDArray[np.float64]:
-        """Return count and sums as one vector, whose element-wise sum over ranks is their merger."""
+        """Return count and sums as one vector; the sum of ranks' vectors is their merger."""
         return np.concatenate([[self.count], self.sums.ravel()])
 
     @classmethod

@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from tests.support import galmerhpc
+
+# A busy machine is slow, not wrong.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 # Snapshots of the shipped library, 100 Myr after pericentre: two encounters in two realisations.
 SNAPSHOTS = [

@@ -8,6 +8,7 @@ losses by the global batch size, and gradients are summed over ranks, so that un
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, float | None]
+Losses = Callable[[Any, Any], Any]
 
 SMALL_LOCAL_BATCH = 8
 """Below this, a rank's batch normalisation sees too few images."""
@@ -146,7 +148,8 @@ class Trainer:
         self._steps = steps_per_epoch(self._reader.count, self._training.batch_size)
         self._optimizer = make_optimizer(self._training, self._steps * self._training.epochs)
         self._optimizer.build(self._model.trainable_variables)
-        self._step = make_step(self._model, self._optimizer, self._training.loss, scale)
+        self._losses = make_losses(self._training.loss, scale)
+        self._step = make_step(self._model, self._optimizer, self._losses)
         self._predict = make_predict(self._evaluated)
         self._statistics = StatisticsEstimator(self._evaluated)
         self.progress = Progress(self._no_sums())
@@ -215,7 +218,7 @@ class Trainer:
         progress = self.progress
         self._refresh_evaluated()
         training_sums = merged(progress.sums)
-        validation_sums = merged(self._validate())
+        validation_sums, validation_loss = self._validate()
         row = {
             "epoch": progress.epoch + 1,
             "step": (progress.epoch + 1) * self._steps,
@@ -223,6 +226,7 @@ class Trainer:
             "images_per_s": round((progress.epoch + 1) * self._reader.count / progress.seconds, 2),
             "learning_rate": float(self._optimizer.learning_rate),
             "training_loss": progress.loss / self._reader.count,
+            "validation_loss": validation_loss,
             **metric_columns("training", training_sums, ()),
             **metric_columns("validation", validation_sums, self._dataset.parameters),
         }
@@ -275,13 +279,17 @@ class Trainer:
         ):
             target.assign(mean)
 
-    def _validate(self) -> PartialSums:
-        sums = self._no_sums()
+    def _validate(self) -> tuple[PartialSums, float]:
+        """Return the sums and the mean loss of the validation split, over all ranks."""
+        sums, loss = self._no_sums(), 0.0
         for batch in evaluation_batches(
             self._validation, self._training.evaluation_batch, horovod.rank(), horovod.size()
         ):
-            sums += PartialSums.of(batch.labels, self._predict(batch.images))
-        return sums
+            predicted = self._predict(batch.images)
+            sums += PartialSums.of(batch.labels, predicted)
+            loss += float(np.sum(self._losses(batch.labels, predicted)))
+        total = horovod.sum_array(np.array([loss]))
+        return merged(sums), float(total[0]) / self._validation.count
 
     def export(self) -> None:
         """Write ``model.keras`` from rank 0: weights and statistics as they are evaluated."""
@@ -431,12 +439,18 @@ def make_optimizer(training: Training, steps: int) -> "keras.optimizers.Optimize
     )
 
 
-def make_step(
-    model: "keras.Model",
-    optimizer: "keras.optimizers.Optimizer",
-    loss: str,
-    scale: NDArray[np.float32],
-) -> Any:
+def make_losses(name: str, scale: NDArray[np.float32]) -> Losses:
+    """Return the function from labels and predictions (B, P) to each sample's loss (B,).
+
+    Errors count in units of `scale`, shape (P,).
+    """
+    import tensorflow as tf
+
+    error = {"mae": tf.abs, "mse": tf.square, "huber": huber}[name]
+    return lambda labels, predicted: tf.reduce_mean(error((predicted - labels) / scale), axis=1)
+
+
+def make_step(model: "keras.Model", optimizer: "keras.optimizers.Optimizer", losses: Losses) -> Any:
     """Return the compiled training step.
 
     It takes images (B, H, W, C) uint8, labels (B, P) float32, weights (B,) float32, the global
@@ -445,7 +459,6 @@ def make_step(
     """
     import tensorflow as tf
 
-    error = {"mae": tf.abs, "mse": tf.square, "huber": huber}[loss]
     variables = [v.value for v in model.trainable_variables]
     image, label = model.input_shape[1:], model.output_shape[1:]
 
@@ -469,8 +482,7 @@ def make_step(
     ) -> tuple[Any, Any, Any]:
         with tf.GradientTape() as tape:
             predicted = model(images, training=True)  # (B, P)
-            losses = tf.reduce_mean(error((predicted - labels) / scale), axis=1)  # (B,)
-            share = tf.reduce_sum(weights * losses) / global_size
+            share = tf.reduce_sum(weights * losses(labels, predicted)) / global_size
         gradients = tape.gradient(share, variables)
         # Loss and stop flag travel with the gradients: no message of their own.
         *gradients, mean_loss, stops = horovod.sum_tensors([*gradients, share, stop])

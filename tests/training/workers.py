@@ -11,7 +11,7 @@ from galmerhpc.dataset.batches import SplitReader, rank_share, training_batches
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.models.build import build
 from galmerhpc.training import horovod
-from galmerhpc.training.train import make_step, set_up_tensorflow
+from galmerhpc.training.train import make_losses, make_step, set_up_tensorflow
 
 GLOBAL_BATCH = 25
 
@@ -33,7 +33,7 @@ def gradients(out: Path) -> None:
     horovod.broadcast(model.variables)
     optimizer = keras.optimizers.SGD(1e4)
     optimizer.build(model.trainable_variables)
-    step = make_step(model, optimizer, "mse", scale)
+    step = make_step(model, optimizer, make_losses("mse", scale))
     draw = np.random.default_rng(7)
     images = draw.integers(0, 256, (GLOBAL_BATCH, 32, 32, 3), np.uint8)
     labels = draw.uniform(0, 90, (GLOBAL_BATCH, 4)).astype(np.float32)
