@@ -41,7 +41,7 @@ def another(undisturbed: Path, folder: Path, **preprocess: object) -> Path:
 def many_shards(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the shards folder of an undisturbed run of many small shards."""
     folder = tmp_path_factory.mktemp("many")
-    preprocess(load(another(undisturbed, folder, samples_per_shard=4)))
+    preprocess(load(another(undisturbed, folder, samples_per_shard=8)))
     return folder / "run" / "shards"
 
 
@@ -175,7 +175,7 @@ def test_more_ranks_than_shards(undisturbed: Path, tmp_path: Path) -> None:
 def test_a_killed_job_goes_on_with_what_is_not_finished(
     undisturbed: Path, many_shards: Path, tmp_path: Path, whole_job: bool
 ) -> None:
-    path = another(undisturbed, tmp_path, samples_per_shard=4)
+    path = another(undisturbed, tmp_path, samples_per_shard=8)
     folder = tmp_path / "run" / "shards"
     command = [sys.executable, "-m", "galmerhpc.cli", "preprocess", str(path)]
     job = subprocess.Popen(
