@@ -321,8 +321,8 @@ def _refuse_equivalent_views(views: ViewGrid) -> None:
             if key in seen:
                 raise ValueError(
                     f"views: theta {theta:g}, phi {phi:g} shows what another of the grid "
-                    "shows (phi wraps at 360, and (theta, phi) is (-theta, phi +- 180)); narrow the "
-                    "range or set allow_equivalent_views: true"
+                    "shows (phi wraps at 360, and (theta, phi) is (-theta, phi +- 180)); narrow "
+                    "the range or set allow_equivalent_views: true"
                 )
             seen.add(key)
 

@@ -38,9 +38,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        for file in (
-            [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]
-        ):
+        for file in [temporary, *temporary.rglob("*")] if temporary.is_dir() else [temporary]:
             sync(file)
         temporary.rename(path)
         sync(path.parent)
@@ -48,8 +46,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         # HDF5 puts a whole page into strerror.
         why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         raise GalmerhpcError(
-            f"{path}: cannot be written: {why}; "
-            "make room or choose another run_dir, then run again"
+            f"{path}: cannot be written: {why}; make room or choose another run_dir, then run again"
         ) from error
     finally:
         _remove(temporary)
@@ -141,9 +138,7 @@ class StageRecord:
                 and isinstance(record.get("inputs"), dict)
                 and isinstance(record.get("files"), dict | None)
             ):
-                raise InputError(
-                    f"{self._path}: damaged; remove {folder} and run the stage again"
-                )
+                raise InputError(f"{self._path}: damaged; remove {folder} and run the stage again")
             self._compare(record["inputs"])
             self._files = record.get("files")
 
@@ -194,9 +189,7 @@ class StageRecord:
 
     def _write(self, files: dict[str, str] | None) -> None:
         self._files = files
-        write_json(
-            self._path, {"version": __version__, "inputs": self._inputs, "files": files}
-        )
+        write_json(self._path, {"version": __version__, "inputs": self._inputs, "files": files})
 
 
 def _short(value: Any) -> str:

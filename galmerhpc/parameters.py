@@ -116,9 +116,7 @@ def encode_classes(labels: ArrayLike, width_deg: float) -> NDArray[np.float32]:
         if parameter.values:
             index = np.abs(column[:, None] - np.array(parameter.values)).argmin(axis=1)
         else:
-            index = np.minimum((column - parameter.low) // width_deg, count - 1).astype(
-                int
-            )
+            index = np.minimum((column - parameter.low) // width_deg, count - 1).astype(int)
         groups.append(np.eye(count, dtype=np.float32)[index])
     return np.concatenate(groups, axis=1)
 
@@ -165,9 +163,7 @@ def relative_inclination(
     ndarray, float64
         Degrees, 0..180.
     """
-    i1, i2, pa1, pa2 = (
-        np.radians(np.asarray(a, dtype=np.float64)) for a in (i1, i2, pa1, pa2)
-    )
+    i1, i2, pa1, pa2 = (np.radians(np.asarray(a, dtype=np.float64)) for a in (i1, i2, pa1, pa2))
     cosine = np.sin(i1) * np.sin(i2) * np.cos(pa1 - pa2) + np.cos(i1) * np.cos(i2)
     return np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0)))
 

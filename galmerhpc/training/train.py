@@ -180,7 +180,8 @@ class Trainer:
                 stopped = self._do_step(batch, stop.requested)
                 progress.seconds += time.perf_counter() - start
                 bar.update(batch.global_size)
-                bar.set_postfix(loss=f"{progress.loss / bar.n:.4f}", refresh=False)
+                seen = min(progress.step * training.batch_size, self._reader.count)
+                bar.set_postfix(loss=f"{progress.loss / seen:.4f}", refresh=False)
                 if stopped:
                     self._save()
                     raise InterruptedRunError(
