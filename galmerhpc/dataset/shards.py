@@ -160,11 +160,11 @@ def _lay_out(
     """
     buffer = io.BytesIO()
     with _create(buffer) as file:
-        file.attrs.update(identity)
+        _set_attributes(file, identity)
         images = file.create_dataset("images", shape, np.uint8)
         for name in _COLUMNS:
             file[name] = columns[name]
-            file[name].attrs["sha256"] = _sha256(columns[name])
+            _set_attributes(file[name], {"sha256": _sha256(columns[name])})
         _describe(file, parameters)
         file.flush()  # all else has its place now
         images[0, 0, 0, 0] = 0  # and with their first byte the images get theirs
@@ -192,12 +192,12 @@ def write_virtual(folder: Path, names: list[str], counts: dict[str, int]) -> Non
         _create(buffer) as file,
         h5py.File(shards[0].path, "r", locking=False) as first,
     ):
-        file.attrs.update({k: v for k, v in first.attrs.items() if k != "first_sample"})
+        identity = {k: v for k, v in shards[0].identity.items() if k != "first_sample"}
+        _set_attributes(file, identity)
         for name in ("images", *_COLUMNS):
             _create_virtual(file, first[name], [(shard.path.name, len(shard)) for shard in shards])
         _describe(file, shards[0].parameters)
-        for name, count in counts.items():
-            file["split"].attrs[f"count_{name}"] = count
+        _set_attributes(file["split"], {f"count_{name}": n for name, n in counts.items()})
     with files.atomic_path(folder / VIRTUAL) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
@@ -239,8 +239,23 @@ def _create_virtual(file: h5py.File, like: h5py.Dataset, sources: list[tuple[str
 
 
 def _describe(file: h5py.File, parameters: tuple[str, ...]) -> None:
-    file["labels"].attrs["parameters"] = parameters
-    file["split"].attrs["names"] = SPLITS
+    _set_attributes(file["labels"], {"parameters": parameters})
+    _set_attributes(file["split"], {"names": SPLITS})
+
+
+def _set_attributes(of: h5py.File | h5py.Dataset, values: dict[str, Any]) -> None:
+    """Write attributes: numbers, texts, and tuples of texts.
+
+    Texts are of fixed length. h5py would write a str into HDF5's global heap, which has no
+    checksum, and HDF5 1.14 runs for ever on a damaged one.
+    """
+    for name, value in values.items():
+        texts = (value,) if isinstance(value, str) else value
+        if isinstance(texts, tuple):
+            column = text_column(texts, max(len(text.encode()) for text in texts))
+            of.attrs[name] = column if isinstance(value, tuple) else column[0]
+        else:
+            of.attrs[name] = value
 
 
 def _sha256(column: NDArray[Any]) -> str:
@@ -290,7 +305,7 @@ class Shard:
             raise InputError(f"{path}: no such shard; run galmerhpc preprocess again")
         try:
             with h5py.File(path, "r", locking=False) as file:
-                identity = {name: _plain(value) for name, value in file.attrs.items()}
+                identity = _attributes(file)
                 version = identity.get("format_version")
                 if identity.get("format") != FORMAT or version != FORMAT_VERSION:
                     raise InputError(
@@ -299,7 +314,7 @@ class Shard:
                     )
                 images = file["images"]
                 shape, offset = images.shape, images.id.get_offset()
-                parameters = tuple(file["labels"].attrs["parameters"].tolist())
+                parameters = _attributes(file["labels"])["parameters"]
                 lengths = {len(file[name]) for name in ("images", *_COLUMNS)}
                 plain = images.ndim == 4 and images.dtype == np.uint8 and offset is not None
         except _HDF5_ERRORS as error:
@@ -373,7 +388,7 @@ def read_columns(path: Path, names: Iterable[str]) -> Table:
     try:
         with h5py.File(path, "r", locking=False) as file:
             columns = {name: file[name][:] for name in names}
-            expected = {name: file[name].attrs["sha256"] for name in names}
+            expected = {name: _attributes(file[name])["sha256"] for name in names}
     except _HDF5_ERRORS as error:
         raise damaged(path, " ".join(str(error).split())[:120]) from None
     for name, column in columns.items():
@@ -563,6 +578,12 @@ def _finished(folder: Path) -> tuple[str, dict[str, str]]:
     return digest(inputs), made
 
 
-def _plain(value: Any) -> Any:
-    """Return an HDF5 attribute as plain Python."""
-    return value.item() if isinstance(value, np.generic) else value
+def _attributes(of: h5py.File | h5py.Dataset) -> dict[str, Any]:
+    """Read attributes as `_set_attributes` was given them."""
+    plain: dict[str, Any] = {}
+    for name, value in of.attrs.items():
+        if isinstance(value, np.ndarray):
+            plain[name] = tuple(text.decode() for text in value.tolist())
+        else:
+            plain[name] = value.decode() if isinstance(value, bytes) else value.item()
+    return plain

@@ -87,16 +87,16 @@ def test_what_was_written_is_read_in_order_and_at_random_with_any_number_of_shar
             np.testing.assert_array_equal(file["images"][:], images)
             np.testing.assert_array_equal(file["labels"][:], labels)
             assert file["view"].asstr()[:].tolist() == list(dataset.view)
-            assert file["labels"].attrs["parameters"].tolist() == list(PARAMETERS)
+            assert tuple(file["labels"].attrs["parameters"].astype(str)) == PARAMETERS
 
 
 def test_files_are_as_documented(folder: Path) -> None:
     for path in sorted(folder.glob("*.h5")):
         with h5py.File(path) as file:
-            assert file.attrs["format"] == "galmerhpc training"
+            assert file.attrs["format"] == b"galmerhpc training"
             assert file.attrs["format_version"] == 1
             assert {"code_version", "configuration"} <= set(file.attrs)
-            names = file["split"].attrs["names"].tolist()
+            names = file["split"].attrs["names"].astype(str).tolist()
             assert names == ["none", "train", "validation", "test"]
             for name, (item, dtype) in COLUMNS.items():
                 assert (file[name].shape[1:], file[name].dtype) == (item, np.dtype(dtype)), name
