@@ -1,7 +1,5 @@
 """The stage: encounters set up right, run live, resumed, and refused where they are wrong."""
 
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +17,7 @@ from galmerhpc.simulate.encounters import Task, initial_state, run, simulate, ta
 from galmerhpc.simulate.galaxies import Component, G, Particles
 from galmerhpc.simulate.library import Encounter, Library
 from galmerhpc.simulate.nbody import Gravity, integrate, separation
-from tests.support import environment, galmerhpc, mpirun_command, wait_for
+from tests.support import environment, galmerhpc, wait_for
 
 FEW = {"halo": 300, "bulge": 200, "stars": 300, "gas": 100}
 LIVE = {
@@ -383,12 +381,14 @@ def test_the_command_answers_wrong_input_with_one_line(tmp_path, keys, message):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml"]
 
 
-def test_two_ranks_killed_in_between_go_on_and_make_what_one_rank_makes(tmp_path):
+@pytest.mark.timeout(900)  # each process compiles the tree's code anew
+def test_two_ranks_go_on_after_a_kill_and_make_what_one_rank_makes(tmp_path):
     few = {k: v // 2 for k, v in FEW.items()}
     keys = LIVE | {
         "particles": few,
         "snapshots": {"start_myr": 0, "stop_myr": 0},
-        "inclinations2_deg": [0, 90],
+        "spins": ["prograde"],
+        "inclinations2_deg": [0, 45, 90],
         "realisations": [0],
         "max_energy_drift": 0.05,
     }
@@ -396,28 +396,21 @@ def test_two_ranks_killed_in_between_go_on_and_make_what_one_rank_makes(tmp_path
     path = str(write(tmp_path, **keys))
     command = (sys.executable, "-m", "galmerhpc.cli", "simulate", path)
     with subprocess.Popen(
-        mpirun_command(2, *command),
-        env=environment(),
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as job:
-        wait_for(lambda: any(parts.glob("[a-z]*.h5")), job)
-        os.killpg(job.pid, signal.SIGKILL)
+        wait_for(lambda: any(parts.glob("[a-z]*.h5")), job, timeout=400)
+        job.kill()
     assert not (tmp_path / "library.h5").exists()
     kept = sorted(parts.glob("[a-z]*.h5"))[0]
     with h5py.File(kept, "r+") as file:
         file[f"encounters/{kept.stem}"].attrs["mark"] = "made before the kill"
 
-    done = galmerhpc("simulate", path, ranks=2)
+    done = galmerhpc("simulate", path, ranks=2, timeout=400)
     assert done.returncode == ExitCode.COMPLETE, done.stderr
     assert not parts.exists()
     with Library(tmp_path / "library.h5") as library:
         assert library.attributes(kept.stem)["mark"] == "made before the kill"
-        assert len(library.encounters) == 4
-        for task in tasks(settings(**keys)):
-            alone = run(task)
-            made = library.attributes(task.name)
-            assert made["energy_drift"] == alone.attributes["energy_drift"]
-            assert made["pericentre_myr"] == alone.attributes["pericentre_myr"]
+        assert library.encounters == ("prograde-i0-r0", "prograde-i45-r0", "prograde-i90-r0")
+        made = library.attributes("prograde-i90-r0")
+        alone = run(tasks(settings(**keys))[2])
+        assert alone.attributes.items() <= made.items()
