@@ -153,6 +153,7 @@ class Trainer:
         self._predict = make_predict(self._evaluated)
         self._statistics = StatisticsEstimator(self._evaluated)
         self.progress = Progress(self._no_sums())
+        self._traced, self._timed_seconds, self._timed_images = False, 0.0, 0
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -178,7 +179,7 @@ class Trainer:
             for batch in batches:
                 start = time.perf_counter()
                 stopped = self._do_step(batch, stop.requested)
-                progress.seconds += time.perf_counter() - start
+                self._count_time(time.perf_counter() - start, batch.global_size)
                 bar.update(batch.global_size)
                 seen = min(progress.step * training.batch_size, self._reader.count)
                 bar.set_postfix(loss=f"{progress.loss / seen:.4f}", refresh=False)
@@ -214,6 +215,14 @@ class Trainer:
             self.progress.sums += PartialSums.of(labels, predicted)
         return bool(stops > 0)
 
+    def _count_time(self, seconds: float, images: int) -> None:
+        """Add a step's time; the first step of a session traces, and is left out of the rate."""
+        self.progress.seconds += seconds
+        if self._traced:
+            self._timed_seconds += seconds
+            self._timed_images += images
+        self._traced = True
+
     def finish_epoch(self) -> None:
         """Validate, add a row to metrics.csv, checkpoint."""
         progress = self.progress
@@ -224,7 +233,7 @@ class Trainer:
             "epoch": progress.epoch + 1,
             "step": (progress.epoch + 1) * self._steps,
             "seconds": round(progress.seconds, 3),
-            "images_per_s": round((progress.epoch + 1) * self._reader.count / progress.seconds, 2),
+            "images_per_s": round(self._timed_images / max(self._timed_seconds, 1e-9), 2),
             "learning_rate": float(self._optimizer.learning_rate),
             "training_loss": progress.loss / self._reader.count,
             "validation_loss": validation_loss,
