@@ -16,7 +16,7 @@ Layout (format 1), N luminous particles and T snapshots an encounter::
 
 Particles are sorted by galaxy, component and mass, and equal ones along a space-filling curve, anew
 in each snapshot: neighbours in the file are neighbours in space, which compresses better by a
-quarter. So row k is not the same particle in two snapshots.
+fifth. So row k is not the same particle in two snapshots.
 
 A position beyond +-655.34 kpc, twenty times what a picture shows, is moved to that limit; the
 encounter's attribute ``clamped`` counts how often this happened.
