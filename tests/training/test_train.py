@@ -93,7 +93,14 @@ def test_the_history_has_a_row_an_epoch(undisturbed: Path) -> None:
     assert float(rows[0]["seconds"]) < float(rows[2]["seconds"])
 
 
-@pytest.mark.parametrize("victims", [[0, 1], [0], [1]], ids=["job", "rank 0", "rank 1"])
+@pytest.mark.parametrize(
+    "victims",
+    [
+        pytest.param([0], id="rank 0", marks=pytest.mark.soak),
+        pytest.param([1], id="rank 1"),
+        pytest.param([0, 1], id="job", marks=pytest.mark.soak),
+    ],
+)
 def test_a_killed_training_resumes_to_the_same_bits(
     undisturbed: Path, tiny_run: Path, victims: list[int]
 ) -> None:
@@ -128,7 +135,9 @@ def run_weights(model: Path) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.soak)]
+)
 def test_a_signal_saves_the_work_and_another_number_of_ranks_goes_on(
     tiny_run: Path, number: signal.Signals
 ) -> None:
@@ -146,23 +155,22 @@ def test_a_signal_saves_the_work_and_another_number_of_ranks_goes_on(
 
 def test_uneven_shares_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     changes = []
-    for ranks in (1, 2, 4):  # 25; 13 + 12; 7 + 6 + 6 + 6
+    for ranks in (1, 2):  # 25; 13 + 12
         out = tmp_path / f"{ranks}.npy"
         done = mpirun(ranks, *WORKER, "gradients", str(out))
         assert done.returncode == 0, done.stderr
         changes.append(np.load(out).astype(np.float64))
-    for change in changes[1:]:
-        assert np.linalg.norm(change - changes[0]) < 1e-6 * np.linalg.norm(changes[0])
+    assert np.linalg.norm(changes[1] - changes[0]) < 1e-6 * np.linalg.norm(changes[0])
 
 
 def test_the_order_of_samples_does_not_depend_on_the_ranks(tiny_run: Path) -> None:
     orders = []
-    for ranks in (1, 2, 3):
+    for ranks in (1, 2):
         out = tiny_run.parent / f"{ranks}.json"
         done = mpirun(ranks, *WORKER, "order", str(out))
         assert done.returncode == 0, done.stderr
         orders.append(json.loads(out.read_text()))
-    assert orders[0] == orders[1] == orders[2]
+    assert orders[0] == orders[1]
     half = len(orders[0]) // 2
     first, second = (
         [row for step in steps for row in step] for steps in (orders[0][:half], orders[0][half:])
