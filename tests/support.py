@@ -46,14 +46,14 @@ def mpirun_command(ranks: int, *command: str) -> list[str]:
 
 
 def mpirun(
-    ranks: int, *command: str, timeout: float = 300, env: dict[str, str] | None = None
+    ranks: int, *command: str, timeout: float = 900, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command on ranks and return what it printed and its exit code."""
     return run(*mpirun_command(ranks, *command), timeout=timeout, env=env)
 
 
 def run(
-    *command: str, timeout: float = 300, env: dict[str, str] | None = None
+    *command: str, timeout: float = 900, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command and return what it printed and its exit code."""
     return subprocess.run(
@@ -67,7 +67,7 @@ def run(
 
 
 def galmerhpc(
-    *arguments: str, ranks: int = 1, timeout: float = 300
+    *arguments: str, ranks: int = 1, timeout: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Run `galmerhpc` with these arguments, under mpirun where there are several ranks."""
     command = (sys.executable, "-m", "galmerhpc.cli", *arguments)
@@ -77,7 +77,7 @@ def galmerhpc(
 
 
 def wait_for(
-    condition: Callable[[], bool], process: "subprocess.Popen[str]", timeout: float = 120
+    condition: Callable[[], bool], process: "subprocess.Popen[str]", timeout: float = 600
 ) -> None:
     """Return once a condition holds; fail where the process ends or the time is over before it."""
     end = time.monotonic() + timeout

@@ -108,7 +108,7 @@ def test_a_killed_training_resumes_to_the_same_bits(
     wait_for(lambda: first_checkpoint(tiny_run), job)
     for pid in [ranks_of(job)[k] for k in victims]:
         os.kill(pid, signal.SIGKILL)
-    output, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode != 0
     assert "signal 9" in output
     assert "Traceback" not in output
@@ -144,7 +144,7 @@ def test_a_signal_saves_the_work_and_another_number_of_ranks_goes_on(
     job = start(2, tiny_run)
     wait_for(lambda: first_checkpoint(tiny_run), job)
     os.kill(ranks_of(job)[1], number)  # one rank is told: both must stop at the same step
-    output, _ = job.communicate(timeout=120)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode == 75, output
     assert output.count("stopped by a signal") == 1
     done = galmerhpc("train", str(tiny_run), ranks=1)
