@@ -683,7 +683,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
     """Turn pydantic's report into one line a fault: the key, what is wrong, what is allowed."""
     for fault in error.errors():
         places = [str(p) for p in fault["loc"]]
-        key = ".".join(places) or "configuration"
+        key = ".".join(places)
         match fault["type"]:
             case "extra_forbidden":
                 allowed = _keys_at(fault["loc"][:-1])
@@ -693,7 +693,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
             case "missing":
                 yield f"{key}: must be given"
             case "value_error":
-                yield f"{key}: {fault['ctx']['error']}"
+                yield f"{key}: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"])
             case _:
                 yield f"{key}: {fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r}"
 

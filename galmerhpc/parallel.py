@@ -207,15 +207,14 @@ def work(items: Sequence[T], told: Callable[[T], object] | None = None) -> Itera
             yield item
         return
     desk = world.Dup()  # its messages cannot meet anybody else's
-    try:
-        if world.Get_rank() == 0:
-            yield from _hand_out(desk, items, told)
-        else:
-            while (index := desk.sendrecv(None, dest=0, source=0)) < len(items):
-                yield items[index]
-        desk.Barrier()
-    finally:
-        desk.Free()
+    if world.Get_rank() == 0:
+        yield from _hand_out(desk, items, told)
+    else:
+        while (index := desk.sendrecv(None, dest=0, source=0)) < len(items):
+            yield items[index]
+    # Not after an error, which ends the job: the others, and rank 0's thread, are still using it.
+    desk.Barrier()
+    desk.Free()
 
 
 def _hand_out(

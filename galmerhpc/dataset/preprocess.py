@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from galmerhpc import files, parallel
@@ -273,6 +273,8 @@ def picture_of(body: bytes, nbins: int, settings: Preprocess) -> Image.Image:
             size = image.size
             # Only a picture of the right size is decoded: a bomb is told by its header.
             picture = image.convert(mode) if size == (nbins, nbins) else None
+    except UnidentifiedImageError:
+        raise ValueError(f"no {', '.join(FORMATS)} picture") from None
     except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
         raise ValueError(f"a broken picture ({' '.join(str(error).split())[:120]})") from None
     if picture is None:
