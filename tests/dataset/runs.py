@@ -1,7 +1,9 @@
-"""Runs whose scrape is finished, made without a preview service."""
+"""What tests of the data path share: runs with a finished scrape, shards, and a full disk."""
 
 import hashlib
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Config, digest, load, require_catalogue
 from galmerhpc.dataset import shards
 from galmerhpc.dataset.raw import RawWriter, Response
+from tests.support import run
 
 
 def picture(view: View) -> bytes:
@@ -132,3 +135,20 @@ def write_dataset(
     shards.write_virtual(folder, names, {"train": 0})
     record.finish({name: files.sha256(folder / name) for name in (*names, shards.VIRTUAL)})
     return images, labels
+
+
+_WITHOUT_ROOM = """
+import resource, sys
+from galmerhpc.cli import main
+limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), most))
+try:
+    sys.exit(main(sys.argv[2:]))
+finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))  # coverage writes at exit
+"""
+
+
+def galmerhpc_without_room(largest_file: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `galmerhpc` where a file of more than so many bytes cannot be written."""
+    return run(sys.executable, "-c", _WITHOUT_ROOM, str(largest_file), *arguments)

@@ -18,8 +18,8 @@ from galmerhpc.dataset.preprocess import picture_of, preprocess
 from galmerhpc.dataset.raw import RawStore
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import ExitCode, InputError
-from tests.dataset.runs import picture, scraped, write_config
-from tests.support import environment, galmerhpc, mpirun_command, run, wait_for
+from tests.dataset.runs import galmerhpc_without_room, picture, scraped, write_config
+from tests.support import environment, galmerhpc, mpirun_command, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -277,23 +277,11 @@ def test_the_shards_of_another_configuration_are_kept(undisturbed: Path, tmp_pat
     assert contents(tmp_path / "run" / "shards") == contents(undisturbed / "run" / "shards")
 
 
-NO_ROOM = """
-import resource, sys
-from galmerhpc.cli import main
-limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, most))
-try:
-    sys.exit(main(sys.argv[1:]))
-finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))  # coverage writes at exit
-"""
-
-
 def test_a_disk_that_is_full_is_one_line_and_the_same_command_goes_on(
     undisturbed: Path, tmp_path: Path
 ) -> None:
     path = another(undisturbed, tmp_path)
-    done = run(sys.executable, "-c", NO_ROOM, "preprocess", str(path))
+    done = galmerhpc_without_room(50_000, "preprocess", str(path))
     assert done.returncode == ExitCode.FAILED
     message = one_line(done.stderr)
     assert "shard-00000.h5: cannot be written" in message

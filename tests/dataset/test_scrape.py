@@ -20,6 +20,7 @@ from galmerhpc.config import load, require_catalogue
 from galmerhpc.dataset.raw import RawStore, read_spool
 from galmerhpc.errors import ExitCode
 from galmerhpc.files import StageRecord, sha256
+from tests.dataset.runs import galmerhpc_without_room
 from tests.servers import Reply, gif, serve, well
 from tests.support import environment, galmerhpc, mpirun_command, wait_for
 
@@ -199,14 +200,7 @@ def test_the_run_folder_of_another_configuration_is_refused(tmp_path: Path) -> N
 def test_a_disk_that_is_full_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
     with serve() as service:
         path = write_config(tmp_path, service.url)
-        command = f"ulimit -f 20; exec {sys.executable} -m galmerhpc.cli scrape {path}"
-        done = subprocess.run(
-            ["/bin/sh", "-c", command],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = galmerhpc_without_room(10_000, "scrape", str(path))
         assert done.returncode == ExitCode.FAILED
         message = one_line(done.stderr)
         assert "raw-0000-00000" in message
