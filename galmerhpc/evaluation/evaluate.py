@@ -186,7 +186,7 @@ def read_history(path: Path, parameters: Sequence[str]) -> dict[str, NDArray[np.
     needed = {
         "epoch", "step", "seconds", "images_per_s", "training_loss", "training_mae",
         "training_mse", "validation_mae", "validation_mse",
-        *(f"validation_r2_{name}" for name in parameters),
+        *(f"validation_mae_{name}" for name in parameters),
     }  # fmt: skip
     try:
         lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
