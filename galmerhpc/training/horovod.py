@@ -29,8 +29,8 @@ def init(stall_limit_s: float) -> None:
     Parameters
     ----------
     stall_limit_s : float
-        Seconds after which ranks that wait for another one give up and end the job. Horovod warns
-        at half of it.
+        Seconds after which a rank that does not answer ends the job (`watchdog`); Horovod names it
+        and what is waited for at half of them.
 
     Raises
     ------
@@ -48,7 +48,6 @@ def init(stall_limit_s: float) -> None:
             "run scripts/install_horovod.sh, then galmerhpc doctor"
         ) from None
     os.environ.setdefault("HOROVOD_STALL_CHECK_TIME_SECONDS", str(max(1, int(stall_limit_s / 2))))
-    os.environ.setdefault("HOROVOD_STALL_SHUTDOWN_TIME_SECONDS", str(max(2, int(stall_limit_s))))
     hvd.init()
     _hvd = hvd
 

@@ -33,6 +33,7 @@ from galmerhpc.training import checkpoint, horovod
 from galmerhpc.training.interrupt import StopRequest
 from galmerhpc.training.schedule import learning_rate
 from galmerhpc.training.statistics import StatisticsEstimator
+from galmerhpc.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import keras
@@ -106,21 +107,21 @@ def train(config: Config) -> None:
     check_batch_size(config.training.batch_size)
     if horovod.rank() == 0:
         record.begin()
-    trainer = Trainer(config, dataset)
-    trainer.resume()
-    with StopRequest() as stop:
+    with StopRequest() as stop, Watchdog(config.training.stall_limit_s) as watchdog:
+        trainer = Trainer(config, dataset, watchdog)
+        trainer.resume()
         while trainer.progress.epoch < config.training.epochs:
             trainer.run_epoch(stop)
             trainer.finish_epoch()
-    trainer.export()
-    if horovod.rank() == 0:
-        record.finish(
-            {
-                f"../{name}": files.sha256(config.run_dir / name)
-                for name in ("model.keras", "metrics.csv")
-            }
-        )
-    horovod.barrier()
+        trainer.export()
+        if horovod.rank() == 0:
+            record.finish(
+                {
+                    f"../{name}": files.sha256(config.run_dir / name)
+                    for name in ("model.keras", "metrics.csv")
+                }
+            )
+        horovod.barrier()
 
 
 class Trainer:
@@ -132,10 +133,12 @@ class Trainer:
         The run.
     dataset : Dataset
         Its shards.
+    watchdog : Watchdog
+        Told of every step.
     """
 
-    def __init__(self, config: Config, dataset: Dataset) -> None:
-        self._config, self._dataset = config, dataset
+    def __init__(self, config: Config, dataset: Dataset, watchdog: Watchdog) -> None:
+        self._config, self._dataset, self._watchdog = config, dataset, watchdog
         self._training = config.training
         self._reader = SplitReader(dataset, "train", config.data.memory_gb)
         self._validation = SplitReader(dataset, "validation", config.data.memory_gb)
@@ -176,7 +179,7 @@ class Trainer:
             leave=False, disable=True if horovod.rank() else None,
         )  # fmt: skip
         with bar:
-            for batch in batches:
+            for batch in self._watchdog.watched(batches):
                 start = time.perf_counter()
                 stopped = self._do_step(batch, stop.requested)
                 self._count_time(time.perf_counter() - start, batch.global_size)
@@ -278,7 +281,8 @@ class Trainer:
                 horovod.rank(), horovod.size(),
             )  # fmt: skip
             self._statistics.estimate(
-                (b.images for b in batches), self._training.statistics_batches
+                (b.images for b in self._watchdog.watched(batches)),
+                self._training.statistics_batches,
             )
             return
         own = [v.numpy() for v in self._model.non_trainable_variables]
@@ -292,9 +296,10 @@ class Trainer:
     def _validate(self) -> tuple[PartialSums, float]:
         """Return the sums and the mean loss of the validation split, over all ranks."""
         sums, loss = self._no_sums(), 0.0
-        for batch in evaluation_batches(
+        batches = evaluation_batches(
             self._validation, self._training.evaluation_batch, horovod.rank(), horovod.size()
-        ):
+        )
+        for batch in self._watchdog.watched(batches):
             predicted = self._predict(batch.images)
             sums += PartialSums.of(batch.labels, predicted)
             loss += float(np.sum(self._losses(batch.labels, predicted)))

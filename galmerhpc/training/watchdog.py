@@ -1,0 +1,81 @@
+"""The end of a job in which one rank hangs: the others notice, say so, and end it.
+
+Horovod's own stall check runs in the hanging process's peers only as long as that process's
+background thread answers. One that is stopped, or swapped out, or on a node that froze, answers
+nothing, and the others wait inside MPI for ever. So every rank watches its own steps.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar
+
+from galmerhpc import parallel
+from galmerhpc.errors import ExitCode
+from galmerhpc.training import horovod
+
+T = TypeVar("T")
+
+# The lowest rank that still runs says it for all: each higher one gives it a second more.
+_STAGGER_S, _LONGEST_STAGGER_S = 1.0, 10.0
+# An MPI that hangs itself may not return from Abort.
+_ABORT_S = 3.0
+
+
+class Watchdog:
+    """Context that ends the job once this rank has made no progress for `limit_s`.
+
+    Parameters
+    ----------
+    limit_s : float
+        Seconds between two steps after which another rank counts as hanging.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._closed = threading.Event()
+        self._last = time.monotonic()
+
+    def __enter__(self) -> "Watchdog":
+        """Begin to watch; one rank alone waits for nobody and is not watched."""
+        self.beat()
+        if horovod.size() > 1:
+            threading.Thread(target=self._watch, args=(horovod.rank(),), daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Watch no longer."""
+        self._closed.set()
+
+    def beat(self) -> None:
+        """Note that this rank goes on."""
+        self._last = time.monotonic()
+
+    def watched(self, steps: Iterable[T]) -> Iterator[T]:
+        """Yield what is given, noting each."""
+        for step in steps:
+            self.beat()
+            yield step
+
+    def _watch(self, rank: int) -> None:
+        limit_s = self._limit_s + min(rank * _STAGGER_S, _LONGEST_STAGGER_S)
+        while (left := self._last + limit_s - time.monotonic()) > 0:
+            if self._closed.wait(left):
+                return
+        exit_code = int(ExitCode.FAILED)
+        end = threading.Timer(_ABORT_S, os._exit, (exit_code,))
+        end.daemon = True
+        end.start()
+        parallel.fail(
+            f"galmerhpc: no step for {self._limit_s:g} s (training.stall_limit_s) on rank {rank}: "
+            "another rank hangs, or its node is lost; run the same command again: it goes on from "
+            "the last checkpoint",
+            exit_code,
+        )
