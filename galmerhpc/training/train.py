@@ -8,7 +8,6 @@ losses by the global batch size, and gradients are summed over ranks, so that un
 import hashlib
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,8 @@ from galmerhpc.metrics import PartialSums, to_json
 from galmerhpc.models.build import build, check_supported
 from galmerhpc.training import checkpoint, horovod
 from galmerhpc.training.interrupt import StopRequest
-from galmerhpc.training.schedule import learning_rate
+from galmerhpc.training.losses import Losses, make_losses, target_scale
+from galmerhpc.training.optimizer import make_optimizer
 from galmerhpc.training.statistics import StatisticsEstimator
 from galmerhpc.training.watchdog import Watchdog
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, float | None]
-Losses = Callable[[Any, Any], Any]
 
 SMALL_LOCAL_BATCH = 8
 """Below this, a rank's batch normalisation sees too few images."""
@@ -425,46 +424,6 @@ def set_up_tensorflow(training: Training) -> None:
         tf.config.experimental.set_memory_growth(mine, True)
 
 
-def target_scale(
-    labels: NDArray[np.float32], standardise: bool
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return mean and scale of the targets, each of shape (P,).
-
-    Parameters
-    ----------
-    labels : ndarray, shape (N, P), float32
-        Training labels.
-    standardise : bool
-        If not, the mean is 0 and the scale 1: raw degrees, as in the paper.
-    """
-    if not standardise:
-        return np.zeros(labels.shape[1], np.float32), np.ones(labels.shape[1], np.float32)
-    mean, scale = labels.mean(axis=0, dtype=np.float64), labels.std(axis=0, dtype=np.float64)
-    return mean.astype(np.float32), np.where(scale > 0, scale, 1.0).astype(np.float32)
-
-
-def make_optimizer(training: Training, steps: int) -> "keras.optimizers.Optimizer":
-    """Return Adam (paper, section 3.2) with the configured schedule and averaging."""
-    import keras
-
-    return keras.optimizers.Adam(
-        learning_rate(training, steps),
-        use_ema=training.ema_momentum > 0,
-        ema_momentum=training.ema_momentum or 0.99,
-    )
-
-
-def make_losses(name: str, scale: NDArray[np.float32]) -> Losses:
-    """Return the function from labels and predictions (B, P) to each sample's loss (B,).
-
-    Errors count in units of `scale`, shape (P,).
-    """
-    import tensorflow as tf
-
-    error = {"mae": tf.abs, "mse": tf.square, "huber": huber}[name]
-    return lambda labels, predicted: tf.reduce_mean(error((predicted - labels) / scale), axis=1)
-
-
 def make_step(model: "keras.Model", optimizer: "keras.optimizers.Optimizer", losses: Losses) -> Any:
     """Return the compiled training step.
 
@@ -505,14 +464,6 @@ def make_step(model: "keras.Model", optimizer: "keras.optimizers.Optimizer", los
         return mean_loss, stops, predicted
 
     return step
-
-
-def huber(error: "tf.Tensor") -> "tf.Tensor":
-    """Return the Huber loss with its bend at 1."""
-    import tensorflow as tf
-
-    size = tf.abs(error)
-    return tf.where(size <= 1.0, 0.5 * tf.square(error), size - 0.5)
 
 
 def make_predict(model: "keras.Model") -> Any:

@@ -11,7 +11,8 @@ from galmerhpc.dataset.batches import SplitReader, rank_share, training_batches
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.models.build import build
 from galmerhpc.training import horovod
-from galmerhpc.training.train import make_losses, make_step, set_up_tensorflow
+from galmerhpc.training.losses import make_losses
+from galmerhpc.training.train import make_step, set_up_tensorflow
 
 GLOBAL_BATCH = 25
 
