@@ -129,10 +129,7 @@ def open_run(config: Config) -> Config:
 
 def run(given: argparse.Namespace) -> None:
     """Do all stages."""
-    from galmerhpc.models.build import check_supported
-
     config = read_config(given)
-    check_supported(config)
     for stage in (scrape, preprocess, train, evaluate, report):
         log.info("== %s", stage.__name__)
         stage(given)
@@ -219,12 +216,9 @@ def preprocess(given: argparse.Namespace) -> None:
 
 def train(given: argparse.Namespace) -> None:
     """Train."""
-    from galmerhpc.models.build import check_supported
     from galmerhpc.training.train import train
 
-    config = read_config(given)
-    check_supported(config)
-    train(open_run(config))
+    train(open_run(read_config(given)))
 
 
 def evaluate(given: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from galmerhpc.errors import InputError
-from galmerhpc.parameters import NAMES, PARAMETERS
+from galmerhpc.parameters import AZIMUTH, INCLINATION, NAMES, SPIN, VIEWING_ANGLE, Parameter, named
 
 Spin = Literal["prograde", "retrograde"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -433,6 +433,11 @@ class Model(Section):
     """flatten: Flatten and Dense, the authors' head; gap: global average pooling before it."""
     class_width_deg: Positive = 5.0
     """Width of the azimuth's and viewing angle's classes."""
+    spin: Literal["number", "probability"] = "number"
+    """number: a regression between 0 and 1; probability: that of retrograde, by a sigmoid and
+    binary cross-entropy."""
+    sine_cosine: tuple[str, ...] = ()
+    """Angles that regression learns as sine and cosine, for which -180 and 180 deg are one."""
     dropout: Fraction = 0.0
     """Share of the head's inputs that training drops."""
     batchnorm_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
@@ -445,6 +450,47 @@ class Schedule(Section):
     kind: Literal["constant", "cosine"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     """Steps of linear warm-up before either kind."""
+    batch_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """How the peak rate grows with the global batch over reference_batch."""
+    reference_batch: Count = 32
+    """Global batch for which training.learning_rate is given."""
+
+
+class Optimizer(Section):
+    """What turns gradients into steps."""
+
+    kind: Literal["adam", "adamw", "sgd"] = "adam"
+    """adam: the paper's."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Share of the weights that an adamw step takes away, times the learning rate; biases and batch
+    normalisation keep theirs."""
+    momentum: Fraction = 0.0
+    """Share of the last step that an sgd step keeps."""
+    clip_norm: Positive | None = None
+    """Longest gradient, all weights together and summed over ranks; a longer one is cut to this."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Optimizer":
+        if (self.kind == "adamw") != (self.weight_decay > 0):
+            raise ValueError("weight_decay goes with kind: adamw, and adamw needs one above 0")
+        if self.momentum and self.kind != "sgd":
+            raise ValueError("momentum goes with kind: sgd")
+        return self
+
+
+class OnlineAugment(Section):
+    """Ranges of the changes that training makes to each image anew in each epoch; 0: none."""
+
+    rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+    """Roll of the picture, drawn from -rotation_deg..rotation_deg."""
+    intensity: Fraction = 0.0
+    """Relative change of brightness, drawn from 1 - intensity..1 + intensity."""
+    psf_fwhm_px: Annotated[float, Field(ge=0.0, le=8.0)] = 0.0
+    """Full width at half maximum of a telescope's image of a star, drawn from 0..psf_fwhm_px."""
+    blur_px: Annotated[float, Field(ge=0.0, le=8.0)] = 0.0
+    """Gaussian blur's sigma in pixels, drawn from 0..blur_px."""
+    noise: Annotated[float, Field(ge=0.0)] = 0.0
+    """Gaussian noise's sigma in grey levels of 0..255, drawn from 0..noise."""
 
 
 class Training(Section):
@@ -453,10 +499,16 @@ class Training(Section):
     epochs: Count = 50
     batch_size: Count = 32
     """Images per step over ALL ranks."""
-    loss: Literal["mae", "mse", "huber"] = "mae"
+    loss: Literal["mae", "mse", "huber", "binary_crossentropy", "categorical_crossentropy"] = "mae"
+    """mae, mse, huber: regression; binary_crossentropy: classification by a sigmoid a class, the
+    paper's; categorical_crossentropy: classification by a softmax a parameter."""
+    loss_weights: dict[str, Positive] = {}
+    """Weight of a parameter's loss by name; 1 where it is not named."""
+    optimizer: Optimizer = Optimizer()
     learning_rate: Positive = 1e-3
-    """Peak rate of Adam."""
+    """Peak rate."""
     schedule: Schedule = Schedule()
+    augment: OnlineAugment = OnlineAugment()
     standardise_targets: bool = True
     """Train on targets of mean 0, variance 1 (the model undoes it); raw degrees drown the spin."""
     ema_momentum: Fraction = 0.0
@@ -528,19 +580,58 @@ class Config(Section):
                     f"parameters: no label {name!r} "
                     f"(there are: {', '.join((*NAMES, *sorted(extra)))})"
                 )
-        if self.model.architecture == "table1_cnn" and self.preprocess.image_size % 32:
+        if unknown := set(self.training.loss_weights) - set(self.parameters):
+            raise ValueError(f"training.loss_weights: {min(unknown)} is not among the parameters")
+        for name in self.model.sine_cosine:
+            if name not in self.parameters or named(name).unit != "deg":
+                raise ValueError(f"model.sine_cosine: {name} is not an angle of the parameters")
+        if self.model.spin == "probability" and SPIN.name not in self.parameters:
+            raise ValueError("model.spin: probability needs spin among the parameters")
+        classification = self.model.task == "classification"
+        if classification:
+            self._check_classes()
+        if ("crossentropy" in self.training.loss) != classification:
             raise ValueError(
-                f"model.architecture: table1_cnn halves its images five times, so "
-                f"preprocess.image_size must be a multiple of 32, not {self.preprocess.image_size}"
+                f"training.loss: {self.training.loss} does not go with model.task: "
+                f"{self.model.task} (regression has mae, mse and huber, classification "
+                "binary_crossentropy and categorical_crossentropy)"
             )
-        if self.model.task == "classification":
-            if self.parameters != NAMES:
-                raise ValueError(
-                    f"model.task: classification needs parameters: [{', '.join(NAMES)}]"
-                )
-            for parameter in PARAMETERS.values():
-                parameter.classes(self.model.class_width_deg)
         return self
+
+    def _check_classes(self) -> None:
+        """Raise ValueError where a label has no class."""
+        if self.model.sine_cosine or self.model.spin != "number":
+            raise ValueError("model: sine_cosine and spin go with task: regression")
+        for name in self.parameters:
+            if name not in NAMES:
+                raise ValueError(
+                    f"model.task: classification has no classes for {name} "
+                    f"(it has them for {', '.join(NAMES)})"
+                )
+            named(name).classes(self.model.class_width_deg)
+        if self.catalogue:
+            for run in self.catalogue.runs:
+                views = run.views or self.catalogue.views
+                labels = {
+                    INCLINATION: (run.inclination_deg,),
+                    AZIMUTH: (views.phi_deg.start, views.phi_deg.stop),
+                    VIEWING_ANGLE: (views.theta_deg.start, views.theta_deg.stop),
+                }
+                for parameter, values in labels.items():
+                    if parameter.name in self.parameters:
+                        self._check_has_class(parameter, values)
+
+    def _check_has_class(self, parameter: Parameter, values: Sequence[float]) -> None:
+        allowed = parameter.values
+        for value in values:
+            if value not in allowed if allowed else not parameter.low <= value <= parameter.high:
+                has = ", ".join(map("{:g}".format, allowed)) or (
+                    f"{parameter.low:g}..{parameter.high:g}"
+                )
+                raise ValueError(
+                    f"model.task: classification has no class for {parameter.name} {value:g} of "
+                    f"the catalogue (it has them for {has})"
+                )
 
     def inputs(self, stage: "Stage") -> dict[str, Any]:
         """Return the keys that decide what a stage makes, flat: ``{"preprocess.image_size": 64}``.

@@ -91,17 +91,13 @@ def evaluate(config: Config) -> None:
     Raises
     ------
     InputError
-        There is no model, no metrics.csv or no image to evaluate, the files are damaged or do not
-        fit each other, or the model is a classifier.
+        There is no model, no metrics.csv or no image to evaluate, or the files are damaged or do
+        not fit each other.
     GalmerhpcError
         The network predicts something that is no number.
     """
     folder, model_path = config.run_dir / "evaluation", config.run_dir / "model.keras"
     record = files.StageRecord(folder, config.inputs("evaluate"))
-    if config.model.task == "classification":
-        raise InputError(
-            "model.task: a classification cannot be evaluated yet, only a regression can"
-        )
     if not model_path.is_file():
         raise InputError(f"{model_path}: no such file; run galmerhpc train first")
     model_sha256 = files.sha256(model_path)

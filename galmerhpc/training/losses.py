@@ -1,10 +1,10 @@
-"""What training makes small: the loss of each sample, in units of its targets' scale."""
+"""What training makes small: the loss of each sample, from the network's last layer."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from galmerhpc.config import Training
+from galmerhpc.models.targets import Target, Targets
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -12,33 +12,32 @@ if TYPE_CHECKING:
 Losses = Callable[[Any, Any], Any]
 
 
-def target_scale(
-    labels: NDArray[np.float32], standardise: bool
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return mean and scale of the targets, each of shape (P,).
+def make_losses(training: Training, targets: Targets) -> Losses:
+    """Return the function from targets and last-layer outputs (B, R) to each sample's loss (B,).
+
+    It is the mean over the losses' terms, weighted by their parameters' weights. A parameter has
+    one term, but under binary cross-entropy one a class: with all weights 1 that is the mean over
+    the paper's 60 outputs. Errors count in units of the targets (`models.targets`).
 
     Parameters
     ----------
-    labels : ndarray, shape (N, P), float32
-        Training labels.
-    standardise : bool
-        If not, the mean is 0 and the scale 1: raw degrees, as in the paper.
-    """
-    if not standardise:
-        return np.zeros(labels.shape[1], np.float32), np.ones(labels.shape[1], np.float32)
-    mean, scale = labels.mean(axis=0, dtype=np.float64), labels.std(axis=0, dtype=np.float64)
-    return mean.astype(np.float32), np.where(scale > 0, scale, 1.0).astype(np.float32)
-
-
-def make_losses(name: str, scale: NDArray[np.float32]) -> Losses:
-    """Return the function from labels and predictions (B, P) to each sample's loss (B,).
-
-    Errors count in units of `scale`, shape (P,).
+    training : Training
+        `loss` and `loss_weights` are used.
+    targets : Targets
+        What the R outputs are.
     """
     import tensorflow as tf
 
-    error = {"mae": tf.abs, "mse": tf.square, "huber": huber}[name]
-    return lambda labels, predicted: tf.reduce_mean(error((predicted - labels) / scale), axis=1)
+    def losses(true: "tf.Tensor", raw: "tf.Tensor") -> "tf.Tensor":
+        total, weights = 0.0, 0.0
+        for target, columns in targets.columns():
+            weight = training.loss_weights.get(target.name, 1.0)
+            terms = _terms(training.loss, target, true[:, columns], raw[:, columns])  # (B, T)
+            total += weight * tf.reduce_sum(terms, axis=1)
+            weights += weight * terms.shape[1]
+        return total / weights
+
+    return losses
 
 
 def huber(error: "tf.Tensor") -> "tf.Tensor":
@@ -47,3 +46,15 @@ def huber(error: "tf.Tensor") -> "tf.Tensor":
 
     size = tf.abs(error)
     return tf.where(size <= 1.0, 0.5 * tf.square(error), size - 0.5)
+
+
+def _terms(loss: str, target: Target, true: "tf.Tensor", raw: "tf.Tensor") -> "tf.Tensor":
+    """Return the terms (B, T) of one parameter from its targets and outputs (B, width)."""
+    import tensorflow as tf
+
+    if target.kind in ("probability", "sigmoid_classes"):
+        return tf.nn.sigmoid_cross_entropy_with_logits(true, raw)
+    if target.kind == "softmax_classes":
+        return tf.nn.softmax_cross_entropy_with_logits(true, raw)[:, None]
+    error = {"mae": tf.abs, "mse": tf.square, "huber": huber}[loss]
+    return tf.reduce_mean(error(raw - true), axis=1, keepdims=True)
