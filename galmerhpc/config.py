@@ -451,7 +451,8 @@ class Schedule(Section):
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     """Steps of linear warm-up before either kind."""
     batch_scaling: Literal["none", "linear", "sqrt"] = "none"
-    """How the peak rate grows with the global batch over reference_batch."""
+    """How the peak rate grows with the global batch over reference_batch: linear for sgd (Goyal et
+    al. 2017, arXiv:1706.02677), sqrt for adam (Malladi et al. 2022, arXiv:2205.10287)."""
     reference_batch: Count = 32
     """Global batch for which training.learning_rate is given."""
 
@@ -506,7 +507,7 @@ class Training(Section):
     """Weight of a parameter's loss by name; 1 where it is not named."""
     optimizer: Optimizer = Optimizer()
     learning_rate: Positive = 1e-3
-    """Peak rate."""
+    """Peak rate at a global batch of schedule.reference_batch."""
     schedule: Schedule = Schedule()
     augment: OnlineAugment = OnlineAugment()
     standardise_targets: bool = True
@@ -530,6 +531,12 @@ class Training(Section):
     """Seconds after which a rank that does not answer ends the job; must exceed first-step tracing
     and work that only rank 0 does."""
     seed: Seed = 0
+
+    def peak_rate(self) -> float:
+        """Return the highest learning rate, scaled to the global batch."""
+        growth = self.batch_size / self.schedule.reference_batch
+        power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.schedule.batch_scaling]
+        return float(self.learning_rate * growth**power)
 
 
 class Lookup(Section):

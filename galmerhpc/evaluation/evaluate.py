@@ -26,9 +26,10 @@ from galmerhpc.dataset.split import SPLITS
 from galmerhpc.errors import GalmerhpcError, InputError
 from galmerhpc.evaluation import figures
 from galmerhpc.evaluation.baselines import LookUp, mean_prediction, thumbnails
-from galmerhpc.evaluation.scores import score, sky_weights
+from galmerhpc.evaluation.scores import class_scores, score, sky_weights
 from galmerhpc.metrics import to_json
-from galmerhpc.parameters import INCLINATION, SPIN
+from galmerhpc.models.targets import labels_of, prediction_width
+from galmerhpc.parameters import INCLINATION, SPIN, encode_classes, named
 
 if TYPE_CHECKING:
     import keras
@@ -110,11 +111,11 @@ def evaluate(config: Config) -> None:
         files.StageRecord(config.run_dir / name, config.inputs(stage))
     dataset = Dataset.open(config.run_dir / "shards")
     history = read_history(config.run_dir / "metrics.csv", dataset.parameters)
-    network = load_network(model_path, dataset)
+    network = load_network(model_path, dataset, prediction_width(config))
     split, rows = evaluated_rows(dataset)
     views = read_views(dataset, rows)
     true = dataset.labels[rows].astype(np.float64)
-    predictions = predict(config, dataset, network, rows)
+    outputs, predictions = predict(config, dataset, network, rows)
     inclinations = label(dataset, INCLINATION.name)
     weights = sky_weights(views.theta_deg, inclinations[rows])
     metrics = to_json(
@@ -123,6 +124,7 @@ def evaluate(config: Config) -> None:
             "training": describe_training(history),
             "scores": {
                 name: score(dataset.parameters, true, predicted, weights, np.unique(inclinations))
+                | classes_right(config, true, outputs if name == "network" else None, predicted)
                 for name, predicted in predictions.items()
             },
             "repeat": {
@@ -199,13 +201,22 @@ def read_history(path: Path, parameters: Sequence[str]) -> dict[str, NDArray[np.
         ) from None
 
 
-def load_network(path: Path, dataset: Dataset) -> "keras.Model":
+def load_network(path: Path, dataset: Dataset, outputs: int) -> "keras.Model":
     """Load a model in Keras's safe mode, which runs no code of the file's own.
+
+    Parameters
+    ----------
+    path : Path
+        The model.
+    dataset : Dataset
+        The images that it is to predict.
+    outputs : int
+        What it is to give for each of them.
 
     Raises
     ------
     InputError
-        It is damaged, or does not fit the data set's images or parameters.
+        It is damaged, or does not fit the data set's images or the wanted outputs.
     """
     import keras
 
@@ -214,7 +225,7 @@ def load_network(path: Path, dataset: Dataset) -> "keras.Model":
     except Exception as error:  # noqa: BLE001 - Keras raises whatever its parts raise
         why = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(f"{path}: cannot be loaded ({why}); train again") from None
-    wanted = ((None, *dataset.image_shape), (None, len(dataset.parameters)))
+    wanted = ((None, *dataset.image_shape), (None, outputs))
     found = (tuple(model.input_shape), tuple(model.output_shape))
     if found != wanted:
         raise InputError(
@@ -264,13 +275,15 @@ def label(dataset: Dataset, name: str) -> NDArray[np.float64]:
 
 def predict(
     config: Config, dataset: Dataset, network: "keras.Model", rows: NDArray[np.int64]
-) -> dict[str, NDArray[np.float64]]:
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
     """Predict the labels of rows with the network and with the baselines.
 
     Returns
     -------
-    dict of ndarray, shape (len(rows), P), float64
-        By name of `figures.PREDICTORS`.
+    outputs : ndarray, shape (len(rows), P) or (len(rows), classes), float64
+        What the network gives.
+    predictions : dict of ndarray, shape (len(rows), P), float64
+        Labels by name of `figures.PREDICTORS`.
 
     Raises
     ------
@@ -294,8 +307,8 @@ def predict(
         return thumbnails(images, settings.thumbnail_px)
 
     training = dataset.rows("train")
-    predicted = over("network", rows, network.predict_on_batch).astype(np.float64)
-    if bad := int((~np.isfinite(predicted)).any(axis=1).sum()):
+    outputs = over("network", rows, network.predict_on_batch).astype(np.float64)
+    if bad := int((~np.isfinite(outputs)).any(axis=1).sum()):
         raise GalmerhpcError(
             f"model.keras predicts no number for {bad} of {len(rows)} images; "
             "train again with a lower training.learning_rate"
@@ -306,11 +319,38 @@ def predict(
         dataset.parameters,
         settings,
     )
-    return {
-        "network": predicted,
+    return outputs, {
+        "network": labels_of(config, outputs).astype(np.float64),
         "lookup": lookup.predict(over("look-up", rows, thumbs)),
         "mean": mean_prediction(dataset.labels[training], len(rows)),
     }
+
+
+def classes_right(
+    config: Config,
+    true: NDArray[np.float64],
+    probabilities: NDArray[np.float64] | None,
+    predicted: NDArray[np.float64],
+) -> dict[str, Any]:
+    """Return a classification's part of the scores, ``{"classes": ...}``; nothing for a regression.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    true, predicted : ndarray, shape (N, P)
+        Labels.
+    probabilities : ndarray, shape (N, classes), or None
+        The network's; None for a baseline, which chooses the classes of its predictions.
+    """
+    if config.model.task != "classification":
+        return {}
+    names, width = config.parameters, config.model.class_width_deg
+    if probabilities is None:
+        low, high = np.transpose([(named(n).low, named(n).high) for n in names])
+        chosen = encode_classes(np.clip(predicted, low, high), width, names)
+        probabilities = chosen.astype(np.float64)
+    return {"classes": class_scores(names, true, probabilities, width)}
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -470,6 +510,17 @@ def result_table(metrics: dict[str, Any]) -> str:
             if with_accuracy:
                 cells.append(f"{100 * by_name[SPIN.name]['accuracy']:.1f} %")
             lines.append(_row(label, cells, [*names, "average", "spin right"]))
+    if "classes" in scores["network"]:
+        heads = [*names, "all of them", "binary"]
+        lines += ["", _row("class right", heads)]
+        for predictor, (label, _) in figures.PREDICTORS.items():
+            right = scores[predictor]["classes"]
+            shares = [*right["accuracy"].values(), right["all_accuracy"], right["binary_accuracy"]]
+            lines.append(_row(label, [f"{100 * share:.2f} %" for share in shares], heads))
+        trivial = scores["network"]["classes"]["trivial_binary_accuracy"]
+        lines.append(
+            f"Binary: every class by itself, as Keras counts; always no is {100 * trivial:.2f} %."
+        )
     unit = "MAE in degrees, spin as 0 or 1; the average is the plain mean over parameters."
     return "\n".join([*lines, "", unit, *textwrap.wrap(verdict(metrics), 88)])
 

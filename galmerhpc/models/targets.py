@@ -155,7 +155,7 @@ def make_targets(config: Config, labels: Array) -> Targets:
 
 
 def labels_of(config: Config, predictions: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return the labels (N, P) that a model's predictions mean: themselves, or the classes' centres.
+    """Return the labels (N, P) that predictions mean: themselves, or the best classes' centres.
 
     Parameters
     ----------

@@ -22,7 +22,7 @@ def learning_rate(
     """
     import keras
 
-    peak = peak_rate(training)
+    peak = training.peak_rate()
     warmup = min(training.schedule.warmup_steps, steps // 2)
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if warmup else peak,
@@ -31,16 +31,4 @@ def learning_rate(
         alpha=1.0 if training.schedule.kind == "constant" else 0.0,
         warmup_target=peak if warmup else None,
         warmup_steps=warmup,
-    )
-
-
-def peak_rate(training: Training) -> float:
-    """Return the highest learning rate: the configured one, scaled to the global batch.
-
-    ``linear`` is the rule of Goyal et al. 2017 (arXiv:1706.02677) for SGD, ``sqrt`` that of Malladi
-    et al. 2022 (arXiv:2205.10287) for Adam.
-    """
-    power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[training.schedule.batch_scaling]
-    return (
-        training.learning_rate * (training.batch_size / training.schedule.reference_batch) ** power
     )
