@@ -14,6 +14,7 @@ from tests.support import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 RUN = {"spin": "prograde", "inclination_deg": 0, "first_id": 1}
+CLASSIFIER = {"model": {"task": "classification"}, "training": {"loss": "binary_crossentropy"}}
 
 
 def write(folder: Path, **values: object) -> Path:
@@ -61,7 +62,7 @@ def test_the_resolved_file_reads_back_as_the_same_configuration(path: Path, tmp_
         ({"zzz": 1}, "allowed: run_dir, library"),
         (
             {"training": {"loss": "l1"}},
-            "training.loss: input should be 'mae', 'mse' or 'huber', not 'l1'",
+            "training.loss: input should be 'mae', 'mse', 'huber', ",
         ),
         (
             {"training": {"epochs": 0}},
@@ -79,9 +80,47 @@ def test_the_resolved_file_reads_back_as_the_same_configuration(path: Path, tmp_
             "class width of 7 does not divide",
         ),
         (
-            {"model": {"architecture": "table1_cnn"}, "preprocess": {"image_size": 100}},
-            "preprocess.image_size must be a multiple of 32, not 100",
+            {"model": {"task": "classification"}},
+            "training.loss: mae does not go with model.task: classification",
         ),
+        (
+            {"training": {"loss": "binary_crossentropy"}},
+            "training.loss: binary_crossentropy does not go with model.task: regression",
+        ),
+        (
+            {"model": {"task": "classification", "sine_cosine": ["azimuth"]}},
+            "sine_cosine and spin go with task: regression",
+        ),
+        (
+            {"model": {"task": "classification"}, "parameters": ["spin", "mass_ratio"]},
+            "classification has no classes for mass_ratio",
+        ),
+        (
+            {**CLASSIFIER, "catalogue": {"runs": [{**RUN, "inclination_deg": 60}]}},
+            "no class for inclination 60 of the catalogue (it has them for 0, 45, 75, 90)",
+        ),
+        (
+            {
+                **CLASSIFIER,
+                "catalogue": {
+                    "runs": [RUN],
+                    "views": {"theta_deg": {"start": 0, "stop": 120, "step": 5}},
+                },
+            },
+            "no class for viewing_angle 120 of the catalogue (it has them for 0..90)",
+        ),
+        ({"training": {"loss_weights": {"phi": 2}}}, "training.loss_weights: phi is not among"),
+        ({"model": {"sine_cosine": ["spin"]}}, "model.sine_cosine: spin is not an angle"),
+        (
+            {"model": {"spin": "probability"}, "parameters": ["azimuth"]},
+            "model.spin: probability needs spin among the parameters",
+        ),
+        ({"training": {"optimizer": {"kind": "adamw"}}}, "adamw needs one above 0"),
+        (
+            {"training": {"optimizer": {"weight_decay": 0.1}}},
+            "training.optimizer: weight_decay goes with kind: adamw",
+        ),
+        ({"training": {"optimizer": {"momentum": 0.9}}}, "momentum goes with kind: sgd"),
         ({"catalogue": {"runs": []}}, "the catalogue is empty"),
         ({"catalogue": {"runs": [RUN, RUN]}}, "snapshot 1 is listed more than once"),
         (

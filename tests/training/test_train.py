@@ -204,11 +204,3 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_with_one_message(tiny_run: Pat
     assert done.returncode == 1
     assert "lower training.learning_rate" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_an_untrainable_network_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    config = Path(__file__).parents[2] / "configs/paper_classification.yaml"
-    done = galmerhpc("train", str(config), f"run_dir={tmp_path / 'run'}")
-    assert done.returncode == 2
-    assert "cannot be trained yet" in done.stderr
-    assert not (tmp_path / "run").exists()

@@ -10,6 +10,8 @@ from galmerhpc.config import Config, load
 from galmerhpc.dataset.batches import SplitReader, rank_share, training_batches
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.models.build import build
+from galmerhpc.models.sky import make_augment
+from galmerhpc.models.targets import make_targets
 from galmerhpc.training import horovod
 from galmerhpc.training.losses import make_losses
 from galmerhpc.training.train import make_step, set_up_tensorflow
@@ -25,23 +27,28 @@ def gradients(out: Path) -> None:
     """
     import keras
 
-    config = Config.model_validate({"run_dir": "unused"})
+    config = Config.model_validate({"run_dir": "unused", "training": {"loss": "mse"}})
     set_up_tensorflow(config.training)
-    scale = np.array([0.5, 35.0, 52.0, 26.0], np.float32)
-    model = build(config, (32, 32, 3), np.zeros(4, np.float32), scale)
+    draw = np.random.default_rng(7)
+    images = draw.integers(0, 256, (GLOBAL_BATCH, 32, 32, 3), np.uint8)
+    labels = draw.uniform(0, 90, (GLOBAL_BATCH, 4)).astype(np.float32)
+    targets = make_targets(config, labels)
+    model = build(config, (32, 32, 3), targets)
     for layer in model.layers:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
     horovod.broadcast(model.variables)
     optimizer = keras.optimizers.SGD(1e4)
     optimizer.build(model.trainable_variables)
-    step = make_step(model, optimizer, make_losses("mse", scale))
-    draw = np.random.default_rng(7)
-    images = draw.integers(0, 256, (GLOBAL_BATCH, 32, 32, 3), np.uint8)
-    labels = draw.uniform(0, 90, (GLOBAL_BATCH, 4)).astype(np.float32)
+    augment = make_augment(config.training.augment, 0)
+    step = make_step(model, optimizer, make_losses(config.training, targets), augment)
     mine = rank_share(GLOBAL_BATCH, horovod.rank(), horovod.size())
     before = [v.numpy() for v in model.trainable_variables]
     weights = np.ones(mine.stop - mine.start, np.float32)
-    step(images[mine], labels[mine], weights, np.float32(GLOBAL_BATCH), np.float32(0))
+    rows = np.arange(GLOBAL_BATCH)[mine]
+    step(
+        images[mine], targets.encode(labels[mine]), rows, np.int64(0), weights,
+        np.float32(GLOBAL_BATCH), np.float32(0),
+    )  # fmt: skip
     change = [v.numpy() - b for v, b in zip(model.trainable_variables, before, strict=True)]
     if horovod.rank() == 0:
         np.save(out, np.concatenate([c.ravel() for c in change]))
