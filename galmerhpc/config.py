@@ -626,19 +626,7 @@ class Config(Section):
                 }
                 for parameter, values in labels.items():
                     if parameter.name in self.parameters:
-                        self._check_has_class(parameter, values)
-
-    def _check_has_class(self, parameter: Parameter, values: Sequence[float]) -> None:
-        allowed = parameter.values
-        for value in values:
-            if value not in allowed if allowed else not parameter.low <= value <= parameter.high:
-                has = ", ".join(map("{:g}".format, allowed)) or (
-                    f"{parameter.low:g}..{parameter.high:g}"
-                )
-                raise ValueError(
-                    f"model.task: classification has no class for {parameter.name} {value:g} of "
-                    f"the catalogue (it has them for {has})"
-                )
+                        _refuse_without_class(parameter, values)
 
     def inputs(self, stage: "Stage") -> dict[str, Any]:
         """Return the keys that decide what a stage makes, flat: ``{"preprocess.image_size": 64}``.
@@ -652,6 +640,18 @@ class Config(Section):
         return {
             k: v for k, v in flat.items() if any(k == w or k.startswith(w + ".") for w in wanted)
         }
+
+
+def _refuse_without_class(parameter: Parameter, values: Sequence[float]) -> None:
+    """Raise ValueError where a value of the catalogue is in none of the parameter's classes."""
+    low, high, listed = parameter.low, parameter.high, parameter.values
+    for value in values:
+        if value not in listed if listed else not low <= value <= high:
+            classes = ", ".join(f"{v:g}" for v in listed) or f"{low:g}..{high:g}"
+            raise ValueError(
+                f"model.task: classification has no class for {parameter.name} {value:g} of "
+                f"the catalogue (it has them for {classes})"
+            )
 
 
 Stage = Literal["scrape", "preprocess", "train", "evaluate"]

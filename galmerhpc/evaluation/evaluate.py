@@ -118,15 +118,19 @@ def evaluate(config: Config) -> None:
     outputs, predictions = predict(config, dataset, network, rows)
     inclinations = label(dataset, INCLINATION.name)
     weights = sky_weights(views.theta_deg, inclinations[rows])
+    scores = {
+        name: score(dataset.parameters, true, predicted, weights, np.unique(inclinations))
+        for name, predicted in predictions.items()
+    }
+    if config.model.task == "classification":
+        width = config.model.class_width_deg
+        for name, chosen in class_choices(outputs, predictions, config.parameters, width).items():
+            scores[name]["classes"] = class_scores(config.parameters, true, chosen, width)
     metrics = to_json(
         {
             "run": describe_run(config, dataset, split),
             "training": describe_training(history),
-            "scores": {
-                name: score(dataset.parameters, true, predicted, weights, np.unique(inclinations))
-                | classes_right(config, true, outputs if name == "network" else None, predicted)
-                for name, predicted in predictions.items()
-            },
+            "scores": scores,
             "repeat": {
                 "configuration": digest(config.inputs("evaluate")),
                 "dataset": dataset.fingerprint,
@@ -326,31 +330,22 @@ def predict(
     }
 
 
-def classes_right(
-    config: Config,
-    true: NDArray[np.float64],
-    probabilities: NDArray[np.float64] | None,
-    predicted: NDArray[np.float64],
-) -> dict[str, Any]:
-    """Return a classification's part of the scores, ``{"classes": ...}``; nothing for a regression.
+def class_choices(
+    outputs: NDArray[np.float64],
+    predictions: dict[str, NDArray[np.float64]],
+    names: Sequence[str],
+    width_deg: float,
+) -> dict[str, NDArray[np.floating]]:
+    """Return each predictor's probabilities of the classes, (N, classes).
 
-    Parameters
-    ----------
-    config : Config
-        The run.
-    true, predicted : ndarray, shape (N, P)
-        Labels.
-    probabilities : ndarray, shape (N, classes), or None
-        The network's; None for a baseline, which chooses the classes of its predictions.
+    The network's are its outputs; a baseline is sure of the classes that its predictions fall into.
     """
-    if config.model.task != "classification":
-        return {}
-    names, width = config.parameters, config.model.class_width_deg
-    if probabilities is None:
-        low, high = np.transpose([(named(n).low, named(n).high) for n in names])
-        chosen = encode_classes(np.clip(predicted, low, high), width, names)
-        probabilities = chosen.astype(np.float64)
-    return {"classes": class_scores(names, true, probabilities, width)}
+    low, high = np.transpose([(named(n).low, named(n).high) for n in names])
+    choices: dict[str, NDArray[np.floating]] = {
+        name: encode_classes(np.clip(predicted, low, high), width_deg, names)
+        for name, predicted in predictions.items()
+    }
+    return choices | {"network": outputs}
 
 
 # --- facts ----------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ def score(
 def class_scores(
     parameters: Sequence[str],
     true: NDArray[np.float64],
-    probabilities: NDArray[np.float64],
+    probabilities: NDArray[np.floating],
     width_deg: float,
 ) -> dict[str, Any]:
     """Return how often classes are right (`metrics.ClassifierSums`).

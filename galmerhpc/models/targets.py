@@ -194,4 +194,5 @@ def _target(config: Config, name: str, labels: Array) -> Target:
     if not config.training.standardise_targets:
         return Target(name, "number")
     mean, scale = labels.mean(dtype=np.float64), labels.std(dtype=np.float64)
-    return Target(name, "number", offset=float(mean), scale=float(scale) or 1.0)
+    varies = labels.min() < labels.max()  # else the scale is 0, or rounding
+    return Target(name, "number", offset=float(mean), scale=float(scale) if varies else 1.0)
