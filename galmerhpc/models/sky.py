@@ -24,8 +24,11 @@ MOFFAT_BETA = 3.0
 """Slope of a star's wings: seeing alone has 4.765 (Trujillo et al. 2001, MNRAS 328, 977), real
 telescopes scatter more light."""
 
-# Philox by name: what TensorFlow chooses by itself depends on the device.
-_RANDOM = {"alg": "philox"}
+RANDOM = "philox"
+"""Generator of all draws, by name: what TensorFlow chooses by itself depends on the device."""
+
+AMOUNTS, NOISE = 0, 1
+"""What random numbers are for: no two purposes share any."""
 
 Augment = Callable[[Any, Any, Any], Any]
 
@@ -135,15 +138,15 @@ def noise(images: "tf.Tensor", sigma: "tf.Tensor", seeds: "tf.Tensor") -> "tf.Te
 
     shape = tf.shape(images)[1:]
     unit = tf.map_fn(
-        lambda seed: tf.random.stateless_normal(shape, seed, **_RANDOM),
+        lambda seed: tf.random.stateless_normal(shape, seed, alg=RANDOM),
         seeds,
         fn_output_signature=tf.TensorSpec(images.shape[1:], tf.float32),
     )
     return images + sigma[:, None, None, None] * unit
 
 
-def keys(seed: int, epoch: "tf.Tensor", samples: "tf.Tensor") -> "tf.Tensor":
-    """Return the key of each sample's random numbers, shape (B, 2), int64.
+def keys(seed: int, epoch: "tf.Tensor", samples: "tf.Tensor", purpose: int) -> "tf.Tensor":
+    """Return the key of each sample's random numbers for one purpose, shape (B, 2), int64.
 
     Parameters
     ----------
@@ -153,15 +156,15 @@ def keys(seed: int, epoch: "tf.Tensor", samples: "tf.Tensor") -> "tf.Tensor":
         Epoch.
     samples : Tensor, shape (B,), int64
         Rows of the data set.
+    purpose : int
+        `AMOUNTS` or `NOISE`.
     """
     import tensorflow as tf
 
-    start = tf.stack([tf.constant(seed, tf.int64), epoch])
-    return tf.map_fn(
-        lambda sample: tf.random.fold_in(start, sample, **_RANDOM),
-        samples,
-        fn_output_signature=tf.TensorSpec((2,), tf.int64),
+    words = tf.random.stateless_uniform(
+        (2,), (seed, epoch), minval=None, maxval=None, dtype=tf.int64, alg=RANDOM
     )
+    return tf.stack([tf.fill(tf.shape(samples), words[purpose]), samples], axis=1)
 
 
 def make_augment(ranges: OnlineAugment, seed: int) -> Augment:
@@ -184,10 +187,9 @@ def make_augment(ranges: OnlineAugment, seed: int) -> Augment:
         return lambda images, *_: images
 
     def augment(images: "tf.Tensor", epoch: "tf.Tensor", samples: "tf.Tensor") -> "tf.Tensor":
-        seeds = keys(seed, epoch, samples)
         draws = tf.map_fn(
-            lambda key: tf.random.stateless_uniform((5,), tf.random.fold_in(key, 0), **_RANDOM),
-            seeds,
+            lambda key: tf.random.stateless_uniform((5,), key, alg=RANDOM),
+            keys(seed, epoch, samples, AMOUNTS),
             fn_output_signature=tf.TensorSpec((5,), tf.float32),
         )  # (B, 5) in 0..1
         angle, factor, fwhm, sigma, level = tf.unstack(draws, axis=1)
@@ -202,7 +204,7 @@ def make_augment(ranges: OnlineAugment, seed: int) -> Augment:
         if ranges.blur_px:
             changed = blur(changed, ranges.blur_px * sigma, ranges.blur_px)
         if ranges.noise:
-            changed = noise(changed, ranges.noise * level, seeds)
+            changed = noise(changed, ranges.noise * level, keys(seed, epoch, samples, NOISE))
         return tf.cast(tf.clip_by_value(tf.round(changed), 0, 255), tf.uint8)
 
     return augment

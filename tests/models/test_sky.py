@@ -71,7 +71,7 @@ def test_noise_has_the_wanted_sigma_and_is_each_sample_s_and_epoch_s_own() -> No
     sigma = np.linspace(2, 40, COUNT).astype(np.float32)
 
     def noise(epoch: int, seed: int = 0) -> np.ndarray:
-        seeds = sky.keys(seed, np.int64(epoch), np.arange(COUNT))
+        seeds = sky.keys(seed, np.int64(epoch), np.arange(COUNT), sky.NOISE)
         return (sky.noise(images, sigma, seeds).numpy() - images) / sigma[:, None, None, None]
 
     first = noise(0)
