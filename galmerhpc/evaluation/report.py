@@ -315,27 +315,24 @@ def results_table(metrics: dict[str, Any]) -> str:
         rows += [row(_name(n), (s[n][metric] for s in by_name), metric) for n in names]
         paper = "-" if "classes" in scores["network"] else f"{PAPER[metric]:.4f}"
         rows.append(row("average", averages, metric, paper))
-    rows += _class_rows(names, [scores[predictor].get("classes") for predictor in PREDICTORS])
-    rows.append(["Nearest value is the true one"])
-    for name in names:
-        if "accuracy" in scores["network"]["parameters"][name]:
-            shares = (scores[predictor]["parameters"][name]["accuracy"] for predictor in PREDICTORS)
-            rows.append([_name(name), *(f"{100 * share:.1f} %" for share in shares), "-"])
+    rows += _class_rows(scores) if "classes" in scores["network"] else _nearest_rows(scores)
     heads = ["", *(label for label, _ in PREDICTORS.values()), "paper"]
     return _table("The network, the baselines and the paper", heads, rows)
 
 
-def _class_rows(names: Sequence[str], by_predictor: Sequence[Any]) -> list[list[str]]:
-    """Return the rows of how often classes are right; none for a regression."""
-    if not by_predictor[0]:
-        return []
+def _class_rows(scores: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of a classification: how often classes are right."""
+    by_predictor = [scores[predictor]["classes"] for predictor in PREDICTORS]
 
     def row(name: str, shares: Iterable[float], paper: str = "-") -> list[str]:
         return [name, *(f"{100 * share:.2f} %" for share in shares), paper]
 
     return [
         ["The class is the true one"],
-        *(row(_name(n), (classes["accuracy"][n] for classes in by_predictor)) for n in names),
+        *(
+            row(_name(parameter), (classes["accuracy"][parameter] for classes in by_predictor))
+            for parameter in by_predictor[0]["accuracy"]
+        ),
         row("all parameters of an image", (classes["all_accuracy"] for classes in by_predictor)),
         row(
             "every class by itself",
@@ -343,6 +340,16 @@ def _class_rows(names: Sequence[str], by_predictor: Sequence[Any]) -> list[list[
             f"{100 * PAPER_ACCURACY:.2f} %",
         ),
     ]
+
+
+def _nearest_rows(scores: dict[str, Any]) -> list[list[str]]:
+    """Return the rows of a regression: how often the nearest value that occurs is the true one."""
+    rows = [["Nearest value is the true one"]]
+    for name, network in scores["network"]["parameters"].items():
+        if "accuracy" in network:
+            shares = (scores[predictor]["parameters"][name]["accuracy"] for predictor in PREDICTORS)
+            rows.append([_name(name), *(f"{100 * share:.1f} %" for share in shares), "-"])
+    return rows
 
 
 def detail_table(metrics: dict[str, Any]) -> str:
