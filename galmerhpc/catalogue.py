@@ -1,13 +1,33 @@
-"""A catalogue's runs and angles as an ordered list of views with stable ids."""
+"""A catalogue's runs and angles, or its table of images, as an ordered list of views."""
 
 import bisect
+import csv
+import difflib
+import hashlib
+import io
 import itertools
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, overload
 
-from galmerhpc.config import Catalogue, Render, Run, Snapshot
-from galmerhpc.parameters import AZIMUTH, INCLINATION, SPIN, SPINS, VIEWING_ANGLE
+import numpy as np
+from numpy.typing import NDArray
+
+from galmerhpc.config import (
+    IMAGE_COLUMNS,
+    Catalogue,
+    Images,
+    Render,
+    Run,
+    Snapshot,
+    Spin,
+    ViewGrid,
+)
+from galmerhpc.errors import InputError
+from galmerhpc.parameters import AZIMUTH, INCLINATION, NAMES, SPIN, SPINS, VIEWING_ANGLE
 from galmerhpc.preview import Preview
 
 
@@ -25,6 +45,10 @@ class View:
         Line of sight, degrees.
     render : Render
         Options of the picture.
+    file : Path or None
+        The picture, where it comes from a table of images.
+    name : str
+        Its name in that table.
     """
 
     run: Run
@@ -32,6 +56,8 @@ class View:
     theta: float
     phi: float
     render: Render
+    file: Path | None = None
+    name: str = ""
 
     @property
     def preview(self) -> Preview:
@@ -45,7 +71,12 @@ class View:
 
     @property
     def id(self) -> str:
-        """Identity of the view, wherever in a list it stands: realisation and query string."""
+        """Identity of the view, wherever in a list it stands.
+
+        Realisation and query string, or the name of the picture in a table of images.
+        """
+        if self.file:
+            return f"file={self.name}"
         return f"simulation={self.run.simulation}&{self.preview.query()}"
 
     @property
@@ -63,12 +94,18 @@ class View:
 class Views(Sequence[View]):
     """All views of a catalogue, in its order: run by run, snapshot, theta, phi innermost.
 
-    Views are made when asked for, so that millions of them take no memory.
+    Views are made when asked for, so that millions of them take no memory. Those of a table of
+    images come in the table's order.
 
     Parameters
     ----------
     catalogue : Catalogue
         The catalogue.
+
+    Raises
+    ------
+    InputError
+        The table of images cannot be read or a row of it is wrong; the message names the line.
 
     Examples
     --------
@@ -79,17 +116,16 @@ class Views(Sequence[View]):
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self._render = catalogue.render
-        self._blocks = []
-        for run in catalogue.runs:
-            grid = run.views or catalogue.views
-            thetas, phis = (
-                grid.theta_deg.values().tolist(),
-                grid.phi_deg.values().tolist(),
-            )
-            self._blocks += [(run, snapshot, thetas, phis) for snapshot in run.all_snapshots()]
-        sizes = [len(thetas) * len(phis) for _, _, thetas, phis in self._blocks]
-        self._ends = list(itertools.accumulate(sizes))
+        self._blocks: Sequence[_Grid | _Table]
+        if catalogue.images:
+            self._blocks = [_Table(catalogue.images, catalogue.render)]
+        else:
+            self._blocks = [
+                _Grid(run, snapshot, run.views or catalogue.views, catalogue.render)
+                for run in catalogue.runs
+                for snapshot in run.all_snapshots()
+            ]
+        self._ends = list(itertools.accumulate(map(len, self._blocks)))
 
     def __len__(self) -> int:
         """Return the number of views."""
@@ -107,7 +143,278 @@ class Views(Sequence[View]):
             raise IndexError(index)
         index %= len(self)
         block = bisect.bisect_right(self._ends, index)
-        run, snapshot, thetas, phis = self._blocks[block]
-        within = index - (self._ends[block - 1] if block else 0)
-        theta, phi = divmod(within, len(phis))
-        return View(run, snapshot, thetas[theta], phis[phi], self._render)
+        return self._blocks[block].view(index - (self._ends[block - 1] if block else 0))
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """Return one value of all views at once, shape (V,): a label, or ``simulation``."""
+        return np.concatenate([block.column(name) for block in self._blocks])
+
+
+class _Grid:
+    """The views of one snapshot on a grid of directions."""
+
+    def __init__(self, run: Run, snapshot: Snapshot, grid: ViewGrid, render: Render) -> None:
+        self._run, self._snapshot, self._render = run, snapshot, render
+        self._theta, self._phi = grid.theta_deg, grid.phi_deg
+        self._rows, self._columns = grid.theta_deg.count, grid.phi_deg.count
+
+    def __len__(self) -> int:
+        return self._rows * self._columns
+
+    def view(self, index: int) -> View:
+        row, column = divmod(index, self._columns)
+        theta, phi = self._theta.at(row), self._phi.at(column)
+        return View(self._run, self._snapshot, theta, phi, self._render)
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        if name == VIEWING_ANGLE.name:
+            return np.repeat(self._theta.values(), self._columns)
+        if name == AZIMUTH.name:
+            return np.tile(self._phi.values(), self._rows)
+        return np.full(len(self), _of_run(self._run, name))
+
+
+def _of_run(run: Run, name: str) -> float:
+    """Return what all views of a run have in common, by name."""
+    own = {SPIN.name: SPINS[run.spin], INCLINATION.name: run.inclination_deg}
+    return {**own, **run.labels, "simulation": float(run.simulation)}[name]
+
+
+# --- the table of images --------------------------------------------------------------------------
+
+
+class _Table:
+    """The views of a table of images, one a row."""
+
+    def __init__(self, images: Images, render: Render) -> None:
+        self._folder, self._render = images.table.parent, render
+        rows = _read_table(images)
+        self._names = [row.name for row in rows]
+        self._theta = np.array([row.theta for row in rows])
+        self._phi = np.array([row.phi for row in rows])
+        number = {run: k for k, run in enumerate(dict.fromkeys(row.run for row in rows))}
+        self._number = np.array([number[row.run] for row in rows])
+        self._runs = [run.build(images.labels) for run in number]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def view(self, index: int) -> View:
+        run, name = self._runs[self._number[index]], self._names[index]
+        theta, phi = float(self._theta[index]), float(self._phi[index])
+        file = self._folder / name
+        return View(run, run.snapshots[0], theta, phi, self._render, file, name)
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        if name == VIEWING_ANGLE.name:
+            return self._theta
+        if name == AZIMUTH.name:
+            return self._phi
+        return np.array([_of_run(run, name) for run in self._runs])[self._number]
+
+
+class _RunOfRow(NamedTuple):
+    """What pictures of one snapshot have in common; millions of rows share few of them."""
+
+    spin: Spin
+    inclination: float
+    simulation: int
+    snapshot_id: int
+    time_myr: float
+    labels: tuple[float, ...]
+
+    def build(self, names: Sequence[str]) -> Run:
+        return Run(
+            spin=self.spin,
+            inclination_deg=self.inclination,
+            simulation=self.simulation,
+            snapshots=(Snapshot(id=self.snapshot_id, time_myr=self.time_myr),),
+            labels=dict(zip(names, self.labels, strict=True)),
+        )
+
+
+class _Row(NamedTuple):
+    """A row of the table."""
+
+    name: str
+    theta: float
+    phi: float
+    run: _RunOfRow
+
+
+_LARGEST = 2.0**31 - 1
+# Of the columns with numbers; the default where a column may be left out.
+_RANGES = {
+    INCLINATION.name: (0.0, 180.0),
+    AZIMUTH.name: (-180.0, 180.0),
+    VIEWING_ANGLE.name: (-90.0, 180.0),
+    "simulation": (0.0, _LARGEST),
+    "snapshot_id": (0.0, _LARGEST),
+    "time_myr": (-1e9, 1e9),
+}
+_WHOLE = ("simulation", "snapshot_id")
+
+
+def _read_table(images: Images) -> list[_Row]:
+    """Read the table of images.
+
+    Raises
+    ------
+    InputError
+        The file is missing, changed since the configuration was read, or wrong in a line.
+    """
+    path = images.table
+    rows: list[_Row] = []
+    try:
+        content = path.read_bytes()
+        if images.sha256 and hashlib.sha256(content).hexdigest() != images.sha256:
+            raise InputError(
+                f"{path}: has changed since it was imported; take the old one, or choose another "
+                "run_dir and import again"
+            )
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        _check_header(path, header, images.labels)
+        for cells in reader:
+            if cells:
+                rows.append(_row(header, cells, images.labels))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file in UTF-8") from None
+    except (csv.Error, ValueError) as error:
+        raise InputError(f"{path}:{reader.line_num}: {error}") from None
+    if not rows:
+        raise InputError(f"{path}: the table has no rows")
+    name, times = Counter(row.name for row in rows).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path}: {name} is listed more than once")
+    return rows
+
+
+def _check_header(path: Path, header: list[str], labels: Sequence[str]) -> None:
+    known = (*IMAGE_COLUMNS, *NAMES, *labels)
+    for name in header:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            raise InputError(
+                f"{path}:1: unknown column {name!r}"
+                f"{f' (did you mean {near[0]}?)' if near else ''}; a further label must stand in "
+                "catalogue.images.labels, anything else must leave the table"
+            )
+    if len(set(header)) < len(header):
+        raise InputError(f"{path}:1: a column is there twice")
+    for name in ("file", *NAMES, *labels):
+        if name not in header:
+            raise InputError(f"{path}:1: no column {name} (there are: {', '.join(header)})")
+
+
+def _row(header: list[str], cells: list[str], labels: Sequence[str]) -> _Row:
+    """Read a line.
+
+    Raises
+    ------
+    ValueError
+        It is wrong; the message names the column.
+    """
+    if len(cells) != len(header):
+        raise ValueError(f"{len(cells)} cells, while the header has {len(header)}")
+    given = dict(zip(header, (cell.strip() for cell in cells), strict=True))
+    numbers = {
+        name: _number(name, given.get(name, "0"))
+        for name in (*_RANGES, *labels)
+    }
+    run = _RunOfRow(
+        _spin(given[SPIN.name]),
+        numbers[INCLINATION.name],
+        int(numbers["simulation"]),
+        int(numbers["snapshot_id"]),
+        numbers["time_myr"],
+        tuple(numbers[name] for name in labels),
+    )
+    return _Row(
+        _file(given["file"]), numbers[VIEWING_ANGLE.name], numbers[AZIMUTH.name], run
+    )
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{name}: {text!r} is no number") from None
+    low, high = _RANGES.get(name, (-math.inf, math.inf))
+    if not (math.isfinite(number) and low <= number <= high):
+        raise ValueError(f"{name}: {text} is outside {low:g}..{high:g}")
+    if name in _WHOLE and number != int(number):
+        raise ValueError(f"{name}: {text} is no whole number")
+    return number
+
+
+def _spin(text: str) -> Spin:
+    for name, code in SPINS.items():
+        if text in (name, f"{code:g}"):
+            return name
+    raise ValueError(f"{SPIN.name}: {text!r} is neither {' nor '.join(SPINS)} (0, 1)")
+
+
+def _file(text: str) -> str:
+    """Return a picture's name in one spelling: its identity, on whatever machine."""
+    path = PurePosixPath(text)
+    if not text or not text.isprintable() or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"file: {text!r} names no file beside or below the table")
+    return str(path)
+
+
+# --- a catalogue for the eye ----------------------------------------------------------------------
+
+
+def describe(catalogue: Catalogue) -> str:
+    """Return a catalogue as text: runs, views, labels and counts.
+
+    Raises
+    ------
+    InputError
+        Its table of images cannot be read or is wrong.
+    """
+    views = Views(catalogue)
+    if catalogue.images:
+        lines = [f"table of images {catalogue.images.table}"]
+    else:
+        lines = [*_run_lines(catalogue), ""]
+        grids = {run.views or catalogue.views: None for run in catalogue.runs}
+        for grid in grids:
+            lines.append(f"views   {_grid_text(grid)}")
+    r = catalogue.render
+    lines += [f"picture {r.nbins} x {r.nbins} pixels", "", "label           values"]
+    for name in (*NAMES, *catalogue.label_names):
+        values = np.unique(views.column(name))
+        few = ", ".join(f"{value:g}" for value in values[:_FEW])
+        span = f"{values[0]:g} to {values[-1]:g} ({len(values)} values)"
+        lines.append(f"{name:15} {few if len(values) <= _FEW else span}")
+    what = "pictures to import" if catalogue.images else "requests"
+    return "\n".join([*lines, "", f"{len(views):,} views, as many {what}"])
+
+
+_FEW = 8  # values or snapshots that are listed one by one
+
+
+def _run_lines(catalogue: Catalogue) -> Iterator[str]:
+    yield "pair        orbit  spin          i  simulation  snapshots (id at time in Myr)     views"
+    for run in catalogue.runs:
+        grid = run.views or catalogue.views
+        snapshots = run.all_snapshots()
+        shown = ", ".join(f"{s.id} at {s.time_myr:g}" for s in snapshots[:_FEW])
+        if len(snapshots) > _FEW:
+            last = snapshots[-1]
+            shown = f"{shown}, ... {last.id} at {last.time_myr:g} ({len(snapshots)} in all)"
+        yield (
+            f"{run.pair:11} {run.orbit:5}  {run.spin:10} {run.inclination_deg:4g}  "
+            f"{run.simulation:10}  {shown:32} {len(snapshots) * grid.count:6,}"
+        )
+
+
+def _grid_text(grid: ViewGrid) -> str:
+    axes = [("theta", grid.theta_deg), ("phi", grid.phi_deg)]
+    return ", ".join(
+        f"{name} {a.start:g} to {a.at(a.count - 1):g} in steps of {a.step:g}" for name, a in axes
+    )

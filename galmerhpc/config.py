@@ -7,6 +7,8 @@ combination is an `InputError` that names the key.
 import difflib
 import hashlib
 import json
+import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -28,9 +30,17 @@ from galmerhpc.parameters import NAMES, PARAMETERS
 
 Spin = Literal["prograde", "retrograde"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
+# Nobody means a number beyond these bounds, and arithmetic within them cannot overflow.
+Positive = Annotated[float, Field(ge=1e-9, le=1e9)]
+Real = Annotated[float, Field(ge=-1e9, le=1e9)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[int, Field(ge=0, lt=2**31)]
+"""Of a snapshot or a realisation, as the preview protocol and the shards hold it."""
+
+
+MAX_SNAPSHOTS = 200_000
+"""Snapshots of one catalogue: three times all of GalMer's."""
 
 
 class Section(BaseModel):
@@ -113,8 +123,8 @@ class Orbit(Section):
 class SnapshotTimes(Section):
     """Equally spaced times of snapshots, relative to the pericentre passage that happened."""
 
-    start_myr: float = -100.0
-    stop_myr: float = 300.0
+    start_myr: Real = -100.0
+    stop_myr: Real = 300.0
     step_myr: Positive = 10.0
 
     def values(self) -> NDArray[np.float64]:
@@ -137,7 +147,7 @@ class Simulate(Section):
     for models of equal mass, as gSa and gSb are, it is the first galaxy's over the second's."""
     spins: tuple[Spin, ...] = ("prograde", "retrograde")
     """Sense of the first disc's rotation relative to the orbit."""
-    inclination1_deg: float = 0.0
+    inclination1_deg: Real = 0.0
     """Tilt i1 of disc 1 against the orbital plane about the line of pericentre."""
     inclinations2_deg: tuple[float, ...] = (0.0, 45.0, 75.0, 90.0)
     """Tilts i2 of disc 2; the pair's relative inclination is i2 - i1."""
@@ -170,6 +180,9 @@ class Simulate(Section):
             raise ValueError("orbit.start_separation_kpc must exceed twice orbit.pericentre_kpc")
         if self.snapshots.stop_myr < self.snapshots.start_myr:
             raise ValueError("snapshots.stop_myr is before snapshots.start_myr")
+        count = (self.snapshots.stop_myr - self.snapshots.start_myr) / self.snapshots.step_myr
+        if count > MAX_SNAPSHOTS:
+            raise ValueError(f"snapshots: more than {MAX_SNAPSHOTS} an encounter")
         for key in ("start_myr", "step_myr"):
             steps = getattr(self.snapshots, key) / self.step_myr
             if abs(steps - round(steps)) > 1e-9:
@@ -185,6 +198,9 @@ class Simulate(Section):
 
 # --- the views ------------------------------------------------------------------------------------
 
+IMAGE_COLUMNS = ("file", "simulation", "snapshot_id", "time_myr")
+"""Columns of a table of images besides its labels; all but the first may be left out."""
+
 
 class Render(Section):
     """Options of a preview picture; the names are those of the service."""
@@ -193,9 +209,9 @@ class Render(Section):
     """Width and height in pixels."""
     zoom: Positive = 6.0
     """Pixels per kpc; the service's query carries its inverse."""
-    brightness: float = 4.0
-    xc_kpc: float = 0.0
-    yc_kpc: float = 0.0
+    brightness: Real = 4.0
+    xc_kpc: Real = 0.0
+    yc_kpc: Real = 0.0
     gas: bool = True
     stars: bool = True
     halo: bool = False
@@ -206,9 +222,19 @@ class Render(Section):
 class Angles(Section):
     """Equally spaced angles, both ends included where the step reaches them."""
 
-    start: float
-    stop: float
-    step: Positive
+    start: Real
+    stop: Real
+    step: Annotated[float, Field(ge=1e-3, le=1e9)]
+    """Degrees; a thousandth moves nothing in a picture by as much as a pixel."""
+
+    @property
+    def count(self) -> int:
+        """Number of angles."""
+        return _count(self.start, self.stop, self.step)
+
+    def at(self, index: int) -> float:
+        """Return one of the angles, degrees."""
+        return self.start + index * self.step
 
     def values(self) -> NDArray[np.float64]:
         """Return the angles, degrees."""
@@ -229,6 +255,11 @@ class ViewGrid(Section):
     phi_deg: Angles = Angles(start=0, stop=180, step=1)
     """Azimuth of the line of sight about that normal."""
 
+    @property
+    def count(self) -> int:
+        """Number of directions."""
+        return self.theta_deg.count * self.phi_deg.count
+
     @model_validator(mode="after")
     def _check(self) -> "ViewGrid":
         if self.theta_deg.start < -90 or self.theta_deg.stop > 180:
@@ -241,9 +272,9 @@ class ViewGrid(Section):
 class Snapshot(Section):
     """One snapshot of a run."""
 
-    id: Annotated[int, Field(ge=0)]
+    id: Number
     """The service's number of it."""
-    time_myr: float
+    time_myr: Real
     """Time since pericentre."""
 
 
@@ -253,16 +284,16 @@ class Run(Section):
     spin: Spin
     inclination_deg: Annotated[float, Field(ge=0.0, le=180.0)]
     """Relative inclination of the two discs."""
-    simulation: Annotated[int, Field(ge=0)] = 0
+    simulation: Number = 0
     """Which realisation of this encounter it is."""
     pair: str = "gSa-gSb"
     orbit: int = 1
     snapshots: tuple[Snapshot, ...] = ()
     """Snapshots one by one, or leave it out and give first_id, count, first_time_myr, step_myr."""
-    first_id: Annotated[int, Field(ge=0)] | None = None
+    first_id: Number | None = None
     """Number of the first of consecutive snapshots."""
-    count: Count = 1
-    first_time_myr: float = 0.0
+    count: Annotated[int, Field(ge=1, le=MAX_SNAPSHOTS)] = 1
+    first_time_myr: Real = 0.0
     step_myr: Positive = 50.0
     views: ViewGrid | None = None
     """Directions of this run, where they differ from the catalogue's."""
@@ -273,9 +304,17 @@ class Run(Section):
     def _check(self) -> "Run":
         if bool(self.snapshots) == (self.first_id is not None):
             raise ValueError("give either snapshots or first_id")
+        if self.first_id is not None and self.first_id + self.count > 2**31:
+            raise ValueError("first_id + count: a snapshot's number must stay below 2**31")
         if clash := set(self.labels) & set(NAMES):
             raise ValueError(f"labels: {', '.join(sorted(clash))} cannot be given again")
         return self
+
+    def snapshot_ids(self) -> NDArray[np.int64]:
+        """Return the snapshots' numbers, however they were given."""
+        if self.first_id is None:
+            return np.array([snapshot.id for snapshot in self.snapshots], np.int64)
+        return self.first_id + np.arange(self.count, dtype=np.int64)
 
     def all_snapshots(self) -> tuple[Snapshot, ...]:
         """Return the snapshots, however they were given."""
@@ -287,44 +326,84 @@ class Run(Section):
         )
 
 
+class Images(Section):
+    """Pictures that are already there, and the table of their labels (docs/format.md)."""
+
+    table: Path
+    """CSV file, relative to the catalogue's own place; its pictures lie beside or below it."""
+    sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    """The table's checksum. Leave it out: it is taken when the configuration is read, so that a
+    stage can tell that the table was changed since."""
+    labels: tuple[str, ...] = ()
+    """Columns that are labels besides the four of every table."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Images":
+        if clash := set(self.labels) & {*NAMES, *IMAGE_COLUMNS}:
+            raise ValueError(f"labels: {', '.join(sorted(clash))} cannot be given again")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: give none twice")
+        return self
+
+
 class Catalogue(Section):
-    """What to fetch: every view of every snapshot of every run."""
+    """What to fetch: every view of every snapshot of every run; or what to import: `images`."""
 
     render: Render = Render()
     views: ViewGrid = ViewGrid()
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...] = ()
     allow_equivalent_views: bool = False
     """Accept (theta, phi) together with (-theta, phi +- 180): one picture rolled by 180 deg."""
+    images: Images | None = None
+    """Pictures from a folder, in place of runs and views; `render.nbins` is their size."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels that every view carries besides the four of `parameters`."""
+        return self.images.labels if self.images else tuple(self.runs[0].labels)
 
     @model_validator(mode="after")
     def _check(self) -> "Catalogue":
+        if self.images:
+            if self.runs or self.views != ViewGrid() or self.allow_equivalent_views:
+                raise ValueError("images: they bring their views; leave out runs and views")
+            return self
         if not self.runs:
             raise ValueError("runs: the catalogue is empty")
-        ids = [s.id for run in self.runs for s in run.all_snapshots()]
-        if twice := {i for i in ids if ids.count(i) > 1}:
-            raise ValueError(f"runs: snapshot {min(twice)} is listed more than once")
+        total = sum(run.count if run.first_id is not None else len(run.snapshots) for run in self.runs)
+        if total > MAX_SNAPSHOTS:
+            raise ValueError(f"runs: {total} snapshots, more than {MAX_SNAPSHOTS}; divide it")
+        ids, times = np.unique(
+            np.concatenate([run.snapshot_ids() for run in self.runs]), return_counts=True
+        )
+        if (times > 1).any():
+            raise ValueError(f"runs: snapshot {ids[times > 1][0]} is listed more than once")
         if len({frozenset(run.labels) for run in self.runs}) > 1:
             raise ValueError("runs: every run must carry the same extra labels")
         if not self.allow_equivalent_views:
-            for run in self.runs:
-                _refuse_equivalent_views(run.views or self.views)
+            for views in {run.views or self.views for run in self.runs}:
+                _refuse_equivalent_views(views)
         return self
 
 
 def _refuse_equivalent_views(views: ViewGrid) -> None:
     """Raise ValueError where two directions of the grid give one picture."""
-    seen: set[tuple[float, float]] = set()
-    for theta in views.theta_deg.values():
-        for phi in views.phi_deg.values():
-            same = (theta, phi) if theta >= 0 else (-theta, phi + 180.0)
-            key = (round(float(same[0]), 6), round(float(same[1]) % 360.0, 6))
-            if key in seen:
-                raise ValueError(
-                    f"views: theta {theta:g}, phi {phi:g} shows what another of the grid "
-                    "shows (phi wraps at 360, and (theta, phi) is (-theta, phi +- 180)); narrow "
-                    "the range or set allow_equivalent_views: true"
-                )
-            seen.add(key)
+    theta = np.round(views.theta_deg.values(), 6)
+    phi = np.round(views.phi_deg.values(), 6)
+    around, first = np.unique(phi % 360, return_index=True)
+    both_signs = np.intersect1d(theta[theta >= 0], -theta[theta < 0])
+    opposite = np.isin(around, np.round(around + 180, 6) % 360)
+    if len(around) < len(phi):
+        twice = theta[0], np.delete(phi, first)[0]
+    elif len(both_signs) and opposite.any():
+        twice = both_signs[0], phi[first[opposite][0]]
+    else:
+        return
+    raise ValueError(
+        f"views: theta {twice[0]:g}, phi {twice[1]:g} shows what another of the grid "
+        "shows (phi wraps at 360, and (theta, phi) is (-theta, phi +- 180)); narrow "
+        "the range or set allow_equivalent_views: true"
+    )
 
 
 # --- the data -------------------------------------------------------------------------------------
@@ -521,7 +600,7 @@ class Config(Section):
     def _check(self) -> "Config":
         if not self.parameters or len(set(self.parameters)) != len(self.parameters):
             raise ValueError("parameters: give at least one label and none twice")
-        extra = set(self.catalogue.runs[0].labels) if self.catalogue else set()
+        extra = set(self.catalogue.label_names) if self.catalogue else set()
         for name in self.parameters:
             if name not in NAMES and self.catalogue and name not in extra:
                 raise ValueError(
@@ -551,6 +630,8 @@ class Config(Section):
         flat = _flatten(self.model_dump(mode="json"))
         stages = get_args(Stage)
         wanted = [key for s in stages[: stages.index(stage) + 1] for key in _STAGE_KEYS[s]]
+        # A table of images may move; its checksum says what is in it.
+        flat.pop("catalogue.images.table", None)
         return {
             k: v for k, v in flat.items() if any(k == w or k.startswith(w + ".") for w in wanted)
         }
@@ -582,7 +663,11 @@ _STAGE_KEYS: dict[str, tuple[str, ...]] = {
 
 def grid(start: float, stop: float, step: float) -> NDArray[np.float64]:
     """Return start, start + step, ... up to and including stop."""
-    return start + step * np.arange(int((stop - start) / step + 1e-9) + 1, dtype=np.float64)
+    return start + step * np.arange(_count(start, stop, step), dtype=np.float64)
+
+
+def _count(start: float, stop: float, step: float) -> int:
+    return int((stop - start) / step + 1e-9) + 1
 
 
 def digest(values: Any) -> str:
@@ -608,11 +693,13 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         The file cannot be read, or a key or value is wrong; the message names file and key.
     """
     path = Path(path)
-    values = _read_yaml(path)
+    values, place = _read_yaml(path), path.parent
     for override in overrides:
         _override(values, override)
     if isinstance(values.get("catalogue"), str):
-        values["catalogue"] = _read_yaml(path.parent / values["catalogue"])
+        catalogue = place / values["catalogue"]
+        values["catalogue"], place = _read_yaml(catalogue), catalogue.parent
+    _locate_images(values.get("catalogue"), place)
     values.setdefault("run_dir", f"runs/{path.stem}")
     try:
         return Config.model_validate(values)
@@ -638,6 +725,21 @@ def require_catalogue(config: Config) -> Catalogue:
             "catalogue: missing; name a file such as catalogues/demo.yaml in the configuration"
         )
     return config.catalogue
+
+
+def _locate_images(catalogue: Any, place: Path) -> None:
+    """Make the path of a table of images absolute, and take the table's checksum."""
+    images = catalogue.get("images") if isinstance(catalogue, dict) else None
+    if not isinstance(images, dict) or not isinstance(images.get("table"), str):
+        return  # none, or a fault that validation names
+    table = Path(os.path.abspath(place / images["table"]))
+    images["table"] = str(table)
+    if "sha256" not in images:
+        try:
+            images["sha256"] = hashlib.sha256(table.read_bytes()).hexdigest()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"{table}: catalogue.images.table cannot be read: {why}") from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -679,6 +781,11 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise InputError(f"{override}: the value is not valid YAML") from None
 
 
+# A few lines of YAML can stand for a value of any length.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
+
+
 def _explain(error: ValidationError) -> Iterator[str]:
     """Turn pydantic's report into one line a fault: the key, what is wrong, what is allowed."""
     for fault in error.errors():
@@ -695,7 +802,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
             case "value_error":
                 yield f"{key}: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"])
             case _:
-                yield f"{key}: {fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r}"
+                what = _SHORT.repr(fault["input"])
+                yield f"{key}: {fault['msg'][0].lower()}{fault['msg'][1:]}, not {what}"
 
 
 def _keys_at(place: tuple[int | str, ...]) -> list[str]:
