@@ -1,14 +1,11 @@
 """A catalogue's runs and angles, or its table of images, as an ordered list of views."""
 
 import bisect
-import csv
-import difflib
 import hashlib
-import io
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, overload
@@ -16,6 +13,7 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from galmerhpc import tables
 from galmerhpc.config import (
     IMAGE_COLUMNS,
     Catalogue,
@@ -62,12 +60,7 @@ class View:
     @property
     def preview(self) -> Preview:
         """The view as a request to the preview service."""
-        r = self.render
-        return Preview(
-            nbins=r.nbins, snap_id=self.snapshot.id, phi=self.phi, theta=self.theta,
-            bins=1 / r.zoom, bri=r.brightness, xc=r.xc_kpc, yc=r.yc_kpc, gas=r.gas,
-            stars=r.stars, halo=r.halo, quantity=r.quantity,
-        )  # fmt: skip
+        return preview(self.render, self.snapshot.id, self.theta, self.phi)
 
     @property
     def id(self) -> str:
@@ -89,6 +82,25 @@ class View:
             VIEWING_ANGLE.name: self.theta,
             **self.run.labels,
         }
+
+
+def preview(render: Render, snap_id: int, theta: float, phi: float) -> Preview:
+    """Return a request to the preview service.
+
+    Parameters
+    ----------
+    render : Render
+        Options of the picture.
+    snap_id : int
+        The service's number of the snapshot.
+    theta, phi : float
+        Line of sight, degrees.
+    """
+    r = render
+    return Preview(
+        nbins=r.nbins, snap_id=snap_id, phi=phi, theta=theta, bins=1 / r.zoom, bri=r.brightness,
+        xc=r.xc_kpc, yc=r.yc_kpc, gas=r.gas, stars=r.stars, halo=r.halo, quantity=r.quantity,
+    )  # fmt: skip
 
 
 class Views(Sequence[View]):
@@ -243,7 +255,7 @@ class _Row(NamedTuple):
 
 
 _LARGEST = 2.0**31 - 1
-# Of the columns with numbers; the default where a column may be left out.
+# Of the columns with numbers; one that is left out counts as zeros.
 _RANGES = {
     INCLINATION.name: (0.0, 180.0),
     AZIMUTH.name: (-180.0, 180.0),
@@ -264,52 +276,21 @@ def _read_table(images: Images) -> list[_Row]:
         The file is missing, changed since the configuration was read, or wrong in a line.
     """
     path = images.table
-    rows: list[_Row] = []
-    try:
-        content = path.read_bytes()
-        if images.sha256 and hashlib.sha256(content).hexdigest() != images.sha256:
-            raise InputError(
-                f"{path}: has changed since it was imported; take the old one, or choose another "
-                "run_dir and import again"
-            )
-        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
-        header = [name.strip() for name in next(reader, [])]
-        _check_header(path, header, images.labels)
-        for cells in reader:
-            if cells:
-                rows.append(_row(header, cells, images.labels))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file in UTF-8") from None
-    except (csv.Error, ValueError) as error:
-        raise InputError(f"{path}:{reader.line_num}: {error}") from None
-    if not rows:
-        raise InputError(f"{path}: the table has no rows")
+    content = tables.read_bytes(path)
+    if images.sha256 and hashlib.sha256(content).hexdigest() != images.sha256:
+        raise InputError(
+            f"{path}: has changed since the configuration of this run was written; put the old "
+            "one back, or choose another run_dir and import again"
+        )
+    needed = ("file", *NAMES, *images.labels)
+    rows = tables.parse(path, content, needed, IMAGE_COLUMNS, lambda cells: _row(cells, images))
     name, times = Counter(row.name for row in rows).most_common(1)[0]
     if times > 1:
         raise InputError(f"{path}: {name} is listed more than once")
     return rows
 
 
-def _check_header(path: Path, header: list[str], labels: Sequence[str]) -> None:
-    known = (*IMAGE_COLUMNS, *NAMES, *labels)
-    for name in header:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise InputError(
-                f"{path}:1: unknown column {name!r}"
-                f"{f' (did you mean {near[0]}?)' if near else ''}; a further label must stand in "
-                "catalogue.images.labels, anything else must leave the table"
-            )
-    if len(set(header)) < len(header):
-        raise InputError(f"{path}:1: a column is there twice")
-    for name in ("file", *NAMES, *labels):
-        if name not in header:
-            raise InputError(f"{path}:1: no column {name} (there are: {', '.join(header)})")
-
-
-def _row(header: list[str], cells: list[str], labels: Sequence[str]) -> _Row:
+def _row(cells: Mapping[str, str], images: Images) -> _Row:
     """Read a line.
 
     Raises
@@ -317,24 +298,16 @@ def _row(header: list[str], cells: list[str], labels: Sequence[str]) -> _Row:
     ValueError
         It is wrong; the message names the column.
     """
-    if len(cells) != len(header):
-        raise ValueError(f"{len(cells)} cells, while the header has {len(header)}")
-    given = dict(zip(header, (cell.strip() for cell in cells), strict=True))
-    numbers = {
-        name: _number(name, given.get(name, "0"))
-        for name in (*_RANGES, *labels)
-    }
+    numbers = {name: _number(name, cells.get(name, "0")) for name in (*_RANGES, *images.labels)}
     run = _RunOfRow(
-        _spin(given[SPIN.name]),
+        _spin(cells[SPIN.name]),
         numbers[INCLINATION.name],
         int(numbers["simulation"]),
         int(numbers["snapshot_id"]),
         numbers["time_myr"],
-        tuple(numbers[name] for name in labels),
+        tuple(numbers[name] for name in images.labels),
     )
-    return _Row(
-        _file(given["file"]), numbers[VIEWING_ANGLE.name], numbers[AZIMUTH.name], run
-    )
+    return _Row(_file(cells["file"]), numbers[VIEWING_ANGLE.name], numbers[AZIMUTH.name], run)
 
 
 def _number(name: str, text: str) -> float:
@@ -351,10 +324,11 @@ def _number(name: str, text: str) -> float:
 
 
 def _spin(text: str) -> Spin:
-    for name, code in SPINS.items():
-        if text in (name, f"{code:g}"):
-            return name
-    raise ValueError(f"{SPIN.name}: {text!r} is neither {' nor '.join(SPINS)} (0, 1)")
+    if text in ("prograde", "0"):
+        return "prograde"
+    if text in ("retrograde", "1"):
+        return "retrograde"
+    raise ValueError(f"{SPIN.name}: {text!r} is neither prograde (0) nor retrograde (1)")
 
 
 def _file(text: str) -> str:

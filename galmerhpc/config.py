@@ -7,7 +7,6 @@ combination is an `InputError` that names the key.
 import difflib
 import hashlib
 import json
-import os
 import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from galmerhpc import tables
 from galmerhpc.errors import InputError
 from galmerhpc.parameters import NAMES, PARAMETERS
 
@@ -207,15 +207,15 @@ class Render(Section):
 
     nbins: Annotated[int, Field(ge=16, le=2048)] = 400
     """Width and height in pixels."""
-    zoom: Positive = 6.0
+    zoom: Annotated[float, Field(ge=1e-3, le=1e3)] = 6.0
     """Pixels per kpc; the service's query carries its inverse."""
-    brightness: Real = 4.0
-    xc_kpc: Real = 0.0
-    yc_kpc: Real = 0.0
+    brightness: Annotated[float, Field(ge=-100, le=100)] = 4.0
+    xc_kpc: Annotated[float, Field(ge=-1e4, le=1e4)] = 0.0
+    yc_kpc: Annotated[float, Field(ge=-1e4, le=1e4)] = 0.0
     gas: bool = True
     stars: bool = True
     halo: bool = False
-    quantity: Annotated[int, Field(ge=0)] = 0
+    quantity: Annotated[int, Field(ge=0, le=100)] = 0
     """0: surface density."""
 
 
@@ -370,7 +370,9 @@ class Catalogue(Section):
             return self
         if not self.runs:
             raise ValueError("runs: the catalogue is empty")
-        total = sum(run.count if run.first_id is not None else len(run.snapshots) for run in self.runs)
+        total = sum(
+            run.count if run.first_id is not None else len(run.snapshots) for run in self.runs
+        )
         if total > MAX_SNAPSHOTS:
             raise ValueError(f"runs: {total} snapshots, more than {MAX_SNAPSHOTS}; divide it")
         ids, times = np.unique(
@@ -701,6 +703,27 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         values["catalogue"], place = _read_yaml(catalogue), catalogue.parent
     _locate_images(values.get("catalogue"), place)
     values.setdefault("run_dir", f"runs/{path.stem}")
+    return _validated(path, values)
+
+
+def load_catalogue(path: Path, overrides: Sequence[str] = ()) -> Catalogue | None:
+    """Read a catalogue's own file; None where the file is a configuration (or no file at all).
+
+    Raises
+    ------
+    InputError
+        It is a catalogue and a key or value is wrong; the message names file and key.
+    """
+    values = _read_yaml(path) if path.is_file() else {}
+    if not values.keys() & {"runs", "images"}:
+        return None
+    for override in overrides:
+        _override(values, override)
+    _locate_images(values, path.parent)
+    return _validated(path, {"run_dir": "", "catalogue": values}).catalogue
+
+
+def _validated(path: Path, values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -732,14 +755,10 @@ def _locate_images(catalogue: Any, place: Path) -> None:
     images = catalogue.get("images") if isinstance(catalogue, dict) else None
     if not isinstance(images, dict) or not isinstance(images.get("table"), str):
         return  # none, or a fault that validation names
-    table = Path(os.path.abspath(place / images["table"]))
-    images["table"] = str(table)
+    table = place / images["table"]
     if "sha256" not in images:
-        try:
-            images["sha256"] = hashlib.sha256(table.read_bytes()).hexdigest()
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise InputError(f"{table}: catalogue.images.table cannot be read: {why}") from None
+        images["sha256"] = hashlib.sha256(tables.read_bytes(table)).hexdigest()
+    images["table"] = str(table.absolute())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
