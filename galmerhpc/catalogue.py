@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from galmerhpc.config import (
 )
 from galmerhpc.errors import InputError
 from galmerhpc.parameters import AZIMUTH, INCLINATION, NAMES, SPIN, SPINS, VIEWING_ANGLE
-from galmerhpc.preview import Preview
+from galmerhpc.preview import Preview, number_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class View:
         Realisation and query string, or the name of the picture in a table of images.
         """
         if self.file:
-            return f"file={self.name}"
+            return _id_of_picture(self.name)
         return f"simulation={self.run.simulation}&{self.preview.query()}"
 
     @property
@@ -157,9 +157,26 @@ class Views(Sequence[View]):
         block = bisect.bisect_right(self._ends, index)
         return self._blocks[block].view(index - (self._ends[block - 1] if block else 0))
 
+    def ids(self) -> Iterator[str]:
+        """Yield every view's id in order: millions of them in seconds."""
+        return itertools.chain.from_iterable(block.ids() for block in self._blocks)
+
     def column(self, name: str) -> NDArray[np.float64]:
-        """Return one value of all views at once, shape (V,): a label, or ``simulation``."""
+        """Return a label, or ``simulation``, of all views in order, shape (V,)."""
         return np.concatenate([block.column(name) for block in self._blocks])
+
+    def table(self) -> dict[str, NDArray[Any]]:
+        """Return what tells views from each other, by name, each of shape (V,), in order.
+
+        They are ``simulation`` (int64) and ``inclination``, ``theta`` and ``phi`` (float64,
+        degrees).
+        """
+        return {
+            "simulation": self.column("simulation").astype(np.int64),
+            "inclination": self.column(INCLINATION.name),
+            "theta": self.column(VIEWING_ANGLE.name),
+            "phi": self.column(AZIMUTH.name),
+        }
 
 
 class _Grid:
@@ -177,6 +194,14 @@ class _Grid:
         row, column = divmod(index, self._columns)
         theta, phi = self._theta.at(row), self._phi.at(column)
         return View(self._run, self._snapshot, theta, phi, self._render)
+
+    def ids(self) -> Iterator[str]:
+        before, _, rest = self.view(0).id.partition("&phi=")
+        after = rest.partition("&theta=")[2].partition("&")[2]
+        phis = [number_text(self._phi.at(k)) for k in range(self._columns)]
+        for k in range(self._rows):
+            theta = number_text(self._theta.at(k))
+            yield from (f"{before}&phi={phi}&theta={theta}&{after}" for phi in phis)
 
     def column(self, name: str) -> NDArray[np.float64]:
         if name == VIEWING_ANGLE.name:
@@ -217,12 +242,19 @@ class _Table:
         file = self._folder / name
         return View(run, run.snapshots[0], theta, phi, self._render, file, name)
 
+    def ids(self) -> Iterator[str]:
+        return map(_id_of_picture, self._names)
+
     def column(self, name: str) -> NDArray[np.float64]:
         if name == VIEWING_ANGLE.name:
             return self._theta
         if name == AZIMUTH.name:
             return self._phi
         return np.array([_of_run(run, name) for run in self._runs])[self._number]
+
+
+def _id_of_picture(name: str) -> str:
+    return f"file={name}"
 
 
 class _RunOfRow(NamedTuple):

@@ -349,7 +349,7 @@ def catalogue_show(given: argparse.Namespace) -> None:
     config = read_config(given)
     catalogue = require_catalogue(config)
     print(describe(catalogue), flush=True)
-    table = ViewTable.of(Views(catalogue))
+    table = ViewTable(**Views(catalogue).table())
     counts = assign(table, config.split, config.preprocess.copies).counts()
     sizes = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     print(f"split {config.split.kind}, samples with their copies: {sizes}")

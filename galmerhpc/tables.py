@@ -3,6 +3,7 @@
 import csv
 import difflib
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -10,6 +11,8 @@ from typing import TypeVar
 from galmerhpc.errors import InputError
 
 Row = TypeVar("Row")
+
+_LONGEST_MESSAGE = 300
 
 
 def read_bytes(path: Path) -> bytes:
@@ -64,7 +67,9 @@ def parse(
         _check_header(header, needed, optional)
         rows = [row(_by_column(header, cells)) for cells in reader if cells]
     except (csv.Error, ValueError) as error:
-        raise InputError(f"{path}:{reader.line_num}: {error}") from None
+        # A cell that is quoted may be of any length.
+        why = textwrap.shorten(str(error), _LONGEST_MESSAGE, placeholder=" ...")
+        raise InputError(f"{path}:{reader.line_num}: {why}") from None
     if not rows:
         raise InputError(f"{path}: the table has no rows")
     return rows

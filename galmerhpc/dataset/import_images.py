@@ -103,7 +103,7 @@ def _take_stock(
     pack_leftovers(folder)
     store = RawStore(folder)
     there = store.ids()
-    missing = [index for index, view in enumerate(views) if view.id not in there]
+    missing = [index for index, view in enumerate(views.ids()) if view not in there]
     return [path.name for path in store.paths], missing
 
 

@@ -141,11 +141,19 @@ def make_plan(config: Config, raw: RawStore) -> Plan:
             f"{config.run_dir / 'raw'}: {len(views) - len(present)} of {len(views)} views are "
             f"missing, {missing} is the first; remove its stage.json and run galmerhpc scrape again"
         )
-    samples = assign(ViewTable.of(views), config.split, config.preprocess.copies)
+    samples = assign(_table(views), config.split, config.preprocess.copies)
     count = len(samples.view)
     number = -(-count // config.preprocess.samples_per_shard)
     ends = np.arange(number + 1) * count // number
     return Plan(config, views, samples, ends, max(map(len, present)))
+
+
+def _table(views: Views) -> ViewTable:
+    rows = [(v.run.simulation, v.run.inclination_deg, v.theta, v.phi) for v in views]
+    simulation, inclination, theta, phi = zip(*rows, strict=True)
+    return ViewTable(
+        np.array(simulation, np.int64), np.array(inclination), np.array(theta), np.array(phi)
+    )
 
 
 # --- a shard --------------------------------------------------------------------------------------

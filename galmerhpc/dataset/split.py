@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from galmerhpc.catalogue import Views
 from galmerhpc.config import Split
 from galmerhpc.errors import InputError
-from galmerhpc.parameters import AZIMUTH, INCLINATION, VIEWING_ANGLE
 
 SPLITS = ("none", "train", "validation", "test")
 """Names by code; ``none`` is the guard band."""
@@ -44,16 +42,6 @@ class ViewTable:
     inclination: NDArray[np.float64]
     theta: NDArray[np.float64]
     phi: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, views: Views) -> "ViewTable":
-        """Return the table of a catalogue's views."""
-        return cls(
-            views.column("simulation").astype(np.int64),
-            views.column(INCLINATION.name),
-            views.column(VIEWING_ANGLE.name),
-            views.column(AZIMUTH.name),
-        )
 
     def __len__(self) -> int:
         """Return the number of views."""
