@@ -10,7 +10,8 @@ import json
 import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import numpy as np
 import yaml
@@ -829,15 +830,13 @@ def _keys_at(place: tuple[int | str, ...]) -> list[str]:
     """Return the keys allowed at a place of the file."""
     section: Any = Config
     for step in place:
-        if isinstance(step, str) and isinstance(section, type) and issubclass(section, BaseModel):
-            section = section.model_fields[step].annotation
-        # A list, a mapping or an optional section: look for the section inside its type.
-        while not isinstance(section, type):
-            inner = [a for a in get_args(section) if a not in (type(None), str, ...)]
-            if not inner:
-                return []
-            section = inner[-1]
-    return list(section.model_fields) if issubclass(section, BaseModel) else []
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            section = section.model_fields[str(step)].annotation
+        else:  # a list or a mapping: what is inside
+            section = [inner for inner in get_args(section) if inner is not Ellipsis][-1]
+        if get_origin(section) is UnionType:  # an optional section
+            section = get_args(section)[0]
+    return list(section.model_fields)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 ``python -m tests.fuzzing KIND FOLDER SEED FIRST COUNT`` writes each damaged file to FOLDER before
 it is looked at, prints its number when it has been judged, and ends with a traceback at the
-first one that was judged wrongly. So whatever ends the process, or stops it, the culprit is the file there.
+first one that was judged wrongly. So whatever ends the process, or stops it, the culprit is the
+file there.
 """
 
 import contextlib

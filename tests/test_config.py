@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galmerhpc.catalogue import Views
-from galmerhpc.config import dump, load
+from galmerhpc.config import GSB, dump, load
 from galmerhpc.errors import InputError
 from tests.support import ROOT
 
@@ -82,11 +82,15 @@ def test_the_resolved_file_reads_back_as_the_same_configuration(path: Path, tmp_
             {"model": {"architecture": "table1_cnn"}, "preprocess": {"image_size": 100}},
             "preprocess.image_size must be a multiple of 32, not 100",
         ),
+        (
+            {"simulate": {"galaxies": {"gSb": {**GSB.model_dump(), "buldge": {}}}}},
+            "simulate.galaxies.gSb.buldge: unknown key (did you mean bulge?)",
+        ),
         ({"catalogue": {"runs": []}}, "the catalogue is empty"),
         ({"catalogue": {"runs": [RUN, RUN]}}, "snapshot 1 is listed more than once"),
         (
             {"catalogue": {"runs": [{**RUN, "snapshts": 1}]}},
-            "catalogue.runs.0.snapshts: unknown key",
+            "catalogue.runs.0.snapshts: unknown key (did you mean snapshots?)",
         ),
         ({"catalogue": {"runs": [{**RUN, "spin": "up"}]}}, "'prograde' or 'retrograde', not 'up'"),
         ({"catalogue": "nowhere.yaml"}, "nowhere.yaml: no such file"),

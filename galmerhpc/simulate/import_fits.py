@@ -184,7 +184,8 @@ def _read_columns(path: Path) -> dict[str, Array]:
         # astropy warns of files that are cut short or break the standard, and reads on.
         with warnings.catch_warnings():
             warnings.simplefilter("error", AstropyWarning)
-            with fits.open(path, memmap=True, lazy_load_hdus=False) as units:
+            # Opened here, since astropy leaves a file open that it fails on.
+            with path.open("rb") as file, fits.open(file, lazy_load_hdus=False) as units:
                 return _columns_of(path, units)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
