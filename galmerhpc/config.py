@@ -696,15 +696,15 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         The file cannot be read, or a key or value is wrong; the message names file and key.
     """
     path = Path(path)
-    values, place = _read_yaml(path), path.parent
+    values, catalogue = _read_yaml(path), None
     for override in overrides:
         _override(values, override)
     if isinstance(values.get("catalogue"), str):
-        catalogue = place / values["catalogue"]
-        values["catalogue"], place = _read_yaml(catalogue), catalogue.parent
-    _locate_images(values.get("catalogue"), place)
+        catalogue = path.parent / values["catalogue"]
+        values["catalogue"] = _read_yaml(catalogue)
+    _locate_images(values.get("catalogue"), (catalogue or path).parent)
     values.setdefault("run_dir", f"runs/{path.stem}")
-    return _validated(path, values)
+    return _validated(path, values, catalogue)
 
 
 def load_catalogue(path: Path, overrides: Sequence[str] = ()) -> Catalogue | None:
@@ -721,14 +721,25 @@ def load_catalogue(path: Path, overrides: Sequence[str] = ()) -> Catalogue | Non
     for override in overrides:
         _override(values, override)
     _locate_images(values, path.parent)
-    return _validated(path, {"run_dir": "", "catalogue": values}).catalogue
+    return _validated(path, {"run_dir": "", "catalogue": values}, path).catalogue
 
 
-def _validated(path: Path, values: dict[str, Any]) -> Config:
+def _validated(path: Path, values: dict[str, Any], catalogue: Path | None) -> Config:
+    """Make the configuration of a file, whose catalogue may stand in a file of its own."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
+        faults = list(_explain(error))
+    lines = []
+    for fault in faults[:_MOST_FAULTS]:
+        of_catalogue, _, rest = fault.partition("catalogue")
+        if catalogue and not of_catalogue:
+            lines.append(f"{catalogue}: {_shortened(rest.lstrip('.: '))}")
+        else:
+            lines.append(f"{path}: {_shortened(fault)}")
+    if len(faults) > _MOST_FAULTS:
+        lines.append(f"and {len(faults) - _MOST_FAULTS} more")
+    raise InputError("\n".join(lines))
 
 
 def dump(config: Config) -> str:
@@ -801,9 +812,14 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise InputError(f"{override}: the value is not valid YAML") from None
 
 
-# A few lines of YAML can stand for a value of any length.
+# A few lines of YAML can stand for a key or value of any length, or hold any number of faults.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
+_LONGEST_LINE, _MOST_FAULTS = 600, 20
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE // 2]} ... {text[-200:]}"
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
