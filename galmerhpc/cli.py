@@ -359,10 +359,15 @@ def catalogue_probe(given: argparse.Namespace) -> None:
     """Fetch one preview."""
     from galmerhpc.catalogue import preview
     from galmerhpc.dataset.probe import probe
+    from galmerhpc.preview import Preview
 
     config = read_config(given)
     render = config.catalogue.render if config.catalogue else Render()
     wanted = preview(render, given.snap_id, given.theta, given.phi)
+    try:
+        Preview.parse(wanted.query())
+    except (ValueError, OverflowError) as error:  # the latter of an infinite angle
+        raise InputError(f"--snap-id, --theta, --phi: {error}") from None
     with preview_service(config) as source:
         print(probe(config, source, wanted, given.output))
 
