@@ -699,10 +699,13 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     values, catalogue = _read_yaml(path), None
     for override in overrides:
         _override(values, override)
-    if isinstance(values.get("catalogue"), str):
-        catalogue = path.parent / values["catalogue"]
-        values["catalogue"] = _read_yaml(catalogue)
-    _locate_images(values.get("catalogue"), (catalogue or path).parent)
+    try:
+        if isinstance(values.get("catalogue"), str):
+            catalogue = path.parent / values["catalogue"]
+            values["catalogue"] = _read_yaml(catalogue)
+        _locate_images(values.get("catalogue"), (catalogue or path).parent)
+    except InputError as error:
+        raise InputError(f"{path}: catalogue: {error}") from None
     values.setdefault("run_dir", f"runs/{path.stem}")
     return _validated(path, values, catalogue)
 

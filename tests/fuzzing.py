@@ -204,7 +204,7 @@ def judge_config(path: Path, content: bytes) -> bool:
     else:
         text = ""
     if text:
-        # The file that is named is this one, or one that this one names.
+        # The file that is named first is this one, its catalogue, or a table that it names.
         named = text.partition(":")[0].removeprefix(f"{path.parent}/")
         assert named in (path.name, "case.yaml") or named.encode() in content, text
         assert readable(text)
