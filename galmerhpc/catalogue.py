@@ -387,13 +387,11 @@ def describe(catalogue: Catalogue) -> str:
         lines = [f"table of images {catalogue.images.table}"]
     else:
         lines = [*_run_lines(catalogue), ""]
-        grids = {run.views or catalogue.views: None for run in catalogue.runs}
-        for grid in grids:
-            lines.append(f"views   {_grid_text(grid)}")
+        lines += [f"views   {_grid_text(grid)}" for grid in _grids(catalogue)]
     r = catalogue.render
     lines += [f"picture {r.nbins} x {r.nbins} pixels", "", "label           values"]
     for name in (*NAMES, *catalogue.label_names):
-        values = np.unique(views.column(name))
+        values = _values(catalogue, views, name)
         few = ", ".join(f"{value:g}" for value in values[:_FEW])
         span = f"{values[0]:g} to {values[-1]:g} ({len(values)} values)"
         lines.append(f"{name:15} {few if len(values) <= _FEW else span}")
@@ -402,6 +400,24 @@ def describe(catalogue: Catalogue) -> str:
 
 
 _FEW = 8  # values or snapshots that are listed one by one
+
+
+def _values(catalogue: Catalogue, views: Views, name: str) -> NDArray[np.float64]:
+    """Return the values of a label, ascending, without going through all views of grids."""
+    if catalogue.images:
+        return np.unique(views.column(name))
+    if name in (VIEWING_ANGLE.name, AZIMUTH.name):
+        axes = [
+            grid.theta_deg if name == VIEWING_ANGLE.name else grid.phi_deg
+            for grid in _grids(catalogue)
+        ]
+        return np.unique(np.concatenate([axis.values() for axis in axes]))
+    return np.unique([_of_run(run, name) for run in catalogue.runs])
+
+
+def _grids(catalogue: Catalogue) -> list[ViewGrid]:
+    """Return the different grids of directions, in order."""
+    return list(dict.fromkeys(run.views or catalogue.views for run in catalogue.runs))
 
 
 def _run_lines(catalogue: Catalogue) -> Iterator[str]:

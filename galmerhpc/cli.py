@@ -25,6 +25,9 @@ from galmerhpc.errors import ExitCode, GalmerhpcError, InputError, InterruptedRu
 
 log = logging.getLogger("galmerhpc")
 
+MOST_SPLIT_VIEWS = 10_000_000
+"""Views of which `catalogue show` counts the splits: seconds of work."""
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 RUN_HELP = """
@@ -349,7 +352,10 @@ def catalogue_show(given: argparse.Namespace) -> None:
     config = read_config(given)
     catalogue = require_catalogue(config)
     print(describe(catalogue), flush=True)
-    table = ViewTable(**Views(catalogue).table())
+    views = Views(catalogue)
+    if len(views) > MOST_SPLIT_VIEWS:
+        return
+    table = ViewTable(**views.table())
     counts = assign(table, config.split, config.preprocess.copies).counts()
     sizes = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     print(f"split {config.split.kind}, samples with their copies: {sizes}")

@@ -610,6 +610,13 @@ class Config(Section):
                     f"parameters: no label {name!r} "
                     f"(there are: {', '.join((*NAMES, *sorted(extra)))})"
                 )
+        if self.scrape.source == "mirror" and self.catalogue and not self.catalogue.images:
+            for key in ("halo", "quantity"):
+                if getattr(self.catalogue.render, key):
+                    raise ValueError(
+                        f"catalogue.render.{key}: the mirror draws luminous particles' surface "
+                        "density only; leave it out, or set scrape.source to an address"
+                    )
         if self.model.architecture == "table1_cnn" and self.preprocess.image_size % 32:
             raise ValueError(
                 f"model.architecture: table1_cnn halves its images five times, so "

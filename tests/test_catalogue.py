@@ -133,8 +133,10 @@ def test_a_catalogue_of_billions_of_views_is_read_and_shown_by_its_ends() -> Non
     runs = tuple(
         Run(spin="prograde", inclination_deg=0, first_id=100 * k, count=71) for k in range(100)
     )
-    views = Views(Catalogue(runs=runs, views=ViewGrid(**grid)))
+    catalogue = Catalogue(runs=runs, views=ViewGrid(**grid))
+    views = Views(catalogue)
     assert len(views) == 100 * 71 * 9001 * 18001
+    assert f"{len(views):,} views" in describe(catalogue)
     assert (views[-1].snapshot.id, views[-1].theta, views[-1].phi) == (9970, 90, 180)
 
 

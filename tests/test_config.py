@@ -87,6 +87,10 @@ def test_the_resolved_file_reads_back_as_the_same_configuration(path: Path, tmp_
             "simulate.galaxies.gSb.buldge: unknown key (did you mean bulge?)",
         ),
         ({"catalogue": {"runs": []}}, "the catalogue is empty"),
+        (
+            {"catalogue": {"runs": [RUN], "render": {"halo": True}}},
+            "catalogue.render.halo: the mirror draws luminous particles",
+        ),
         ({"catalogue": {"runs": [RUN, RUN]}}, "snapshot 1 is listed more than once"),
         (
             {"catalogue": {"runs": [{**RUN, "snapshts": 1}]}},
