@@ -712,7 +712,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
             values["catalogue"] = _read_yaml(catalogue)
         _locate_images(values.get("catalogue"), (catalogue or path).parent)
     except InputError as error:
-        raise InputError(f"{path}: catalogue: {error}") from None
+        raise InputError(f"{path}: catalogue: {_shortened(str(error))}") from None
     values.setdefault("run_dir", f"runs/{path.stem}")
     return _validated(path, values, catalogue)
 
