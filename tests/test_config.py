@@ -141,6 +141,26 @@ def test_overrides_win_and_wrong_ones_are_named(tmp_path: Path) -> None:
             load(path, [override])
 
 
+def test_a_few_lines_that_stand_for_gigabytes_are_refused_in_a_few_lines(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    lines = ["x0: &x0 [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
+    lines += [f"x{k}: &x{k} [{', '.join([f'*x{k - 1}'] * 9)}]" for k in range(1, 30)]
+    path.write_text("\n".join([*lines, "training: {epochs: *x29}"]))
+    with pytest.raises(InputError) as caught:
+        load(path)
+    told = str(caught.value).splitlines()
+    assert len(told) <= 21
+    assert told[-1] == "and 11 more"
+    assert any("training.epochs: input should be a valid integer" in line for line in told)
+    assert max(map(len, told)) < 1000
+
+
+def test_a_fault_of_a_catalogue_s_own_file_names_that_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"runs": [{**RUN, "spin": "up"}]}))
+    message = refusal(tmp_path, catalogue="mine.yaml")
+    assert message.startswith(f"{tmp_path / 'mine.yaml'}: runs.0.spin: input should be")
+
+
 @given(st.binary(max_size=200))
 def test_any_file_is_read_or_refused_in_one_sentence(
     tmp_path_factory: pytest.TempPathFactory, content: bytes
