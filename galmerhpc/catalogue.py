@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, overload
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,10 +67,10 @@ class View:
     def id(self) -> str:
         """Identity of the view, wherever in a list it stands.
 
-        Realisation and query string, or the name of the picture in a table of images.
+        Realisation and query string; or a picture's name in its table, and its line of sight.
         """
         if self.file:
-            return _id_of_picture(self.name)
+            return _id_of_picture(self.name, self.theta, self.phi)
         return f"simulation={self.run.simulation}&{self.preview.query()}"
 
     @property
@@ -243,7 +244,7 @@ class _Table:
         return View(run, run.snapshots[0], theta, phi, self._render, file, name)
 
     def ids(self) -> Iterator[str]:
-        return map(_id_of_picture, self._names)
+        return map(_id_of_picture, self._names, self._theta.tolist(), self._phi.tolist())
 
     def column(self, name: str) -> NDArray[np.float64]:
         if name == VIEWING_ANGLE.name:
@@ -253,8 +254,9 @@ class _Table:
         return np.array([_of_run(run, name) for run in self._runs])[self._number]
 
 
-def _id_of_picture(name: str) -> str:
-    return f"file={name}"
+def _id_of_picture(name: str, theta: float, phi: float) -> str:
+    """Write a picture's id: like a query string, since evaluation reads the line of sight there."""
+    return f"file={quote(name)}&phi={number_text(phi)}&theta={number_text(theta)}"
 
 
 class _RunOfRow(NamedTuple):

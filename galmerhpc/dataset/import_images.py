@@ -36,7 +36,8 @@ _NAMED = 3  # bad pictures that the message names; the file has them all
 class Refused(NamedTuple):
     """A picture that cannot be taken, and why."""
 
-    name: str
+    view: str
+    file: Path
     why: str
 
 
@@ -85,7 +86,7 @@ def import_images(config: Config) -> None:
     writer.close()
     shards = [*old, *itertools.chain(*parallel.gather([path.name for path in writer.shards]))]
     bad = list(itertools.chain(*parallel.gather(refused)))
-    if fault := parallel.broadcast(_report(folder, catalogue.images.table, bad) if bad else ""):
+    if fault := parallel.broadcast(_report(folder, bad) if bad else ""):
         raise InputError(fault)
     if parallel.rank() == 0:
         record.finish({name: files.sha256(folder / name) for name in shards})
@@ -113,9 +114,9 @@ def _read(view: View) -> Response | Refused:
         body = view.file.read_bytes()
         kind = check(body, view.render.nbins)
     except OSError as error:
-        return Refused(view.name, str(error.strerror))
+        return Refused(view.id, view.file, str(error.strerror))
     except ValueError as error:
-        return Refused(view.name, str(error))
+        return Refused(view.id, view.file, str(error))
     return Response(
         view=view.id,
         labels=view.labels,
@@ -172,14 +173,14 @@ def check(body: bytes, nbins: int) -> str:
     return kind
 
 
-def _report(folder: Path, table: Path, bad: list[Refused]) -> str:
+def _report(folder: Path, bad: list[Refused]) -> str:
     """Write the list of refused pictures; return the message that names the first ones."""
     rows = io.StringIO()
     writer = csv.writer(rows)
     writer.writerow(["view", "reason"])
-    writer.writerows((f"file={name}", why) for name, why in bad)
+    writer.writerows((refused.view, refused.why) for refused in bad)
     files.write_text(folder / MISSING, rows.getvalue())
-    first = "; ".join(f"{table.parent / name}: {why}" for name, why in bad[:_NAMED])
+    first = "; ".join(f"{refused.file}: {refused.why}" for refused in bad[:_NAMED])
     return (
         f"{first}{f'; and {len(bad) - _NAMED} more' if len(bad) > _NAMED else ''} "
         f"(all in {folder / MISSING}); mend the pictures and run the same command again"

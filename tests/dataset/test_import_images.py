@@ -1,9 +1,11 @@
 """A folder of pictures with a table of labels becomes raw shards, and the run goes on."""
 
+import csv
 import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import h5py
 import numpy as np
@@ -12,7 +14,7 @@ import yaml
 from PIL import Image
 
 from galmerhpc.catalogue import Views
-from galmerhpc.config import load
+from galmerhpc.config import Catalogue, Images, load
 from galmerhpc.dataset.import_images import check, import_images
 from galmerhpc.dataset.preprocess import preprocess
 from galmerhpc.dataset.shards import Dataset, read_columns
@@ -77,7 +79,7 @@ def test_pictures_go_all_the_way_to_training_shards(folder: Path) -> None:
     assert len(shards) == 3
     with h5py.File(shards[0]) as shard:
         start, end = shard["offset"][:2]
-        name = shard["view"].asstr()[0].removeprefix("file=")
+        (name,) = parse_qs(shard["view"].asstr()[0])["file"]
         body = (folder / "pictures" / name).read_bytes()
         assert shard["response"][start:end].tobytes() == body
     preprocess(config)
@@ -91,7 +93,9 @@ def test_pictures_go_all_the_way_to_training_shards(folder: Path) -> None:
     ]
     whole = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
     names = [row.split(",")[0] for row in rows()]
-    assert [view.decode() for view in whole["view"].tolist()] == [f"file={name}" for name in names]
+    views = [parse_qs(view.decode()) for view in whole["view"].tolist()]
+    assert [view["file"] for view in views] == [[name] for name in names]
+    assert [view["phi"] for view in views] == [[str(3 * k)] for k in range(24)]
     assert whole["simulation"].tolist() == [k % 3 for k in range(24)]
     assert whole["time_myr"].tolist() == [50 * (k // 8) for k in range(24)]
     # PNG and GIF of grey pixels come through untouched.
@@ -112,7 +116,7 @@ def test_what_was_imported_is_not_read_again_and_bad_pictures_are_listed(folder:
     assert "sub/0.gif: 20 x 20 pixels, not 40 x 40" in line
     assert "sub/2.jpeg: No such file" in line
     listed = (folder / "run/raw/missing.csv").read_text().splitlines()[1:]
-    assert sorted(row.split(",")[0] for row in listed) == [f"file={name}" for name in sorted(bad)]
+    assert sorted(row.split("&")[0] for row in listed) == [f"file={name}" for name in sorted(bad)]
     # Mended, only they are read: the others may even be gone.
     shutil.rmtree(folder / "pictures/sub")
     (folder / "pictures/sub").mkdir()
@@ -149,6 +153,20 @@ def test_the_resolved_configuration_reads_back_from_the_run_folder(folder: Path)
     assert resolved == load(folder / "run.yaml")
     assert len(Views(resolved.catalogue)) == 24
     assert "galmerhpc images import" in galmerhpc("scrape", str(folder / "run.yaml")).stderr
+
+
+def test_any_name_of_a_file_is_an_id_that_can_be_read_back(tmp_path: Path) -> None:
+    names = ["a b.png", "c&theta=3.png", "50%.png", "é+/x.png", '"q".png']
+    table = tmp_path / "labels.csv"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "spin", "inclination", "azimuth", "viewing_angle"])
+        writer.writerows([name, 0, 45, 30.5, k] for k, name in enumerate(names))
+    views = Views(Catalogue(images=Images(table=table)))
+    assert list(views.ids()) == [view.id for view in views]
+    for k, view in enumerate(views):
+        assert parse_qs(view.id) == {"file": [names[k]], "phi": ["30.5"], "theta": [str(k)]}
+        assert view.file == tmp_path / names[k]
 
 
 def edit(old: str, new: str) -> Callable[[str], str]:
