@@ -120,8 +120,8 @@ def test_what_was_imported_is_not_read_again_and_bad_pictures_are_listed(folder:
     # Mended, only they are read: the others may even be gone.
     shutil.rmtree(folder / "pictures/sub")
     (folder / "pictures/sub").mkdir()
-    for name in bad:
-        (folder / "pictures" / name).write_bytes(encode(noise(7)))
+    for k, name in enumerate(bad):
+        (folder / "pictures" / name).write_bytes(encode(noise(100 + k)))
     done = galmerhpc("images", "import", str(folder / "run.yaml"))
     assert done.returncode == 0, done.stderr
     assert not (folder / "run/raw/missing.csv").exists()
