@@ -18,6 +18,9 @@ COMMANDS = (
     "train",
     "evaluate",
     "report",
+    "catalogue",
+    "images",
+    "library",
     "mirror",
     "doctor",
 )
@@ -38,6 +41,9 @@ def test_help_names_every_command() -> None:
     assert all(f"\n    {command}" in text for command in COMMANDS)
     assert "75" in text
     assert "mpirun -np 2 galmerhpc run" in galmerhpc("run", "--help").stdout
+    assert "galmerhpc catalogue probe" in galmerhpc("catalogue", "probe", "--help").stdout
+    assert "file,spin,inclination" in galmerhpc("images", "import", "--help").stdout
+    assert "P_TYPE" in galmerhpc("library", "import", "--help").stdout
 
 
 def test_a_command_that_needs_no_mpi_does_not_load_it() -> None:

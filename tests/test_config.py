@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galmerhpc.catalogue import Views
-from galmerhpc.config import dump, load
+from galmerhpc.config import GSB, dump, load
 from galmerhpc.errors import InputError
 from tests.support import ROOT
 
@@ -121,11 +121,19 @@ def test_the_resolved_file_reads_back_as_the_same_configuration(path: Path, tmp_
             "training.optimizer: weight_decay goes with kind: adamw",
         ),
         ({"training": {"optimizer": {"momentum": 0.9}}}, "momentum goes with kind: sgd"),
+        (
+            {"simulate": {"galaxies": {"gSb": {**GSB.model_dump(), "buldge": {}}}}},
+            "simulate.galaxies.gSb.buldge: unknown key (did you mean bulge?)",
+        ),
         ({"catalogue": {"runs": []}}, "the catalogue is empty"),
+        (
+            {"catalogue": {"runs": [RUN], "render": {"halo": True}}},
+            "catalogue.render.halo: the mirror draws luminous particles",
+        ),
         ({"catalogue": {"runs": [RUN, RUN]}}, "snapshot 1 is listed more than once"),
         (
             {"catalogue": {"runs": [{**RUN, "snapshts": 1}]}},
-            "catalogue.runs.0.snapshts: unknown key",
+            "catalogue.runs.0.snapshts: unknown key (did you mean snapshots?)",
         ),
         ({"catalogue": {"runs": [{**RUN, "spin": "up"}]}}, "'prograde' or 'retrograde', not 'up'"),
         ({"catalogue": "nowhere.yaml"}, "nowhere.yaml: no such file"),
@@ -170,6 +178,26 @@ def test_overrides_win_and_wrong_ones_are_named(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=expected.replace("?", r"\?")):
             load(path, [override])
+
+
+def test_a_few_lines_that_stand_for_gigabytes_are_refused_in_a_few_lines(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    lines = ["x0: &x0 [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
+    lines += [f"x{k}: &x{k} [{', '.join([f'*x{k - 1}'] * 9)}]" for k in range(1, 30)]
+    path.write_text("\n".join([*lines, "training: {epochs: *x29}"]))
+    with pytest.raises(InputError) as caught:
+        load(path)
+    told = str(caught.value).splitlines()
+    assert len(told) <= 21
+    assert told[-1] == "and 11 more"
+    assert any("training.epochs: input should be a valid integer" in line for line in told)
+    assert max(map(len, told)) < 1000
+
+
+def test_a_fault_of_a_catalogue_s_own_file_names_that_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"runs": [{**RUN, "spin": "up"}]}))
+    message = refusal(tmp_path, catalogue="mine.yaml")
+    assert message.startswith(f"{tmp_path / 'mine.yaml'}: runs.0.spin: input should be")
 
 
 @given(st.binary(max_size=200))

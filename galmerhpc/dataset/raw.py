@@ -30,7 +30,7 @@ from galmerhpc.errors import GalmerhpcError, InputError
 log = logging.getLogger(__name__)
 
 FORMAT = "galmerhpc raw"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _MAGIC = b"GHR1"
 _HEADER = struct.Struct("<4sIII")  # magic, bytes of metadata, bytes of body, CRC-32 of both
@@ -212,25 +212,49 @@ def _write_shard(path: Path, responses: Sequence[Response]) -> None:
     # Into memory first: HDF5 reports a full disk in many ways, a plain write in one.
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=_LIBVER) as file:
-        file.attrs["format"] = FORMAT
+        file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["code_version"] = __version__
+        file.attrs["code_version"] = np.bytes_(__version__)
         bodies = [np.frombuffer(r.body, np.uint8) for r in responses]
         file["response"] = np.concatenate(bodies)  # (bytes of all,)
         file["offset"] = np.cumsum([0, *map(len, bodies)], dtype=np.int64)  # (N + 1,)
         names = list(responses[0].labels)
         file["labels"] = np.array([[r.labels[n] for n in names] for r in responses], np.float64)
-        file["labels"].attrs["parameters"] = names
+        file["labels"].attrs["parameters"] = _text_column(names)
         for name, dtype in _NUMBERS.items():
             file[name] = np.array([getattr(r, name) for r in responses], dtype)
         for name in _TEXTS:
             file[name] = _text_column([getattr(r, name) for r in responses])
+        for name in file.keys() - {"response"}:  # whose parts have checksums of their own
+            file[name].attrs["sha256"] = np.bytes_(_sha256(file[name][:]))
     with files.atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
+def _sha256(column: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(column).tobytes()).hexdigest()
+
+
+def read_column(file: h5py.File, name: str) -> NDArray[Any]:
+    """Read a column and compare it with its checksum.
+
+    Raises
+    ------
+    ValueError
+        It is not what was written.
+    """
+    column: NDArray[Any] = file[name][:]
+    if _sha256(column).encode() != file[name].attrs["sha256"]:
+        raise ValueError(f"{name} has another checksum")
+    return column
+
+
 def _text_column(texts: Sequence[str]) -> NDArray[Any]:
-    """Return texts as a column of one length: contiguous, and shown as text by HDF5's tools."""
+    """Return texts as a column of one length: contiguous, and shown as text by HDF5's tools.
+
+    Texts of their own lengths would stand in HDF5's global heap, which has no checksum, and HDF5
+    1.14 runs for ever on a damaged one.
+    """
     encoded = [text.encode() for text in texts]
     width = max(1, *map(len, encoded))
     return np.array(encoded, h5py.string_dtype("utf-8", width))
@@ -325,17 +349,18 @@ def _open(path: Path) -> tuple[_Shard, list[str]]:
     """Read where a shard's responses stand, and the ids of their views."""
     try:
         with h5py.File(path, "r", locking=False) as file:
-            response, offset = file["response"], file["offset"][:]
-            sha256, views = file["sha256"][:], [view.decode() for view in file["view"][:]]
             version = int(file.attrs["format_version"])
+            if version != FORMAT_VERSION:
+                raise InputError(
+                    f"{path}: raw format {version}, while this galmerhpc reads {FORMAT_VERSION}; "
+                    "use the version that made it, or remove it and run galmerhpc scrape again"
+                )
+            response, offset = file["response"], read_column(file, "offset")
+            sha256 = read_column(file, "sha256")
+            views = [view.decode() for view in read_column(file, "view")]
             first, length = response.id.get_offset(), response.shape[0]
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, IndexError) as error:
         raise _damaged(path, " ".join(str(error).split())[:120]) from None
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{path}: raw format {version}, while this galmerhpc reads {FORMAT_VERSION}; "
-            "use the version that made it, or remove it and run galmerhpc scrape again"
-        )
     sound = (
         len(offset) == len(views) + 1 == len(sha256) + 1
         and offset[0] == 0
