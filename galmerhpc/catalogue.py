@@ -2,13 +2,16 @@
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from galmerhpc.config import Catalogue, Render, Run, Snapshot
 from galmerhpc.parameters import AZIMUTH, INCLINATION, SPIN, SPINS, VIEWING_ANGLE
-from galmerhpc.preview import Preview
+from galmerhpc.preview import Preview, number_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,3 +114,32 @@ class Views(Sequence[View]):
         within = index - (self._ends[block - 1] if block else 0)
         theta, phi = divmod(within, len(phis))
         return View(run, snapshot, thetas[theta], phis[phi], self._render)
+
+    def ids(self) -> Iterator[str]:
+        """Yield every view's id in order: millions of them in seconds."""
+        for run, snapshot, thetas, phis in self._blocks:
+            first = View(run, snapshot, thetas[0], phis[0], self._render).id
+            before, _, rest = first.partition("&phi=")
+            after = rest.partition("&theta=")[2].partition("&")[2]
+            phi_texts = [number_text(phi) for phi in phis]
+            for theta in map(number_text, thetas):
+                yield from (f"{before}&phi={phi}&theta={theta}&{after}" for phi in phi_texts)
+
+    def table(self) -> dict[str, NDArray[Any]]:
+        """Return what tells views from each other, by name, each of shape (V,), in order.
+
+        They are ``simulation`` (int64) and ``inclination``, ``theta`` and ``phi`` (float64,
+        degrees).
+        """
+        sizes = [len(thetas) * len(phis) for _, _, thetas, phis in self._blocks]
+        runs = [run for run, _, _, _ in self._blocks]
+        return {
+            "simulation": np.repeat(np.array([run.simulation for run in runs], np.int64), sizes),
+            "inclination": np.repeat([run.inclination_deg for run in runs], sizes),
+            "theta": np.concatenate(
+                [np.repeat(thetas, len(phis)) for _, _, thetas, phis in self._blocks]
+            ),
+            "phi": np.concatenate(
+                [np.tile(phis, len(thetas)) for _, _, thetas, phis in self._blocks]
+            ),
+        }

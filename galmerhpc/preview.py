@@ -63,7 +63,7 @@ class Preview:
         'nbins=400&snap_id=27436&phi=30&theta=45&bins=0.16666666666666666&bri=4&xc=0&yc=0&gas=1&stars=1&halo=0&quantity=0'
         """
         # Numbers need no escaping; a catalogue of millions asks for as many of these.
-        return "&".join([f"{name}={_text(getattr(self, name))}" for name in _NAMES])
+        return "&".join([f"{name}={number_text(getattr(self, name))}" for name in _NAMES])
 
     @classmethod
     def parse(cls, query: str) -> "Preview":
@@ -108,7 +108,7 @@ _RANGES = {
 }
 
 
-def _text(value: float) -> str:
+def number_text(value: float) -> str:
     """Write a number as the page's own script does: no trailing ``.0``, full precision."""
     return str(int(value)) if value == int(value) else repr(float(value))
 

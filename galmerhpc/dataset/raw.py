@@ -15,7 +15,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from galmerhpc import __version__, files
 from galmerhpc.errors import GalmerhpcError, InputError
@@ -38,6 +39,11 @@ _HEADER = struct.Struct("<4sIII")  # magic, bytes of metadata, bytes of body, CR
 _LIBVER = ("v110", "v110")
 _TEXTS = ("view", "url", "sha256", "content_type", "fetched_utc")
 _NUMBERS = {"simulation": np.int64, "snapshot_id": np.int64, "time_myr": np.float64}
+
+# What h5py raises on files that are damaged or not HDF5.
+HDF5_ERRORS = (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError)
+
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,9 +243,9 @@ def _text_column(texts: Sequence[str]) -> NDArray[Any]:
 
 
 class RawStore:
-    """All responses of a run's raw shards, by view.
+    """All responses of a run's raw shards, by row: shard after shard, in the order of their names.
 
-    Only indices are held in memory; a view that stands twice counts once.
+    Only where things stand in the files is held in memory, whatever the number of responses.
 
     Parameters
     ----------
@@ -259,96 +265,192 @@ class RawStore:
 
     def __init__(self, folder: Path) -> None:
         self.paths = sorted(folder.glob("raw-*.h5"))
-        self._shards: list[_Shard] = []
-        self._place: dict[str, tuple[int, int]] = {}  # view -> shard, row
-        for number, path in enumerate(self.paths):
-            shard, views = _open(path)
-            self._shards.append(shard)
-            for row, view in enumerate(views):
-                self._place.setdefault(view, (number, row))
+        paths = tqdm(self.paths, "raw shards", unit="shard", leave=False, disable=None)
+        self._shards = [RawShard.open(path) for path in paths]
+        self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Return the number of responses."""
+        return int(self._ends[-1]) if self._shards else 0
 
     def ids(self) -> set[str]:
         """Return the ids of the views that are there."""
-        return set(self._place)
+        return {view for shard in self._shards for view in shard.views()}
 
-    def read(self, view_id: str) -> bytes:
-        """Return a view's response, its checksum verified.
+    def find(self, ids: Iterable[str], count: int) -> Rows:
+        """Return the rows of views; of a view that stands twice, the first one.
+
+        Views are compared by a hash of 64 bits, so that millions of them take little memory; `read`
+        compares their ids.
+
+        Parameters
+        ----------
+        ids : iterable of str
+            Ids of views.
+        count : int
+            How many they are.
+
+        Returns
+        -------
+        ndarray, shape (count,), int64
+            Rows; -1 where a view is in no shard.
+        """
+        views = (view for shard in self._shards for view in shard.views())
+        there = np.fromiter(map(hash, views), np.int64, len(self))
+        wanted = np.fromiter(map(hash, ids), np.int64, count)
+        if not len(there):
+            return np.full(count, -1)
+        order = np.argsort(there, kind="stable")
+        there = there[order]
+        place = np.minimum(np.searchsorted(there, wanted), len(there) - 1)
+        return np.where(there[place] == wanted, order[place], -1)
+
+    def read(self, rows: Rows, ids: Sequence[str]) -> Iterator[tuple[int, bytes, str]]:
+        """Read responses file by file, verify them, and yield them as they come.
+
+        Parameters
+        ----------
+        rows : ndarray, shape (n,), int64
+            Rows.
+        ids : sequence of str
+            Ids of the views that stand there.
+
+        Yields
+        ------
+        tuple of (int, bytes, str)
+            Place in `rows`, the response, and its SHA-256.
 
         Raises
         ------
         InputError
-            The view is not there, or its bytes are not those that came.
+            A row does not hold this view, or its bytes are not those that came.
         """
-        if view_id not in self._place:
-            raise InputError(f"view {view_id} is in no raw shard; run galmerhpc scrape again")
-        number, row = self._place[view_id]
-        return self._shards[number].read(row, view_id)
+        number = np.searchsorted(self._ends, rows, side="right")
+        for k in np.unique(number).tolist():
+            shard, here = self._shards[k], np.flatnonzero(number == k).tolist()
+            first = int(self._ends[k]) - len(shard)
+            local = [int(rows[place]) - first for place in here]
+            responses = shard.read(local, [ids[place] for place in here])
+            for place, (body, sha256) in zip(here, responses, strict=True):
+                yield place, body, sha256
 
-    def path_of(self, view_id: str) -> Path:
-        """Return the shard that holds a view."""
-        return self.paths[self._place[view_id][0]]
+    def path_of(self, row: int) -> Path:
+        """Return the shard that holds a row."""
+        return self.paths[int(np.searchsorted(self._ends, row, side="right"))]
 
 
 @dataclass(frozen=True, slots=True)
-class _Shard:
-    """Where a shard's responses stand in its file.
+class RawShard:
+    """One raw shard; its rows are read without HDF5, since its datasets are contiguous.
 
     Attributes
     ----------
     path : Path
         The file.
-    start : ndarray, shape (N + 1,), int64
-        Position of each response in the file: the dataset is contiguous.
-    sha256 : ndarray, shape (N,), bytes
-        Checksums, hexadecimal.
+    count : int
+        Responses in it.
+    response : int
+        Position of the responses in the file.
+    columns : dict of (int, int)
+        Position and bytes a row of ``offset``, ``view`` and ``sha256``.
     """
 
     path: Path
-    start: NDArray[np.int64]
-    sha256: NDArray[np.bytes_]
+    count: int
+    response: int
+    columns: dict[str, tuple[int, int]]
 
-    def read(self, row: int, view_id: str) -> bytes:
-        start, end = (int(position) for position in self.start[row : row + 2])
+    @classmethod
+    def open(cls, path: Path) -> "RawShard":
+        """Read where a shard's rows stand.
+
+        Raises
+        ------
+        InputError
+            It is damaged or of another format; the message says what to do.
+        """
+        try:
+            with h5py.File(path, "r", locking=False) as file:
+                version = int(file.attrs["format_version"])
+                response, offset = file["response"], file["offset"][:]
+                count, length = len(file["view"]), response.shape[0]
+                position = response.id.get_offset()
+                columns = {
+                    name: (file[name].id.get_offset(), file[name].dtype.itemsize)
+                    for name in ("offset", "view", "sha256")
+                }
+                lengths = {len(file[name]) for name in ("labels", *_TEXTS, *_NUMBERS)}
+        except HDF5_ERRORS as error:
+            raise damaged(path, " ".join(str(error).split())[:120]) from None
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{path}: raw format {version}, while this galmerhpc reads {FORMAT_VERSION}; "
+                "use the version that made it, or remove it and run galmerhpc scrape again"
+            )
+        sound = (
+            lengths == {count}
+            and len(offset) == count + 1
+            and offset.dtype == np.int64
+            and columns["sha256"][1] == 64
+            and offset[0] == 0
+            and offset[-1] == length
+            and (np.diff(offset) >= 0).all()
+            and None not in (position, *(place for place, _ in columns.values()))
+        )
+        if not sound:
+            raise damaged(path, "its datasets do not fit together")
+        return cls(path, count, position, columns)
+
+    def __len__(self) -> int:
+        """Return the number of responses."""
+        return self.count
+
+    def views(self) -> list[str]:
+        """Return the ids of the views."""
+        try:
+            with h5py.File(self.path, "r", locking=False) as file:
+                views = [view.decode() for view in file["view"][:].tolist()]
+        except HDF5_ERRORS as error:
+            raise damaged(self.path, " ".join(str(error).split())[:120]) from None
+        return views
+
+    def read(self, rows: Sequence[int], ids: Sequence[str]) -> Iterator[tuple[bytes, str]]:
+        """Yield the responses of rows and their SHA-256, verified.
+
+        Raises
+        ------
+        InputError
+            A row does not hold this view, or its bytes are not those that came.
+        """
         try:
             with self.path.open("rb", buffering=0) as file:
-                data = os.pread(file.fileno(), end - start, start)
+                for row, view_id in zip(rows, ids, strict=True):
+                    view, recorded, body = self._row(file.fileno(), row)
+                    if view != view_id.encode():
+                        raise damaged(self.path, f"view {view_id} is not where it was")
+                    sha256 = hashlib.sha256(body).hexdigest()
+                    if sha256.encode() != recorded:
+                        raise damaged(self.path, f"view {view_id} has another checksum")
+                    yield body, sha256
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be read: {error.strerror}; run galmerhpc scrape again"
             ) from None
-        if hashlib.sha256(data).hexdigest().encode() != self.sha256[row]:
-            raise _damaged(self.path, f"view {view_id} has another checksum")
-        return data
+
+    def _row(self, file: int, row: int) -> tuple[bytes, bytes, bytes]:
+        """Read a row's view, SHA-256 and response."""
+
+        def cells(name: str, count: int = 1) -> bytes:
+            position, size = self.columns[name]
+            return os.pread(file, count * size, position + row * size)
+
+        start, end = struct.unpack("=qq", cells("offset", 2))
+        body = os.pread(file, end - start, self.response + start)
+        return cells("view").rstrip(b"\0"), cells("sha256"), body
 
 
-def _open(path: Path) -> tuple[_Shard, list[str]]:
-    """Read where a shard's responses stand, and the ids of their views."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            response, offset = file["response"], file["offset"][:]
-            sha256, views = file["sha256"][:], [view.decode() for view in file["view"][:]]
-            version = int(file.attrs["format_version"])
-            first, length = response.id.get_offset(), response.shape[0]
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise _damaged(path, " ".join(str(error).split())[:120]) from None
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{path}: raw format {version}, while this galmerhpc reads {FORMAT_VERSION}; "
-            "use the version that made it, or remove it and run galmerhpc scrape again"
-        )
-    sound = (
-        len(offset) == len(views) + 1 == len(sha256) + 1
-        and offset[0] == 0
-        and offset[-1] == length
-        and (np.diff(offset) >= 0).all()
-        and first is not None
-    )
-    if not sound:
-        raise _damaged(path, "its datasets do not fit together")
-    return _Shard(path, first + offset, sha256), views
-
-
-def _damaged(path: Path, why: str) -> InputError:
+def damaged(path: Path, why: str) -> InputError:
+    """Return the error that says how to get a good shard in the place of a bad one."""
     return InputError(
         f"{path}: damaged raw shard ({why}); remove this file and run galmerhpc scrape again"
     )

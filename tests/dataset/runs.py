@@ -16,7 +16,7 @@ from galmerhpc import files
 from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Config, digest, load, require_catalogue
 from galmerhpc.dataset import shards
-from galmerhpc.dataset.raw import RawWriter, Response
+from galmerhpc.dataset.raw import RawStore, RawWriter, Response
 from tests.support import run
 
 
@@ -93,6 +93,13 @@ def _response(view: View, body: bytes) -> Response:
         sha256=hashlib.sha256(body).hexdigest(),
         body=body,
     )
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    """Return what a raw folder holds: picture by view."""
+    store = RawStore(folder)
+    ids = sorted(store.ids())
+    return {ids[k]: body for k, body, _ in store.read(store.find(ids, len(ids)), ids)}
 
 
 PARAMETERS = ("spin", "azimuth")
