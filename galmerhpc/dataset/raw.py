@@ -7,6 +7,7 @@ describes both files.
 """
 
 import contextlib
+import csv
 import dataclasses
 import hashlib
 import io
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 FORMAT = "galmerhpc raw"
 FORMAT_VERSION = 1
 
+_MISSING = "missing.csv"
 _MAGIC = b"GHR1"
 _HEADER = struct.Struct("<4sIII")  # magic, bytes of metadata, bytes of body, CRC-32 of both
 # Readable by HDF5 1.10 (2016) and later; its object headers carry checksums, older ones' do not.
@@ -43,7 +45,7 @@ _NUMBERS = {"simulation": np.int64, "snapshot_id": np.int64, "time_myr": np.floa
 # What h5py raises on files that are damaged or not HDF5.
 HDF5_ERRORS = (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 
-Rows = NDArray[np.int64]
+Rows = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +244,33 @@ def _text_column(texts: Sequence[str]) -> NDArray[Any]:
     return np.array(encoded, h5py.string_dtype("utf-8", width))
 
 
+def left_out(folder: Path) -> set[str]:
+    """Return the ids of the views that a finished scrape went without; ``missing.csv`` lists them.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's ``raw`` folder.
+
+    Raises
+    ------
+    InputError
+        A file is damaged.
+    """
+    record, missing = folder / "stage.json", folder / _MISSING
+    if not (record.exists() and missing.exists()):
+        return set()
+    if not files.read_json(record).get("files"):
+        return set()
+    try:
+        with missing.open(encoding="utf-8", newline="") as file:
+            return {row["view"] for row in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise InputError(
+            f"{missing}: damaged ({error}); remove {record} and run galmerhpc scrape again"
+        ) from None
+
+
 class RawStore:
     """All responses of a run's raw shards, by row: shard after shard, in the order of their names.
 
@@ -275,7 +304,7 @@ class RawStore:
 
     def ids(self) -> set[str]:
         """Return the ids of the views that are there."""
-        return {view for shard in self._shards for view in shard.views()}
+        return {view for shard in self._shards for view in shard.texts("view")}
 
     def find(self, ids: Iterable[str], count: int) -> Rows:
         """Return the rows of views; of a view that stands twice, the first one.
@@ -295,7 +324,7 @@ class RawStore:
         ndarray, shape (count,), int64
             Rows; -1 where a view is in no shard.
         """
-        views = (view for shard in self._shards for view in shard.views())
+        views = (view for shard in self._shards for view in shard.texts("view"))
         there = np.fromiter(map(hash, views), np.int64, len(self))
         wanted = np.fromiter(map(hash, ids), np.int64, count)
         if not len(there):
@@ -333,6 +362,16 @@ class RawStore:
             responses = shard.read(local, [ids[place] for place in here])
             for place, (body, sha256) in zip(here, responses, strict=True):
                 yield place, body, sha256
+
+    def sha256(self, rows: Rows) -> list[str]:
+        """Return the recorded SHA-256 of responses, by row."""
+        number = np.searchsorted(self._ends, rows, side="right")
+        found = np.empty(len(rows), "S64")
+        for k in np.unique(number).tolist():
+            first = int(self._ends[k]) - len(self._shards[k])
+            here = number == k
+            found[here] = self._shards[k].column("sha256")[rows[here] - first]
+        return [sha256.decode() for sha256 in found.tolist()]
 
     def path_of(self, row: int) -> Path:
         """Return the shard that holds a row."""
@@ -405,14 +444,33 @@ class RawShard:
         """Return the number of responses."""
         return self.count
 
-    def views(self) -> list[str]:
-        """Return the ids of the views."""
+    def column(self, name: str) -> NDArray[Any]:
+        """Read a column of docs/format.md.
+
+        Raises
+        ------
+        InputError
+            The shard is damaged.
+        """
         try:
             with h5py.File(self.path, "r", locking=False) as file:
-                views = [view.decode() for view in file["view"][:].tolist()]
+                column: NDArray[Any] = file[name][:]
         except HDF5_ERRORS as error:
             raise damaged(self.path, " ".join(str(error).split())[:120]) from None
-        return views
+        return column
+
+    def texts(self, name: str) -> list[str]:
+        """Read a column of texts.
+
+        Raises
+        ------
+        InputError
+            The shard is damaged.
+        """
+        try:
+            return [text.decode() for text in self.column(name).tolist()]
+        except (UnicodeDecodeError, AttributeError):
+            raise damaged(self.path, f"{name} holds no texts") from None
 
     def read(self, rows: Sequence[int], ids: Sequence[str]) -> Iterator[tuple[bytes, str]]:
         """Yield the responses of rows and their SHA-256, verified.

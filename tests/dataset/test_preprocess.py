@@ -15,10 +15,9 @@ from galmerhpc import files
 from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Preprocess, load
 from galmerhpc.dataset.preprocess import picture_of, preprocess
-from galmerhpc.dataset.raw import RawStore
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import ExitCode, InputError
-from tests.dataset.runs import galmerhpc_without_room, picture, scraped, write_config
+from tests.dataset.runs import galmerhpc_without_room, held, picture, scraped, write_config
 from tests.support import environment, galmerhpc, mpirun_command, wait_for
 
 
@@ -67,14 +66,14 @@ def gif(pixels: np.ndarray) -> bytes:
 
 def test_every_view_is_there_with_its_picture_labels_and_source(undisturbed: Path) -> None:
     config = load(undisturbed / "run.yaml")
-    raw, views = RawStore(config.run_dir / "raw"), Views(config.catalogue)
+    bodies, views = held(config.run_dir / "raw"), Views(config.catalogue)
     dataset = Dataset.open(config.run_dir / "shards")
     copy, source = dataset.column("copy"), dataset.column("source_sha256")
     originals = np.flatnonzero(copy == 0)
     assert dataset.view[originals].tolist() == [view.id for view in views]
     images = dataset.images(originals)
     for row, image, view in zip(originals, images, views, strict=True):
-        body = raw.read(view.id)
+        body = bodies[view.id]
         assert source[row] == hashlib.sha256(body).hexdigest()
         assert dataset.labels[row].tolist() == pytest.approx(list(view.labels.values()))
         expected = Image.open(io.BytesIO(body)).convert("RGB").resize((32, 32), Image.LANCZOS)
