@@ -222,7 +222,7 @@ def _is_finished(path: Path, plan: Plan, number: int) -> bool:
         return False
     try:
         shard = shards.Shard.open(path)
-        shard.check_all(plan.config.preprocess.images_in_memory)
+        shard.check_all()
         sources = shards.read_columns(path, ["source_sha256"])["source_sha256"]
     except InputError as error:
         log.warning("%s: made anew", error)
@@ -242,13 +242,15 @@ def sources_of(plan: Plan, samples: slice) -> list[str]:
 
 def _make_shard(path: Path, plan: Plan, number: int, bar: "tqdm[None]") -> None:
     samples = plan.samples_of(number)
+    columns = columns_of(plan, samples)
+    ids = [view.decode() for view in columns["view"].tolist()]
     shards.write_shard(
         path,
         plan.identity(number),
         plan.config.parameters,
         plan.image_shape,
-        columns_of(plan, samples),
-        _pictures(plan, samples, bar),
+        columns,
+        _pictures(plan, samples, ids, bar),
         plan.config.preprocess.compression,
     )
 
@@ -272,38 +274,45 @@ def columns_of(plan: Plan, samples: slice) -> shards.Table:
 
 
 def _pictures(
-    plan: Plan, samples: slice, bar: "tqdm[None]"
+    plan: Plan, samples: slice, ids: list[str], bar: "tqdm[None]"
 ) -> Iterator[tuple[shards.Images, list[str]]]:
     """Yield blocks of finished images and the SHA-256 of the responses they were made from."""
     step = plan.config.preprocess.images_in_memory
     for first in range(samples.start, samples.stop, step):
-        yield _block(plan, slice(first, min(first + step, samples.stop)), bar)
+        block = slice(first, min(first + step, samples.stop))
+        here = slice(first - samples.start, block.stop - samples.start)
+        yield _block(plan, block, ids[here], bar)
 
 
-def _block(plan: Plan, samples: slice, bar: "tqdm[None]") -> tuple[shards.Images, list[str]]:
-    settings, copies = plan.config.preprocess, plan.samples.copy[samples].tolist()
-    index, first, count = np.unique(
-        plan.samples.view[samples], return_index=True, return_counts=True
-    )
-    rows, views = plan.rows[index], [plan.views[i] for i in index.tolist()]
+def _block(
+    plan: Plan, samples: slice, ids: list[str], bar: "tqdm[None]"
+) -> tuple[shards.Images, list[str]]:
+    settings = plan.config.preprocess
+    nbins = require_catalogue(plan.config).render.nbins
+    copies = plan.samples.copy[samples].tolist()
+    # A view's samples follow each other, so that its picture is decoded once.
+    views, first = np.unique(plan.samples.view[samples], return_index=True)
+    ends = [*first[1:].tolist(), len(copies)]
     images = np.empty((len(copies), *plan.image_shape), np.uint8)
     sources = [""] * len(copies)
-    for k, body, sha256 in plan.raw.read(rows, [view.id for view in views]):
+    view_ids = [ids[sample] for sample in first.tolist()]
+    for k, body, sha256 in plan.raw.read(plan.rows[views], view_ids):
         try:
-            original = picture_of(body, views[k].render.nbins, settings)
+            original = picture_of(body, nbins, settings)
         except ValueError as error:
             raise InputError(
-                f"{plan.raw.path_of(rows[k])}: view {views[k].id}: {error}; remove this file and "
-                "run galmerhpc scrape again"
+                f"{plan.raw.path_of(plan.rows[views[k]])}: view {view_ids[k]}: {error}; "
+                "remove this file and run galmerhpc scrape again"
             ) from None
-        for sample in range(first[k], first[k] + count[k]):
-            pixels = np.asarray(original)
-            if copies[sample]:
-                change = augment.draw(settings.augment, views[k].id, copies[sample])
+        for sample in range(first[k], ends[k]):
+            if copy := copies[sample]:
+                change = augment.draw(settings.augment, view_ids[k], copy)
                 pixels = augment.apply(change, original)
+            else:
+                pixels = np.asarray(original)
             images[sample] = pixels.reshape(plan.image_shape)
             sources[sample] = sha256
-        bar.update(count[k])
+        bar.update(ends[k] - first[k])
     return images, sources
 
 
@@ -333,7 +342,7 @@ def picture_of(body: bytes, nbins: int, settings: Preprocess) -> Image.Image:
             size = image.size
             # Only a picture of the right size is decoded: a bomb is told by its header. A grey one
             # is resized in its one channel, which gives the same bytes sooner.
-            decoded = "L" if image.mode == "L" else mode
+            decoded = "L" if _is_grey(image) else mode
             picture = image.convert(decoded) if size == (nbins, nbins) else None
     except UnidentifiedImageError:
         raise ValueError(f"no {', '.join(FORMATS)} picture") from None
@@ -352,3 +361,11 @@ def picture_of(body: bytes, nbins: int, settings: Preprocess) -> Image.Image:
         picture = Image.open(buffer)
         picture.load()
     return picture
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Tell from its mode and palette whether all that a picture may show is grey."""
+    if image.mode != "P":
+        return image.mode == "L"
+    palette = image.getpalette("RGB") or []
+    return palette[0::3] == palette[1::3] == palette[2::3]

@@ -18,6 +18,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -480,31 +481,36 @@ class RawShard:
         InputError
             A row does not hold this view, or its bytes are not those that came.
         """
+        low, high = min(rows), max(rows) + 1
         try:
             with self.path.open("rb", buffering=0) as file:
+                offset = np.frombuffer(self._cells(file, "offset", low, high + 1), np.int64)
+                view = self._texts(file, "view", low, high)
+                recorded = self._texts(file, "sha256", low, high)
                 for row, view_id in zip(rows, ids, strict=True):
-                    view, recorded, body = self._row(file.fileno(), row)
-                    if view != view_id.encode():
+                    if view[row - low] != view_id.encode():
                         raise damaged(self.path, f"view {view_id} is not where it was")
+                    start, end = offset[row - low : row - low + 2].tolist()
+                    body = os.pread(file.fileno(), end - start, self.response + start)
                     sha256 = hashlib.sha256(body).hexdigest()
-                    if sha256.encode() != recorded:
+                    if recorded[row - low] != sha256.encode():
                         raise damaged(self.path, f"view {view_id} has another checksum")
                     yield body, sha256
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be read: {error.strerror}; run galmerhpc scrape again"
             ) from None
+        except (ValueError, IndexError):
+            raise damaged(self.path, "cut short") from None
 
-    def _row(self, file: int, row: int) -> tuple[bytes, bytes, bytes]:
-        """Read a row's view, SHA-256 and response."""
+    def _texts(self, file: FileIO, name: str, low: int, high: int) -> NDArray[np.bytes_]:
+        cells = self._cells(file, name, low, high)
+        return np.frombuffer(cells, f"S{self.columns[name][1]}")
 
-        def cells(name: str, count: int = 1) -> bytes:
-            position, size = self.columns[name]
-            return os.pread(file, count * size, position + row * size)
-
-        start, end = struct.unpack("=qq", cells("offset", 2))
-        body = os.pread(file, end - start, self.response + start)
-        return cells("view").rstrip(b"\0"), cells("sha256"), body
+    def _cells(self, file: FileIO, name: str, low: int, high: int) -> bytes:
+        """Read consecutive rows of a column."""
+        position, size = self.columns[name]
+        return os.pread(file.fileno(), (high - low) * size, position + low * size)
 
 
 def damaged(path: Path, why: str) -> InputError:

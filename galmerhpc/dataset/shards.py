@@ -439,13 +439,8 @@ class Shard:
             if zlib.crc32(image) != self.image_crc32[row]:
                 raise damaged(self.path, f"image {row} has another checksum")
 
-    def check_all(self, images_in_memory: int) -> None:
+    def check_all(self) -> None:
         """Read the whole shard and compare it with its checksums.
-
-        Parameters
-        ----------
-        images_in_memory : int
-            Images to hold at once.
 
         Raises
         ------
@@ -453,8 +448,7 @@ class Shard:
             It is damaged.
         """
         read_columns(self.path, _COLUMNS)
-        for first in range(0, len(self), images_in_memory):
-            count = min(images_in_memory, len(self) - first)
+        for first, count in blocks(len(self), self.shape[1:]):
             self.check(range(first, first + count), self.read(first, count))
 
 
