@@ -47,7 +47,7 @@ class Plan:
     raw : RawStore
         Their responses.
     rows : ndarray, shape (V,), int32
-        Row of each view in `raw`; -1 where it was left out.
+        Row of each view in `raw`; -1 where it is not there.
     samples : Samples
         Views and copies in order, with split and group.
     ends : ndarray, shape (S + 1,), int64
@@ -155,9 +155,7 @@ def stage_inputs(config: Config) -> dict[str, Any]:
 
 
 def make_plan(config: Config) -> Plan:
-    """Lay out samples and shards.
-
-    Left-out views change nothing for the others: these are where they would be without.
+    """Lay out samples and shards over the responses of a finished scrape.
 
     Raises
     ------
@@ -167,17 +165,33 @@ def make_plan(config: Config) -> Plan:
     folder = config.run_dir / "raw"
     if not files.StageRecord(folder, config.inputs("scrape")).complete:
         raise InputError(f"{folder}: not complete; run galmerhpc scrape first")
-    views, store = Views(require_catalogue(config)), RawStore(folder)
-    rows = store.find(views.ids(), len(views)).astype(np.int32)
-    absent = raw.left_out(folder)
-    missing = [i for i in np.flatnonzero(rows < 0).tolist() if views[i].id not in absent]
-    if missing:
+    plan = lay_out(config, RawStore(folder))
+    missing = np.unique(plan.samples.view[plan.rows[plan.samples.view] < 0])
+    if len(missing):
         raise InputError(
-            f"{folder}: {len(missing)} of {len(views)} views are missing, {views[missing[0]].id} "
-            "is the first; remove its stage.json and run galmerhpc scrape again"
+            f"{folder}: {len(missing)} of {len(plan.views)} views are missing, "
+            f"{plan.views[int(missing[0])].id} is the first; remove its stage.json and run "
+            "galmerhpc scrape again"
         )
+    return plan
+
+
+def lay_out(config: Config, store: RawStore) -> Plan:
+    """Lay out samples and shards, whether or not all responses are there.
+
+    Views that the scrape left out have no samples; the other views' samples are what they would be
+    without that.
+
+    Raises
+    ------
+    InputError
+        The split is impossible.
+    """
+    views, absent = Views(require_catalogue(config)), raw.left_out(config.run_dir / "raw")
     samples = assign(ViewTable(**views.table()), config.split, config.preprocess.copies)
-    samples = samples.where(rows[samples.view] >= 0)
+    if absent:
+        present = np.fromiter((view not in absent for view in views.ids()), bool, len(views))
+        samples = samples.where(present[samples.view])
     count = len(samples.view)
     number = -(-count // config.preprocess.samples_per_shard)
     return Plan(
@@ -185,7 +199,7 @@ def make_plan(config: Config) -> Plan:
         inputs=stage_inputs(config),
         views=views,
         raw=store,
-        rows=rows,
+        rows=store.find(views.ids(), len(views)).astype(np.int32),
         samples=samples,
         ends=np.arange(number + 1) * count // number,
         id_width=max(map(len, views.ids())),
@@ -336,31 +350,53 @@ def picture_of(body: bytes, nbins: int, settings: Preprocess) -> Image.Image:
     ValueError
         It does not decode or has another size.
     """
-    mode = "L" if settings.channels == 1 else "RGB"
-    try:
-        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
-            size = image.size
-            # Only a picture of the right size is decoded: a bomb is told by its header. A grey one
-            # is resized in its one channel, which gives the same bytes sooner.
-            decoded = "L" if _is_grey(image) else mode
-            picture = image.convert(decoded) if size == (nbins, nbins) else None
-    except UnidentifiedImageError:
-        raise ValueError(f"no {', '.join(FORMATS)} picture") from None
-    except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
-        raise ValueError(f"a broken picture ({' '.join(str(error).split())[:120]})") from None
-    if picture is None:
-        raise ValueError(f"a picture of {size[0]} x {size[1]} pixels, not {nbins} x {nbins}")
-    final = (settings.image_size, settings.image_size)
-    if size != final:
+    picture, final = decode(body, nbins), (settings.image_size, settings.image_size)
+    if settings.channels == 1:
+        picture = picture.convert("L")
+    if picture.size != final:
         picture = picture.resize(final, Image.Resampling.LANCZOS)
-    if picture.mode != mode:
-        picture = picture.convert(mode)
+    if settings.channels == 3:
+        picture = picture.convert("RGB")
     if settings.jpeg_quality is not None:
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=settings.jpeg_quality)
         picture = Image.open(buffer)
         picture.load()
     return picture
+
+
+def decode(body: bytes, nbins: int) -> Image.Image:
+    """Decode a response.
+
+    Parameters
+    ----------
+    body : bytes
+        GIF, PNG or JPEG.
+    nbins : int
+        Width and height that were asked for, pixels.
+
+    Returns
+    -------
+    Image
+        Of mode L where all is grey: one channel is resized sooner than three, to the same bytes.
+        Else of mode RGB.
+
+    Raises
+    ------
+    ValueError
+        It does not decode or has another size.
+    """
+    try:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+            size = image.size
+            # Only a picture of the right size is decoded: a bomb is told by its header.
+            if size == (nbins, nbins):
+                return image.convert("L" if _is_grey(image) else "RGB")
+    except UnidentifiedImageError:
+        raise ValueError(f"no {', '.join(FORMATS)} picture") from None
+    except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
+        raise ValueError(f"a broken picture ({' '.join(str(error).split())[:120]})") from None
+    raise ValueError(f"a picture of {size[0]} x {size[1]} pixels, not {nbins} x {nbins}")
 
 
 def _is_grey(image: Image.Image) -> bool:

@@ -16,7 +16,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from galmerhpc import __version__, files
+from galmerhpc.catalogue import Places
 from galmerhpc.errors import GalmerhpcError, InputError
 
 log = logging.getLogger(__name__)
@@ -281,6 +282,8 @@ class RawStore:
     ----------
     folder : Path
         The run's ``raw`` folder; one that does not exist has no views.
+    without : collection of Path
+        Shards to pass over.
 
     Attributes
     ----------
@@ -293,8 +296,8 @@ class RawStore:
         A shard is damaged; the message names it and says what to do.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.paths = sorted(folder.glob("raw-*.h5"))
+    def __init__(self, folder: Path, without: Collection[Path] = ()) -> None:
+        self.paths = sorted(set(folder.glob("raw-*.h5")) - set(without))
         paths = tqdm(self.paths, "raw shards", unit="shard", leave=False, disable=None)
         self._shards = [RawShard.open(path) for path in paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
@@ -307,33 +310,13 @@ class RawStore:
         """Return the ids of the views that are there."""
         return {view for shard in self._shards for view in shard.texts("view")}
 
-    def find(self, ids: Iterable[str], count: int) -> Rows:
-        """Return the rows of views; of a view that stands twice, the first one.
+    def find(self, ids: Iterable[str], count: int) -> NDArray[np.int64]:
+        """Return the rows of so many views, shape (count,); -1 where a view is in no shard.
 
-        Views are compared by a hash of 64 bits, so that millions of them take little memory; `read`
-        compares their ids.
-
-        Parameters
-        ----------
-        ids : iterable of str
-            Ids of views.
-        count : int
-            How many they are.
-
-        Returns
-        -------
-        ndarray, shape (count,), int64
-            Rows; -1 where a view is in no shard.
+        A view that stands twice has its first row.
         """
-        views = (view for shard in self._shards for view in shard.texts("view"))
-        there = np.fromiter(map(hash, views), np.int64, len(self))
-        wanted = np.fromiter(map(hash, ids), np.int64, count)
-        if not len(there):
-            return np.full(count, -1)
-        order = np.argsort(there, kind="stable")
-        there = there[order]
-        place = np.minimum(np.searchsorted(there, wanted), len(there) - 1)
-        return np.where(there[place] == wanted, order[place], -1)
+        there = (view for shard in self._shards for view in shard.texts("view"))
+        return Places(there, len(self)).of(ids, count)
 
     def read(self, rows: Rows, ids: Sequence[str]) -> Iterator[tuple[int, bytes, str]]:
         """Read responses file by file, verify them, and yield them as they come.
@@ -365,10 +348,10 @@ class RawStore:
                 yield place, body, sha256
 
     def sha256(self, rows: Rows) -> list[str]:
-        """Return the recorded SHA-256 of responses, by row."""
-        number = np.searchsorted(self._ends, rows, side="right")
-        found = np.empty(len(rows), "S64")
-        for k in np.unique(number).tolist():
+        """Return the recorded SHA-256 of responses by row; an empty text for row -1."""
+        number = np.where(rows < 0, -1, np.searchsorted(self._ends, rows, side="right"))
+        found = np.zeros(len(rows), "S64")
+        for k in np.unique(number[number >= 0]).tolist():
             first = int(self._ends[k]) - len(self._shards[k])
             here = number == k
             found[here] = self._shards[k].column("sha256")[rows[here] - first]
@@ -459,6 +442,20 @@ class RawShard:
         except HDF5_ERRORS as error:
             raise damaged(self.path, " ".join(str(error).split())[:120]) from None
         return column
+
+    def parameters(self) -> tuple[str, ...]:
+        """Return the names of the labels.
+
+        Raises
+        ------
+        InputError
+            The shard is damaged.
+        """
+        try:
+            with h5py.File(self.path, "r", locking=False) as file:
+                return tuple(map(str, file["labels"].attrs["parameters"]))
+        except HDF5_ERRORS as error:
+            raise damaged(self.path, " ".join(str(error).split())[:120]) from None
 
     def texts(self, name: str) -> list[str]:
         """Read a column of texts.

@@ -74,13 +74,14 @@ def scraped(
     record.begin()
     writer = RawWriter(folder, 0, config.scrape.views_per_shard)
     views = filter(chosen, Views(require_catalogue(config)))
-    writer.append([_response(view, draw(view)) for view in views])
+    writer.append([response(view, draw(view)) for view in views])
     writer.close()
     record.finish({shard.name: files.sha256(shard) for shard in writer.shards})
     return config
 
 
-def _response(view: View, body: bytes) -> Response:
+def response(view: View, body: bytes) -> Response:
+    """Return a picture as if it had been fetched."""
     return Response(
         view=view.id,
         labels=view.labels,
