@@ -274,3 +274,15 @@ def test_a_shard_says_what_it_is(shard: bytes, tmp_path: Path) -> None:
         assert file["offset"].dtype == np.int64
         assert file["labels"].shape == (4, len(LABELS))
         assert h5py.check_string_dtype(file["view"].dtype).encoding == "utf-8"
+
+
+def test_a_finished_scrape_says_which_views_it_left_out(tmp_path: Path) -> None:
+    (tmp_path / "missing.csv").write_text('view,reason\na&b,"status 500, twice"\nc,blank\n')
+    assert raw.left_out(tmp_path) == set()
+    (tmp_path / "stage.json").write_text('{"files": null}')
+    assert raw.left_out(tmp_path) == set()
+    (tmp_path / "stage.json").write_text('{"files": {"raw-0000-00000.h5": "0"}}')
+    assert raw.left_out(tmp_path) == {"a&b", "c"}
+    (tmp_path / "missing.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"missing.csv: damaged"):
+        raw.left_out(tmp_path)
