@@ -29,7 +29,7 @@ from galmerhpc.dataset.preprocess import (
     sources_of,
     stage_inputs,
 )
-from galmerhpc.dataset.raw import RawShard, RawStore
+from galmerhpc.dataset.raw import HDF5_ERRORS, RawShard, RawStore
 from galmerhpc.dataset.split import SPLITS, TRAIN
 from galmerhpc.errors import InputError
 
@@ -388,7 +388,7 @@ def _check_virtual(path: Path, names: list[str]) -> list[Fault]:
                 sources = [source.file_name for source in dataset.virtual_sources()]
                 if sources != names:
                     return [Fault(path, f"the sources of {name} are not the shards of {_RECORD}")]
-    except shards.HDF5_ERRORS as error:
+    except HDF5_ERRORS as error:
         return [Fault(path, " ".join(str(error).split())[:120])]
     return []
 

@@ -33,7 +33,7 @@ def describe(path: Path) -> list[str]:
             if form not in (raw.FORMAT, shards.FORMAT):
                 raise InputError(f"{path}: HDF5, but no shard or library of galmerhpc")
             return [*_head(path, form, file), *_datasets(file), "", *_content(file)]
-    except shards.HDF5_ERRORS as error:
+    except raw.HDF5_ERRORS as error:
         raise InputError(
             f"{path}: no shard, spool or library, or a damaged one "
             f"({' '.join(str(error).split())[:120]})"

@@ -33,7 +33,7 @@ VIRTUAL = "dataset.h5"
 _BLOCK_BYTES = 16 << 20
 
 # What h5py raises on files that are damaged or not HDF5.
-HDF5_ERRORS = (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError)
+_HDF5_ERRORS = (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError)
 
 _COLUMNS = (
     "labels", "view", "group", "split", "copy", "simulation", "snapshot_id", "time_myr",
@@ -374,7 +374,7 @@ class Shard:
                 lengths = {len(file[name]) for name in ("images", *_COLUMNS)}
                 plain = images.ndim == 4 and images.dtype == np.uint8
                 plain &= offset is not None or images.chunks == (1, *shape[1:])
-        except HDF5_ERRORS as error:
+        except _HDF5_ERRORS as error:
             raise damaged(path, " ".join(str(error).split())[:120]) from None
         if not plain or lengths != {shape[0]}:
             raise damaged(path, "its datasets do not fit together")
@@ -419,7 +419,7 @@ class Shard:
         try:
             with h5py.File(self.path, "r", locking=False) as file:
                 images: Images = file["images"][first : first + count]
-        except HDF5_ERRORS as error:
+        except _HDF5_ERRORS as error:
             if "filter" in str(error) and "hdf5plugin" not in sys.modules:
                 raise InputError(
                     f"{self.path}: compressed; pip install hdf5plugin to read it"
@@ -464,7 +464,7 @@ def read_columns(path: Path, names: Iterable[str]) -> Table:
         with h5py.File(path, "r", locking=False) as file:
             columns = {name: file[name][:] for name in names}
             expected = {name: _attributes(file[name])["sha256"] for name in names}
-    except HDF5_ERRORS as error:
+    except _HDF5_ERRORS as error:
         raise damaged(path, " ".join(str(error).split())[:120]) from None
     for name, column in columns.items():
         if _sha256(column) != expected[name]:
