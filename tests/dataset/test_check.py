@@ -22,7 +22,7 @@ from galmerhpc.dataset.raw import RawWriter
 from galmerhpc.dataset.split import TEST, TRAIN, Samples, ViewTable, assign
 from galmerhpc.errors import ExitCode
 from galmerhpc.training import checkpoint
-from tests.dataset.runs import held, response, write_config
+from tests.dataset.runs import held, picture, response, write_config
 from tests.servers import Service, encode, serve
 from tests.support import galmerhpc
 
@@ -259,8 +259,8 @@ def test_shards_made_from_what_came_otherwise_the_second_time_are_found(config: 
     chosen.unlink()
     lost -= set(held(folder))
     writer = RawWriter(folder, 7, 1000)
-    body = encode(np.full((48, 48), 9, np.uint8))
-    writer.append([response(view, body) for view in Views(config.catalogue) if view.id in lost])
+    again = [view for view in Views(config.catalogue) if view.id in lost]
+    writer.append([response(view, picture(view)) for view in again])
     writer.close()
     record = files.StageRecord(folder, config.inputs("scrape"))
     record.finish({path.name: files.sha256(path) for path in folder.glob("*.h5")})
