@@ -1,5 +1,6 @@
 """`galmerhpc info`: what is in each kind of file, and a clear word on any other."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,9 +66,12 @@ def test_a_missing_source_is_said(run: Path) -> None:
 def test_a_spool(run: Path, tmp_path: Path) -> None:
     config = load(run.parent / "run.yaml")
     views = Views(config.catalogue)
-    RawWriter(tmp_path, 0, 100).append([response(view, b"12345") for view in views[:2]])
+    writer = RawWriter(tmp_path, 0, 100)
+    writer.append([response(view, b"12345") for view in views[:2]])
     (spool,) = tmp_path.glob("*.spool")
-    lines = describe(spool)
+    left = shutil.copy(spool, tmp_path / "left.spool")
+    writer.close()
+    lines = describe(left)
     assert line(lines, "responses") == ["responses", "2,", "10", "B"]
     assert views[1].id in lines[-1]
 
