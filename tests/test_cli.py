@@ -19,6 +19,8 @@ COMMANDS = (
     "train",
     "evaluate",
     "report",
+    "check",
+    "info",
     "mirror",
     "doctor",
 )
