@@ -110,16 +110,7 @@ def check(config: Config) -> Report:
     catalogue = _Catalogue(config)
     for found in _each("raw", there.raw, lambda path: _check_raw(path, there, catalogue)):
         report.faults += found
-    plan, lost = parallel.broadcast(
-        _plan(config, there, report) if parallel.rank() == 0 else (None, [])
-    )
-    assert plan is not None
-    report.faults += lost
-    results = _each("shards", there.training, lambda path: _check_shard(path, there, plan))
-    for found, _ in results:
-        report.faults += found
-    if config.split.kind != "random":
-        report.faults += _leaks(there.training, results)
+    report.faults += _check_training(config, there, report)
     for found in _each("checkpoints", there.checkpoints, _check_checkpoint):
         report.faults += found
     for found in _each("other files", there.others, lambda path: _check_file(path, there)):
@@ -127,6 +118,24 @@ def check(config: Config) -> Report:
     report.verified = sum(map(len, (there.raw, there.training, there.checkpoints, there.others)))
     report.faults.sort()
     return report
+
+
+def _check_training(config: Config, there: _Inventory, report: Report) -> list[Fault]:
+    """Verify the training shards, and that the raw shards hold all that they are made from."""
+    record = config.run_dir / "raw" / _RECORD
+    if any(fault.path == record for fault in report.faults):
+        report.notes.append(f"{record}: without it the training shards cannot be verified")
+        return []
+    plan, faults = parallel.broadcast(
+        _plan(config, there, report) if parallel.rank() == 0 else (None, [])
+    )
+    assert plan is not None
+    results = _each("shards", there.training, lambda path: _check_shard(path, there, plan))
+    for found, _ in results:
+        faults += found
+    if config.split.kind != "random":
+        faults += _leaks(there.training, results)
+    return faults
 
 
 def set_aside(config: Config, faults: Iterable[Fault]) -> dict[Path, Path]:
@@ -180,13 +189,13 @@ def _take_stock(config: Config) -> tuple[Report, _Inventory]:
     report, there, run = Report(), _Inventory(), config.run_dir
     for record in sorted(run.glob(f"*/{_RECORD}")):
         _read_record(record, report, there)
-    if _belongs(run / "raw", config.inputs("scrape"), report):
+    if _belongs(run / "raw", lambda: config.inputs("scrape"), report):
         there.raw = sorted((run / "raw").glob("raw-*.h5"))
         report.notes += [
             f"{spool}: of a scrape that was killed or is running; galmerhpc scrape packs it"
             for spool in sorted((run / "raw").glob("raw-*.spool"))
         ]
-    if _belongs(run / "shards", stage_inputs(config), report):
+    if _belongs(run / "shards", lambda: stage_inputs(config), report):
         there.training = sorted((run / "shards").glob("shard-*.h5"))
     there.checkpoints = sorted(path.parent for path in run.glob(f"checkpoints/*/{_MANIFEST}"))
     there.checkpoints = [path for path in there.checkpoints if BAD not in path.name]
@@ -214,16 +223,15 @@ def _listed(record: Path, name: str) -> Path:
     return Path(os.path.normpath(record.parent / name))
 
 
-def _belongs(folder: Path, inputs: dict[str, object], report: Report) -> bool:
+def _belongs(folder: Path, inputs: Callable[[], dict[str, Any]], report: Report) -> bool:
     """Tell whether a stage's folder is this configuration's."""
-    if not folder.is_dir():
-        return False
+    if not folder.is_dir() or any(fault.path.name == _RECORD for fault in report.faults):
+        return folder.is_dir()  # what the configuration was cannot be told
     try:
-        files.StageRecord(folder, inputs)
+        files.StageRecord(folder, inputs())
     except InputError as error:
-        if not any(fault.path == folder / _RECORD for fault in report.faults):
-            report.faults.append(Fault(folder / _RECORD, str(error), repairable=False))
-            return False
+        report.faults.append(Fault(folder / _RECORD, str(error), repairable=False))
+        return False
     return True
 
 

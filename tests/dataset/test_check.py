@@ -309,6 +309,22 @@ def test_views_in_no_shard_are_named_though_the_record_is_happy(config: Config) 
     assert "30 views are in no shard" in faults[0].why
 
 
+def test_without_the_record_of_raw_the_pictures_are_kept_and_all_is_verified_later(
+    good: Path, config: Config
+) -> None:
+    folder = config.run_dir / "raw"
+    damaged_record(folder / "stage.json")
+    report = check(config)
+    assert [fault.path for fault in report.faults] == [folder / "stage.json"]
+    assert any("training shards cannot be verified" in note for note in report.notes)
+    set_aside(config, report.faults)
+    assert held(folder) == held(good / "run" / "raw")
+    record = files.StageRecord(folder, config.inputs("scrape"))
+    assert not record.complete
+    record.finish({path.name: files.sha256(path) for path in folder.glob("*.h5")})
+    assert check(config).faults == []
+
+
 def test_another_configurations_shards_are_named_and_left_alone(config: Config) -> None:
     changed = config.preprocess.model_copy(update={"image_size": 64})
     other = config.model_copy(update={"preprocess": changed})

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -207,6 +208,21 @@ def test_the_images_held_at_once_change_no_byte(undisturbed: Path, tmp_path: Pat
         preprocess(load(path))
         made = contents(tmp_path / str(count) / "run" / "shards")
         assert made == contents(undisturbed / "run" / "shards")
+
+
+def test_no_more_images_are_held_than_the_configuration_says(tmp_path: Path) -> None:
+    path = write_config(tmp_path, step=30, preprocess={"image_size": 256, "samples_per_shard": 999})
+    config = scraped(path)
+    peaks = []
+    for count in (4, 112):
+        settings = config.preprocess.model_copy(update={"images_in_memory": count})
+        shutil.rmtree(config.run_dir / "shards", ignore_errors=True)
+        tracemalloc.start()
+        preprocess(config.model_copy(update={"preprocess": settings}))
+        peaks.append(tracemalloc.get_traced_memory()[1] / (256 * 256 * 3))
+        tracemalloc.stop()
+    assert peaks[0] < 20
+    assert peaks[1] > 112
 
 
 def test_a_shard_made_from_other_responses_is_not_kept_on_resume(tmp_path: Path) -> None:
