@@ -1,6 +1,6 @@
 """Preprocessing's images per second against a bare Pillow loop, and two ranks against one.
 
-    python benchmarks/preprocess.py [--views 2000] [--runs 5]
+    python benchmarks/preprocess.py [--views 4000] [--runs 5]
 
 The mirror's pictures of 400 x 400 become training images of 64 x 64 x 3. The bare loop decodes and
 resizes the same bytes with the same filter, from memory and into nothing: once as one writes it (to
@@ -125,7 +125,7 @@ def measure(path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--views", type=int, default=2000)
+    parser.add_argument("--views", type=int, default=4000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
