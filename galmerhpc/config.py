@@ -461,6 +461,11 @@ class Preprocess(Section):
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None
     """Send images through JPEG of this quality, as the paper did; none by default."""
     samples_per_shard: Count = 8192
+    compression: Literal["none", "gzip", "blosc-lz4", "blosc-zstd"] = "none"
+    """Compress each image by itself; blosc needs hdf5plugin. Compressed shards take less room and
+    are read many times slower, and no memory map shows them."""
+    images_in_memory: Count = 128
+    """Images that a rank holds at once; beside them it holds some 20 bytes a sample."""
 
 
 class Split(Section):
@@ -749,7 +754,11 @@ Stage = Literal["scrape", "preprocess", "train", "evaluate"]
 
 _STAGE_KEYS: dict[str, tuple[str, ...]] = {
     "scrape": ("catalogue", "scrape.source", "library"),
-    "preprocess": ("parameters", "preprocess", "split"),
+    "preprocess": (
+        "parameters",
+        *(f"preprocess.{k}" for k in Preprocess.model_fields if k != "images_in_memory"),
+        "split",
+    ),
     "train": (
         "model",
         *(

@@ -23,7 +23,7 @@ from galmerhpc.dataset import shards
 from galmerhpc.dataset.client import Client, ViewFailedError
 from galmerhpc.dataset.import_images import check
 from galmerhpc.dataset.preprocess import picture_of
-from galmerhpc.dataset.raw import RawStore
+from galmerhpc.dataset.raw import RawShard
 from galmerhpc.errors import InputError
 from galmerhpc.preview import Preview
 from galmerhpc.simulate import import_fits
@@ -284,16 +284,22 @@ def raw_shards(folder: Path) -> tuple[list[bytes], Judge]:
     """Judge raw shards: every view as it was written, or none."""
     config = scraped(write_config(folder / "good", realisations=1, step=90))
     (good,) = (config.run_dir / "raw").glob("raw-*.h5")
-    store = RawStore(good.parent)
-    original = {view: store.read(view) for view in store.ids()}
+
+    def content(path: Path) -> list[bytes]:
+        shard = RawShard.open(path)
+        bodies = shard.read(range(len(shard)), shard.texts("view"))
+        return [*(body for body, _ in bodies), *(shard.column(name).tobytes() for name in names)]
+
+    with h5py.File(good) as file:
+        names = sorted(file.keys() - {"response"})
+    original = content(good)
 
     def judge(path: Path, _: bytes) -> bool:
         try:
-            found = RawStore(path.parent)
-            bodies = {view: found.read(view) for view in found.ids()}
+            found = content(path)
         except InputError as error:
             return refused(path, error)
-        assert bodies == original
+        assert found == original
         return True
 
     return [good.read_bytes()], judge

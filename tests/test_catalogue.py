@@ -262,3 +262,20 @@ def test_a_wrong_query_is_told_what_is_wrong(query: str, why: str) -> None:
 def test_any_query_is_read_or_refused(query: str) -> None:
     with pytest.raises(ValueError):
         Preview.parse(query)
+
+
+def test_ids_and_table_are_those_of_the_views() -> None:
+    grid = {"theta_deg": {"start": 0, "stop": 90, "step": 22.5}}
+    grid["phi_deg"] = {"start": -30, "stop": 60, "step": 7.1}
+    runs = [
+        {"spin": "prograde", "inclination_deg": 75, "simulation": 2, "first_id": 7, "count": 2},
+        {"spin": "retrograde", "inclination_deg": 0, "first_id": 30, "views": grid},
+    ]
+    coarse = {"theta_deg": {"start": 0, "stop": 90, "step": 45}}
+    views = Views(Catalogue.model_validate({"runs": runs, "views": coarse}))
+    assert list(views.ids()) == [view.id for view in views]
+    table = views.table()
+    assert table["simulation"].tolist() == [view.run.simulation for view in views]
+    assert table["inclination"].tolist() == [view.run.inclination_deg for view in views]
+    assert table["theta"].tolist() == [view.theta for view in views]
+    assert table["phi"].tolist() == [view.phi for view in views]

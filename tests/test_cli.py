@@ -21,6 +21,8 @@ COMMANDS = (
     "catalogue",
     "images",
     "library",
+    "check",
+    "info",
     "mirror",
     "doctor",
 )

@@ -217,7 +217,13 @@ def test_any_file_is_read_or_refused_in_one_sentence(
 def test_a_stage_depends_on_what_decides_its_result_and_on_nothing_else() -> None:
     config = load(ROOT / "configs/demo.yaml")
     faster = load(
-        ROOT / "configs/demo.yaml", ["scrape.connections=99", "training.threads=3", "run_dir=other"]
+        ROOT / "configs/demo.yaml",
+        [
+            "scrape.connections=99",
+            "preprocess.images_in_memory=7",
+            "training.threads=3",
+            "run_dir=other",
+        ],
     )
     smaller = load(ROOT / "configs/demo.yaml", ["preprocess.image_size=32"])
     rate = load(ROOT / "configs/demo.yaml", ["training.learning_rate=0.5"])

@@ -4,13 +4,12 @@ The list of samples and its division into shards follow from the configuration a
 has the same bytes whichever rank makes it, and whoever finds it finished keeps it.
 """
 
-import functools
-import hashlib
 import io
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +17,19 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from galmerhpc import files, parallel
-from galmerhpc.catalogue import View, Views
+from galmerhpc.catalogue import Views
 from galmerhpc.config import Config, Preprocess, digest, require_catalogue
-from galmerhpc.dataset import augment, shards
+from galmerhpc.dataset import augment, raw, shards
 from galmerhpc.dataset.client import FORMATS
 from galmerhpc.dataset.raw import RawStore
 from galmerhpc.dataset.split import Samples, ViewTable, assign
 from galmerhpc.errors import InputError
 
 log = logging.getLogger(__name__)
+
+
+_NAMED = 3
+"""Views left out that the message names; raw/missing.csv has them all."""
 
 
 @dataclass(frozen=True)
@@ -37,27 +40,50 @@ class Plan:
     ----------
     config : Config
         The run.
+    inputs : dict
+        What decides the shards' content (`stage_inputs`).
     views : Views
-        Its views.
+        The catalogue's views.
+    raw : RawStore
+        Their responses.
+    rows : ndarray, shape (V,), int32
+        Row of each view in `raw`; -1 where it is not there.
     samples : Samples
         Views and copies in order, with split and group.
     ends : ndarray, shape (S + 1,), int64
         Shard k holds the samples from ``ends[k]`` to ``ends[k + 1]``.
-    id_width : int
-        Bytes of the longest view's id: all shards have columns of one width.
+    id_width, group_width : int
+        Bytes of the longest view's id and group's name: all shards have columns of one width.
     """
 
     config: Config
+    inputs: dict[str, Any]
     views: Views
+    raw: RawStore
+    rows: NDArray[np.int32]
     samples: Samples
     ends: NDArray[np.int64]
     id_width: int
+    group_width: int
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """H, W, C."""
         settings = self.config.preprocess
         return settings.image_size, settings.image_size, settings.channels
+
+    @property
+    def shards(self) -> range:
+        """Numbers of the shards."""
+        return range(len(self.ends) - 1)
+
+    def samples_of(self, number: int) -> slice:
+        """Return which samples a shard holds."""
+        return slice(int(self.ends[number]), int(self.ends[number + 1]))
+
+    def identity(self, number: int) -> dict[str, Any]:
+        """Return a shard's attributes."""
+        return shards.attributes(digest(self.inputs), int(self.ends[number]))
 
 
 def preprocess(config: Config) -> None:
@@ -73,24 +99,21 @@ def preprocess(config: Config) -> None:
     Raises
     ------
     InputError
-        Scraping is not finished, a raw shard or picture is damaged, the split is impossible, or
-        the folder is another configuration's.
+        Scraping is not finished, a raw shard or picture is damaged, the split is impossible, the
+        compression is not installed, or the folder is another configuration's.
     GalmerhpcError
         The disk is full.
     """
     folder = config.run_dir / "shards"
-    record = files.StageRecord(folder, config.inputs("preprocess"))
+    inputs = parallel.broadcast(stage_inputs(config) if parallel.rank() == 0 else {})
+    record = files.StageRecord(folder, inputs)
     if parallel.broadcast(record.complete):
         log.info("preprocess: complete, nothing to do")
         return
-    raw = _open_raw(config)
-    plan = make_plan(config, raw)
-    counts = plan.samples.counts()
-    log.info(
-        "preprocess: %d samples for training, %d for validation, %d for test; "
-        "%d in the guard band, in no split",
-        counts["train"], counts["validation"], counts["test"], counts["none"],
-    )  # fmt: skip
+    shards.filter_of(config.preprocess.compression)  # says now what is not installed
+    plan = parallel.broadcast(make_plan(config) if parallel.rank() == 0 else None)
+    assert plan is not None
+    _report(plan)
     if parallel.rank() == 0:
         record.begin()
         files.remove_temporaries(folder)
@@ -102,106 +125,162 @@ def preprocess(config: Config) -> None:
         disable=None if parallel.rank() == 0 else True,
     )  # fmt: skip
     with bar:
-        for number in parallel.work(range(len(plan.ends) - 1)):
+        for number in parallel.work(plan.shards):
             path = folder / shards.shard_name(number)
             # Shards are handed out in order: where rank 0 is, the others are too.
             bar.update(int(plan.ends[number]) - bar.n)
             if not _is_finished(path, plan, number):
-                _make_shard(path, plan, number, raw, bar)
+                _make_shard(path, plan, number, bar)
             made[path.name] = files.sha256(path)
     gathered = parallel.gather(made)
     if parallel.rank() == 0:
         made = dict(sorted(pair for part in gathered for pair in part.items()))
-        shards.write_virtual(folder, list(made), counts)
+        shards.write_virtual(folder, list(made), plan.samples.counts())
         record.finish(made | {shards.VIRTUAL: files.sha256(folder / shards.VIRTUAL)})
     parallel.barrier()
 
 
-def _open_raw(config: Config) -> RawStore:
-    """Open the raw shards of a finished scrape."""
-    folder = config.run_dir / "raw"
-    if not files.StageRecord(folder, config.inputs("scrape")).complete:
-        raise InputError(f"{folder}: not complete; run galmerhpc scrape first")
-    return RawStore(folder)
-
-
-def make_plan(config: Config, raw: RawStore) -> Plan:
-    """Lay out samples and shards.
+def stage_inputs(config: Config) -> dict[str, Any]:
+    """Return what decides the shards' content: the configuration, and the views without a picture.
 
     Raises
     ------
     InputError
-        A view is in no raw shard, or the split is impossible.
+        The list of these is damaged.
     """
-    views = Views(require_catalogue(config))
-    present = raw.ids()
-    if len(present) < len(views):
-        missing = next(view.id for view in views if view.id not in present)
+    inputs = config.inputs("preprocess")
+    if absent := raw.left_out(config.run_dir / "raw"):
+        inputs["raw.left_out"] = f"{len(absent)} views, SHA-256 {digest(sorted(absent))}"
+    return inputs
+
+
+def make_plan(config: Config) -> Plan:
+    """Lay out samples and shards over the responses of a finished scrape.
+
+    Raises
+    ------
+    InputError
+        Scraping is not finished, a view is in no raw shard, or the split is impossible.
+    """
+    folder = config.run_dir / "raw"
+    if not files.StageRecord(folder, config.inputs("scrape")).complete:
+        raise InputError(f"{folder}: not complete; run galmerhpc scrape first")
+    plan = lay_out(config, RawStore(folder))
+    missing = np.unique(plan.samples.view[plan.rows[plan.samples.view] < 0])
+    if len(missing):
         raise InputError(
-            f"{config.run_dir / 'raw'}: {len(views) - len(present)} of {len(views)} views are "
-            f"missing, {missing} is the first; remove its stage.json and run galmerhpc scrape again"
+            f"{folder}: {len(missing)} of {len(plan.views)} views are missing, "
+            f"{plan.views[int(missing[0])].id} is the first; remove its stage.json and run "
+            "galmerhpc scrape again"
         )
-    samples = assign(_table(views), config.split, config.preprocess.copies)
+    return plan
+
+
+def lay_out(config: Config, store: RawStore) -> Plan:
+    """Lay out samples and shards, whether or not all responses are there.
+
+    Views that the scrape left out have no samples; the other views' samples are what they would be
+    without that.
+
+    Raises
+    ------
+    InputError
+        The split is impossible.
+    """
+    views, absent = Views(require_catalogue(config)), raw.left_out(config.run_dir / "raw")
+    samples = assign(ViewTable(**views.table()), config.split, config.preprocess.copies)
+    if absent:
+        present = np.fromiter((view not in absent for view in views.ids()), bool, len(views))
+        samples = samples.where(present[samples.view])
     count = len(samples.view)
     number = -(-count // config.preprocess.samples_per_shard)
-    ends = np.arange(number + 1) * count // number
-    return Plan(config, views, samples, ends, max(map(len, present)))
-
-
-def _table(views: Views) -> ViewTable:
-    rows = [(v.run.simulation, v.run.inclination_deg, v.theta, v.phi) for v in views]
-    simulation, inclination, theta, phi = zip(*rows, strict=True)
-    return ViewTable(
-        np.array(simulation, np.int64), np.array(inclination), np.array(theta), np.array(phi)
+    return Plan(
+        config=config,
+        inputs=stage_inputs(config),
+        views=views,
+        raw=store,
+        rows=store.find(views.ids(), len(views)).astype(np.int32),
+        samples=samples,
+        ends=np.arange(number + 1) * count // number,
+        id_width=max(map(len, views.ids())),
+        group_width=max(map(len, samples.group_names)),
     )
+
+
+def _report(plan: Plan) -> None:
+    """Say what the samples are for, and which views are left out."""
+    counts = plan.samples.counts()
+    log.info(
+        "preprocess: %d samples for training, %d for validation, %d for test; "
+        "%d in the guard band, in no split",
+        counts["train"], counts["validation"], counts["test"], counts["none"],
+    )  # fmt: skip
+    absent = np.flatnonzero(plan.rows < 0).tolist()
+    if absent:
+        log.warning(
+            "preprocess: %d of %d views are left out, since they could not be fetched: %s%s "
+            "(raw/missing.csv lists them all)",
+            len(absent),
+            len(plan.views),
+            ", ".join(plan.views[index].id for index in absent[:_NAMED]),
+            ", ..." if len(absent) > _NAMED else "",
+        )
 
 
 # --- a shard --------------------------------------------------------------------------------------
 
 
-def _identity(plan: Plan, number: int) -> dict[str, object]:
-    configuration = digest(plan.config.inputs("preprocess"))
-    return shards.attributes(configuration, int(plan.ends[number]))
-
-
 def _is_finished(path: Path, plan: Plan, number: int) -> bool:
-    """Tell whether an earlier job made this very shard, whole."""
+    """Tell whether an earlier job made this very shard, whole, from the present responses."""
     if not path.exists():
         return False
     try:
         shard = shards.Shard.open(path)
         shard.check_all()
+        sources = shards.read_columns(path, ["source_sha256"])["source_sha256"]
     except InputError as error:
         log.warning("%s: made anew", error)
         return False
-    shape = (int(plan.ends[number + 1] - plan.ends[number]), *plan.image_shape)
-    return shard.identity == _identity(plan, number) and shard.shape == shape
-
-
-def _make_shard(path: Path, plan: Plan, number: int, raw: RawStore, bar: "tqdm[None]") -> None:
-    start, stop = (int(end) for end in plan.ends[number : number + 2])
-    shards.write_shard(
-        path,
-        _identity(plan, number),
-        plan.config.parameters,
-        plan.image_shape,
-        _columns(plan, slice(start, stop)),
-        _pictures(plan, start, stop, raw, bar),
+    samples = plan.samples_of(number)
+    return (
+        shard.identity == plan.identity(number)
+        and shard.shape == (samples.stop - samples.start, *plan.image_shape)
+        and [sha256.decode() for sha256 in sources.tolist()] == sources_of(plan, samples)
     )
 
 
-def _columns(plan: Plan, rows: slice) -> shards.Table:
+def sources_of(plan: Plan, samples: slice) -> list[str]:
+    """Return the SHA-256 of the responses that samples are made from."""
+    return plan.raw.sha256(plan.rows[plan.samples.view[samples]])
+
+
+def _make_shard(path: Path, plan: Plan, number: int, bar: "tqdm[None]") -> None:
+    samples = plan.samples_of(number)
+    columns = columns_of(plan, samples)
+    ids = [view.decode() for view in columns["view"].tolist()]
+    shards.write_shard(
+        path,
+        plan.identity(number),
+        plan.config.parameters,
+        plan.image_shape,
+        columns,
+        _pictures(plan, samples, ids, bar),
+        plan.config.preprocess.compression,
+    )
+
+
+def columns_of(plan: Plan, samples: slice) -> shards.Table:
     """Return all that is known of samples before their pictures are looked at."""
-    samples = plan.samples
-    views = [plan.views[index] for index in samples.view[rows].tolist()]
-    groups = [samples.group_names[index] for index in samples.group[rows].tolist()]
+    chosen = plan.samples
+    views = [plan.views[index] for index in chosen.view[samples].tolist()]
+    groups = [chosen.group_names[index] for index in chosen.group[samples].tolist()]
     labels = [[view.labels[name] for name in plan.config.parameters] for view in views]
     return {
         "labels": np.array(labels, np.float32),
         "view": shards.text_column([view.id for view in views], plan.id_width),
-        "group": shards.text_column(groups, max(map(len, samples.group_names))),
-        "split": samples.split[rows],
-        "copy": samples.copy[rows],
+        "group": shards.text_column(groups, plan.group_width),
+        "split": chosen.split[samples],
+        "copy": chosen.copy[samples],
         "simulation": np.array([view.run.simulation for view in views], np.int64),
         "snapshot_id": np.array([view.snapshot.id for view in views], np.int64),
         "time_myr": np.array([view.snapshot.time_myr for view in views], np.float64),
@@ -209,42 +288,46 @@ def _columns(plan: Plan, rows: slice) -> shards.Table:
 
 
 def _pictures(
-    plan: Plan, start: int, stop: int, raw: RawStore, bar: "tqdm[None]"
+    plan: Plan, samples: slice, ids: list[str], bar: "tqdm[None]"
 ) -> Iterator[tuple[shards.Images, list[str]]]:
     """Yield blocks of finished images and the SHA-256 of the responses they were made from."""
+    step = plan.config.preprocess.images_in_memory
+    for first in range(samples.start, samples.stop, step):
+        block = slice(first, min(first + step, samples.stop))
+        here = slice(first - samples.start, block.stop - samples.start)
+        yield _block(plan, block, ids[here], bar)
+
+
+def _block(
+    plan: Plan, samples: slice, ids: list[str], bar: "tqdm[None]"
+) -> tuple[shards.Images, list[str]]:
     settings = plan.config.preprocess
-
-    @functools.lru_cache(maxsize=1)  # a view's copies follow it
-    def original(index: int) -> tuple[Image.Image, str]:
-        return _original(plan.views[index], raw, settings)
-
-    for first, count in shards.blocks(stop - start, plan.image_shape):
-        images = np.empty((count, *plan.image_shape), np.uint8)
-        sources = []
-        for k, sample in enumerate(range(start + first, start + first + count)):
-            index, copy = int(plan.samples.view[sample]), int(plan.samples.copy[sample])
-            picture, source_sha256 = original(index)
-            pixels = np.asarray(picture)
-            if copy:
-                change = augment.draw(settings.augment, plan.views[index].id, copy)
-                pixels = augment.apply(change, picture)
-            images[k] = pixels.reshape(plan.image_shape)
-            sources.append(source_sha256)
-            bar.update()
-        yield images, sources
-
-
-def _original(view: View, raw: RawStore, settings: Preprocess) -> tuple[Image.Image, str]:
-    """Return a view's picture in its final form, and its response's SHA-256."""
-    body = raw.read(view.id)
-    try:
-        picture = picture_of(body, view.render.nbins, settings)
-    except ValueError as error:
-        shard = raw.path_of(view.id)
-        raise InputError(
-            f"{shard}: view {view.id}: {error}; remove this file and run galmerhpc scrape again"
-        ) from None
-    return picture, hashlib.sha256(body).hexdigest()
+    nbins = require_catalogue(plan.config).render.nbins
+    copies = plan.samples.copy[samples].tolist()
+    # A view's samples follow each other, so that its picture is decoded once.
+    views, first = np.unique(plan.samples.view[samples], return_index=True)
+    ends = [*first[1:].tolist(), len(copies)]
+    images = np.empty((len(copies), *plan.image_shape), np.uint8)
+    sources = [""] * len(copies)
+    view_ids = [ids[sample] for sample in first.tolist()]
+    for k, body, sha256 in plan.raw.read(plan.rows[views], view_ids):
+        try:
+            original = picture_of(body, nbins, settings)
+        except ValueError as error:
+            raise InputError(
+                f"{plan.raw.path_of(plan.rows[views[k]])}: view {view_ids[k]}: {error}; "
+                "remove this file and run galmerhpc scrape again"
+            ) from None
+        for sample in range(first[k], ends[k]):
+            if copy := copies[sample]:
+                change = augment.draw(settings.augment, view_ids[k], copy)
+                pixels = augment.apply(change, original)
+            else:
+                pixels = np.asarray(original)
+            images[sample] = pixels.reshape(plan.image_shape)
+            sources[sample] = sha256
+        bar.update(ends[k] - first[k])
+    return images, sources
 
 
 def picture_of(body: bytes, nbins: int, settings: Preprocess) -> Image.Image:
@@ -267,24 +350,58 @@ def picture_of(body: bytes, nbins: int, settings: Preprocess) -> Image.Image:
     ValueError
         It does not decode or has another size.
     """
-    mode = "L" if settings.channels == 1 else "RGB"
-    try:
-        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
-            size = image.size
-            # Only a picture of the right size is decoded: a bomb is told by its header.
-            picture = image.convert(mode) if size == (nbins, nbins) else None
-    except UnidentifiedImageError:
-        raise ValueError(f"no {', '.join(FORMATS)} picture") from None
-    except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
-        raise ValueError(f"a broken picture ({' '.join(str(error).split())[:120]})") from None
-    if picture is None:
-        raise ValueError(f"a picture of {size[0]} x {size[1]} pixels, not {nbins} x {nbins}")
-    final = (settings.image_size, settings.image_size)
-    if size != final:
+    picture, final = decode(body, nbins), (settings.image_size, settings.image_size)
+    if settings.channels == 1:
+        picture = picture.convert("L")
+    if picture.size != final:
         picture = picture.resize(final, Image.Resampling.LANCZOS)
+    if settings.channels == 3:
+        picture = picture.convert("RGB")
     if settings.jpeg_quality is not None:
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=settings.jpeg_quality)
         picture = Image.open(buffer)
         picture.load()
     return picture
+
+
+def decode(body: bytes, nbins: int) -> Image.Image:
+    """Decode a response.
+
+    Parameters
+    ----------
+    body : bytes
+        GIF, PNG or JPEG.
+    nbins : int
+        Width and height that were asked for, pixels.
+
+    Returns
+    -------
+    Image
+        Of mode L where all is grey: one channel is resized sooner than three, to the same bytes.
+        Else of mode RGB.
+
+    Raises
+    ------
+    ValueError
+        It does not decode or has another size.
+    """
+    try:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+            size = image.size
+            # Only a picture of the right size is decoded: a bomb is told by its header.
+            if size == (nbins, nbins):
+                return image.convert("L" if _is_grey(image) else "RGB")
+    except UnidentifiedImageError:
+        raise ValueError(f"no {', '.join(FORMATS)} picture") from None
+    except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
+        raise ValueError(f"a broken picture ({' '.join(str(error).split())[:120]})") from None
+    raise ValueError(f"a picture of {size[0]} x {size[1]} pixels, not {nbins} x {nbins}")
+
+
+def _is_grey(image: Image.Image) -> bool:
+    """Tell from its mode and palette whether all that a picture may show is grey."""
+    if image.mode != "P":
+        return image.mode == "L"
+    palette = image.getpalette("RGB") or []
+    return palette[0::3] == palette[1::3] == palette[2::3]

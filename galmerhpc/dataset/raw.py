@@ -7,6 +7,7 @@ describes both files.
 """
 
 import contextlib
+import csv
 import dataclasses
 import hashlib
 import io
@@ -15,16 +16,19 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from galmerhpc import __version__, files
+from galmerhpc.catalogue import Places
 from galmerhpc.errors import GalmerhpcError, InputError
 
 log = logging.getLogger(__name__)
@@ -32,12 +36,18 @@ log = logging.getLogger(__name__)
 FORMAT = "galmerhpc raw"
 FORMAT_VERSION = 2
 
+_MISSING = "missing.csv"
 _MAGIC = b"GHR1"
 _HEADER = struct.Struct("<4sIII")  # magic, bytes of metadata, bytes of body, CRC-32 of both
 # Readable by HDF5 1.10 (2016) and later; its object headers carry checksums, older ones' do not.
 _LIBVER = ("v110", "v110")
 _TEXTS = ("view", "url", "sha256", "content_type", "fetched_utc")
 _NUMBERS = {"simulation": np.int64, "snapshot_id": np.int64, "time_myr": np.float64}
+
+# What h5py raises on files that are damaged or not HDF5.
+HDF5_ERRORS = (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError)
+
+Rows = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,15 +270,44 @@ def _text_column(texts: Sequence[str]) -> NDArray[Any]:
     return np.array(encoded, h5py.string_dtype("utf-8", width))
 
 
-class RawStore:
-    """All responses of a run's raw shards, by view.
+def left_out(folder: Path) -> set[str]:
+    """Return the ids of the views that a finished scrape went without; ``missing.csv`` lists them.
 
-    Only indices are held in memory; a view that stands twice counts once.
+    Parameters
+    ----------
+    folder : Path
+        The run's ``raw`` folder.
+
+    Raises
+    ------
+    InputError
+        A file is damaged.
+    """
+    record, missing = folder / "stage.json", folder / _MISSING
+    if not (record.exists() and missing.exists()):
+        return set()
+    if not files.read_json(record).get("files"):
+        return set()
+    try:
+        with missing.open(encoding="utf-8", newline="") as file:
+            return {row["view"] for row in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise InputError(
+            f"{missing}: damaged ({error}); remove {record} and run galmerhpc scrape again"
+        ) from None
+
+
+class RawStore:
+    """All responses of a run's raw shards, by row: shard after shard, in the order of their names.
+
+    Only where things stand in the files is held in memory, whatever the number of responses.
 
     Parameters
     ----------
     folder : Path
         The run's ``raw`` folder; one that does not exist has no views.
+    without : collection of Path
+        Shards to pass over.
 
     Attributes
     ----------
@@ -281,99 +320,223 @@ class RawStore:
         A shard is damaged; the message names it and says what to do.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.paths = sorted(folder.glob("raw-*.h5"))
-        self._shards: list[_Shard] = []
-        self._place: dict[str, tuple[int, int]] = {}  # view -> shard, row
-        for number, path in enumerate(self.paths):
-            shard, views = _open(path)
-            self._shards.append(shard)
-            for row, view in enumerate(views):
-                self._place.setdefault(view, (number, row))
+    def __init__(self, folder: Path, without: Collection[Path] = ()) -> None:
+        self.paths = sorted(set(folder.glob("raw-*.h5")) - set(without))
+        paths = tqdm(self.paths, "raw shards", unit="shard", leave=False, disable=None)
+        self._shards = [RawShard.open(path) for path in paths]
+        self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Return the number of responses."""
+        return int(self._ends[-1]) if self._shards else 0
 
     def ids(self) -> set[str]:
         """Return the ids of the views that are there."""
-        return set(self._place)
+        return {view for shard in self._shards for view in shard.texts("view")}
 
-    def read(self, view_id: str) -> bytes:
-        """Return a view's response, its checksum verified.
+    def find(self, ids: Iterable[str], count: int) -> NDArray[np.int64]:
+        """Return the rows of so many views, shape (count,); -1 where a view is in no shard.
+
+        A view that stands twice has its first row.
+        """
+        there = (view for shard in self._shards for view in shard.texts("view"))
+        return Places(there, len(self)).of(ids, count)
+
+    def read(self, rows: Rows, ids: Sequence[str]) -> Iterator[tuple[int, bytes, str]]:
+        """Read responses file by file, verify them, and yield them as they come.
+
+        Parameters
+        ----------
+        rows : ndarray, shape (n,), int64
+            Rows.
+        ids : sequence of str
+            Ids of the views that stand there.
+
+        Yields
+        ------
+        tuple of (int, bytes, str)
+            Place in `rows`, the response, and its SHA-256.
 
         Raises
         ------
         InputError
-            The view is not there, or its bytes are not those that came.
+            A row does not hold this view, or its bytes are not those that came.
         """
-        if view_id not in self._place:
-            raise InputError(f"view {view_id} is in no raw shard; run galmerhpc scrape again")
-        number, row = self._place[view_id]
-        return self._shards[number].read(row, view_id)
+        number = np.searchsorted(self._ends, rows, side="right")
+        for k in np.unique(number).tolist():
+            shard, here = self._shards[k], np.flatnonzero(number == k).tolist()
+            first = int(self._ends[k]) - len(shard)
+            local = [int(rows[place]) - first for place in here]
+            responses = shard.read(local, [ids[place] for place in here])
+            for place, (body, sha256) in zip(here, responses, strict=True):
+                yield place, body, sha256
 
-    def path_of(self, view_id: str) -> Path:
-        """Return the shard that holds a view."""
-        return self.paths[self._place[view_id][0]]
+    def sha256(self, rows: Rows) -> list[str]:
+        """Return the recorded SHA-256 of responses by row; an empty text for row -1."""
+        number = np.where(rows < 0, -1, np.searchsorted(self._ends, rows, side="right"))
+        found = np.zeros(len(rows), "S64")
+        for k in np.unique(number[number >= 0]).tolist():
+            first = int(self._ends[k]) - len(self._shards[k])
+            here = number == k
+            found[here] = self._shards[k].column("sha256")[rows[here] - first]
+        return [sha256.decode() for sha256 in found.tolist()]
+
+    def path_of(self, row: int) -> Path:
+        """Return the shard that holds a row."""
+        return self.paths[int(np.searchsorted(self._ends, row, side="right"))]
 
 
 @dataclass(frozen=True, slots=True)
-class _Shard:
-    """Where a shard's responses stand in its file.
+class RawShard:
+    """One raw shard; its rows are read without HDF5, since its datasets are contiguous.
 
     Attributes
     ----------
     path : Path
         The file.
-    start : ndarray, shape (N + 1,), int64
-        Position of each response in the file: the dataset is contiguous.
-    sha256 : ndarray, shape (N,), bytes
-        Checksums, hexadecimal.
+    count : int
+        Responses in it.
+    response : int
+        Position of the responses in the file.
+    columns : dict of (int, int)
+        Position and bytes a row of ``offset``, ``view`` and ``sha256``.
     """
 
     path: Path
-    start: NDArray[np.int64]
-    sha256: NDArray[np.bytes_]
+    count: int
+    response: int
+    columns: dict[str, tuple[int, int]]
 
-    def read(self, row: int, view_id: str) -> bytes:
-        start, end = (int(position) for position in self.start[row : row + 2])
+    @classmethod
+    def open(cls, path: Path) -> "RawShard":
+        """Read where a shard's rows stand.
+
+        Raises
+        ------
+        InputError
+            It is damaged or of another format; the message says what to do.
+        """
+        try:
+            with h5py.File(path, "r", locking=False) as file:
+                version = int(file.attrs["format_version"])
+                if version != FORMAT_VERSION:
+                    raise InputError(
+                        f"{path}: raw format {version}, while this galmerhpc reads "
+                        f"{FORMAT_VERSION}; use the version that made it, or remove it and run "
+                        "galmerhpc scrape again"
+                    )
+                response, offset = file["response"], read_column(file, "offset")
+                count, length = len(file["view"]), response.shape[0]
+                position = response.id.get_offset()
+                columns = {
+                    name: (file[name].id.get_offset(), file[name].dtype.itemsize)
+                    for name in ("offset", "view", "sha256")
+                }
+                lengths = {len(file[name]) for name in ("labels", *_TEXTS, *_NUMBERS)}
+        except HDF5_ERRORS as error:
+            raise damaged(path, " ".join(str(error).split())[:120]) from None
+        sound = (
+            lengths == {count}
+            and len(offset) == count + 1
+            and offset.dtype == np.int64
+            and columns["sha256"][1] == 64
+            and offset[0] == 0
+            and offset[-1] == length
+            and (np.diff(offset) >= 0).all()
+            and None not in (position, *(place for place, _ in columns.values()))
+        )
+        if not sound:
+            raise damaged(path, "its datasets do not fit together")
+        return cls(path, count, position, columns)
+
+    def __len__(self) -> int:
+        """Return the number of responses."""
+        return self.count
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Read a column of docs/format.md.
+
+        Raises
+        ------
+        InputError
+            The shard is damaged.
+        """
+        try:
+            with h5py.File(self.path, "r", locking=False) as file:
+                column = read_column(file, name)
+        except HDF5_ERRORS as error:
+            raise damaged(self.path, " ".join(str(error).split())[:120]) from None
+        return column
+
+    def parameters(self) -> tuple[str, ...]:
+        """Return the names of the labels.
+
+        Raises
+        ------
+        InputError
+            The shard is damaged.
+        """
+        try:
+            with h5py.File(self.path, "r", locking=False) as file:
+                return tuple(file["labels"].attrs["parameters"].astype(str).tolist())
+        except HDF5_ERRORS as error:
+            raise damaged(self.path, " ".join(str(error).split())[:120]) from None
+
+    def texts(self, name: str) -> list[str]:
+        """Read a column of texts.
+
+        Raises
+        ------
+        InputError
+            The shard is damaged.
+        """
+        try:
+            return [text.decode() for text in self.column(name).tolist()]
+        except (UnicodeDecodeError, AttributeError):
+            raise damaged(self.path, f"{name} holds no texts") from None
+
+    def read(self, rows: Sequence[int], ids: Sequence[str]) -> Iterator[tuple[bytes, str]]:
+        """Yield the responses of rows and their SHA-256, verified.
+
+        Raises
+        ------
+        InputError
+            A row does not hold this view, or its bytes are not those that came.
+        """
+        low, high = min(rows), max(rows) + 1
         try:
             with self.path.open("rb", buffering=0) as file:
-                data = os.pread(file.fileno(), end - start, start)
+                offset = np.frombuffer(self._cells(file, "offset", low, high + 1), np.int64)
+                view = self._texts(file, "view", low, high)
+                recorded = self._texts(file, "sha256", low, high)
+                for row, view_id in zip(rows, ids, strict=True):
+                    if view[row - low] != view_id.encode():
+                        raise damaged(self.path, f"view {view_id} is not where it was")
+                    start, end = offset[row - low : row - low + 2].tolist()
+                    body = os.pread(file.fileno(), end - start, self.response + start)
+                    sha256 = hashlib.sha256(body).hexdigest()
+                    if recorded[row - low] != sha256.encode():
+                        raise damaged(self.path, f"view {view_id} has another checksum")
+                    yield body, sha256
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be read: {error.strerror}; run galmerhpc scrape again"
             ) from None
-        if hashlib.sha256(data).hexdigest().encode() != self.sha256[row]:
-            raise _damaged(self.path, f"view {view_id} has another checksum")
-        return data
+        except (ValueError, IndexError):
+            raise damaged(self.path, "cut short") from None
+
+    def _texts(self, file: FileIO, name: str, low: int, high: int) -> NDArray[np.bytes_]:
+        cells = self._cells(file, name, low, high)
+        return np.frombuffer(cells, f"S{self.columns[name][1]}")
+
+    def _cells(self, file: FileIO, name: str, low: int, high: int) -> bytes:
+        """Read consecutive rows of a column."""
+        position, size = self.columns[name]
+        return os.pread(file.fileno(), (high - low) * size, position + low * size)
 
 
-def _open(path: Path) -> tuple[_Shard, list[str]]:
-    """Read where a shard's responses stand, and the ids of their views."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            version = int(file.attrs["format_version"])
-            if version != FORMAT_VERSION:
-                raise InputError(
-                    f"{path}: raw format {version}, while this galmerhpc reads {FORMAT_VERSION}; "
-                    "use the version that made it, or remove it and run galmerhpc scrape again"
-                )
-            response, offset = file["response"], read_column(file, "offset")
-            sha256 = read_column(file, "sha256")
-            views = [view.decode() for view in read_column(file, "view")]
-            first, length = response.id.get_offset(), response.shape[0]
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise _damaged(path, " ".join(str(error).split())[:120]) from None
-    sound = (
-        len(offset) == len(views) + 1 == len(sha256) + 1
-        and offset[0] == 0
-        and offset[-1] == length
-        and (np.diff(offset) >= 0).all()
-        and first is not None
-    )
-    if not sound:
-        raise _damaged(path, "its datasets do not fit together")
-    return _Shard(path, first + offset, sha256), views
-
-
-def _damaged(path: Path, why: str) -> InputError:
+def damaged(path: Path, why: str) -> InputError:
+    """Return the error that says how to get a good shard in the place of a bad one."""
     return InputError(
         f"{path}: damaged raw shard ({why}); remove this file and run galmerhpc scrape again"
     )

@@ -97,10 +97,8 @@ def _take_stock(
     (folder / MISSING).unlink(missing_ok=True)
     pack_leftovers(folder)
     store = RawStore(folder)
-    there = store.ids()
-    wanted = tqdm(views, "scrape: what is missing", unit="view", leave=False, disable=None)
-    missing = [index for index, view in enumerate(wanted) if view.id not in there]
-    return [path.name for path in store.paths], np.array(missing, np.int64)
+    missing = np.flatnonzero(store.find(views.ids(), len(views)) < 0)
+    return [path.name for path in store.paths], missing
 
 
 def _fetch_all(

@@ -1,15 +1,18 @@
 """Training shards: images ready to train on, in HDF5 files that several ranks read at once.
 
-A shard's images are contiguous and uncompressed, so that they are read without HDF5: in order as a
-plain file, or at random through a memory map. ``dataset.h5`` shows all shards as one file to any
-HDF5 tool; our own reading does not go through it. docs/format.md describes both.
+A shard's images are contiguous and uncompressed, unless compression was asked for, so that they are
+read without HDF5: in order as a plain file, or at random through a memory map. ``dataset.h5`` shows
+all shards as one file to any HDF5 tool; our own reading does not go through it. docs/format.md
+describes both.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
+import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +97,33 @@ def text_column(texts: Iterable[str], width: int) -> NDArray[Any]:
     return np.array([text.encode() for text in texts], h5py.string_dtype("utf-8", width))
 
 
+def filter_of(compression: str) -> dict[str, Any]:
+    """Return how `h5py.Group.create_dataset` compresses images, each in a chunk of its own.
+
+    Parameters
+    ----------
+    compression : str
+        ``preprocess.compression``.
+
+    Raises
+    ------
+    InputError
+        It needs hdf5plugin, which is not installed.
+    """
+    if compression == "none":
+        return {}
+    if compression == "gzip":
+        return {"compression": "gzip"}
+    try:
+        import hdf5plugin
+    except ImportError:
+        raise InputError(
+            f"preprocess.compression: {compression} needs hdf5plugin, which is not installed; "
+            "pip install hdf5plugin, or choose gzip or none"
+        ) from None
+    return dict(hdf5plugin.Blosc(cname=compression.removeprefix("blosc-")))
+
+
 def write_shard(
     path: Path,
     identity: dict[str, Any],
@@ -101,6 +131,7 @@ def write_shard(
     image_shape: tuple[int, int, int],
     columns: Table,
     pictures: Iterable[tuple[Images, list[str]]],
+    compression: str = "none",
 ) -> None:
     """Write a shard, a block of images at a time.
 
@@ -118,60 +149,83 @@ def write_shard(
         All of docs/format.md but those that come with the images.
     pictures : iterable of (ndarray of shape (B, H, W, C), list of str)
         Blocks of the images in order, and the SHA-256 of the responses they were made from.
+    compression : str
+        As in `filter_of`.
 
     Raises
     ------
     GalmerhpcError
         The disk is full or cannot be written.
+    InputError
+        The compression is not installed.
     """
-    count = len(columns["labels"])
+    shape = (len(columns["labels"]), *image_shape)
+    layout = filter_of(compression)
+    if layout:
+        layout["chunks"] = (1, *image_shape)
     sources: list[str] = []
     checksums: list[int] = []
+    with files.atomic_path(path) as temporary, temporary.open("w+b") as plain:
+        device = _Device(plain)
+        with _create(device) as file:
+            _set_attributes(file, identity)
+            images = file.create_dataset("images", shape, np.uint8, **layout)
+            for block, source_sha256 in pictures:
+                first = len(checksums)
+                if layout:  # chunk by chunk, so that they stand in order whatever the blocks
+                    for row, image in enumerate(block, first):
+                        images[row] = image
+                else:
+                    images[first : first + len(block)] = block
+                device.raise_fault()
+                sources += source_sha256
+                checksums += map(zlib.crc32, block)
+            late = {
+                "source_sha256": text_column(sources, 64),
+                "image_crc32": np.array(checksums, np.uint32),
+            }
+            for name in _COLUMNS:
+                column = (columns | late)[name]
+                file[name] = column
+                _set_attributes(file[name], {"sha256": _sha256(column)})
+            _describe(file, parameters)
+        device.raise_fault()
 
-    def layout() -> tuple[bytes, int]:
-        """Lay the file out with what is known by now; sizes, and so places, are known at once."""
-        unknown = count - len(sources)
-        late = {
-            "source_sha256": text_column(sources + [""] * unknown, 64),
-            "image_crc32": np.array(checksums + [0] * unknown, np.uint32),
-        }
-        return _lay_out(identity, parameters, (count, *image_shape), columns | late)
 
-    with files.atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.seek(layout()[1])
-        for images, source_sha256 in pictures:
-            file.write(images.data)
-            sources += source_sha256
-            checksums += map(zlib.crc32, images)
-        file.seek(0)
-        file.write(layout()[0])
+class _Device:
+    """A file as HDF5 writes it, which takes every write, also when the disk is full.
 
-
-def _lay_out(
-    identity: dict[str, Any],
-    parameters: tuple[str, ...],
-    shape: tuple[int, int, int, int],
-    columns: Table,
-) -> tuple[bytes, int]:
-    """Return a shard up to its images, which stand at its end, and their position.
-
-    HDF5 lays it out in memory, and plain writes bring it to disk: HDF5 itself crashes the process
-    when the disk is full.
+    HDF5 crashes the process where a write fails amid its closing of a file. So a fault is kept, and
+    raised by `raise_fault` once HDF5 is out of the way; the file is of no use then.
     """
-    buffer = io.BytesIO()
-    with _create(buffer) as file:
-        _set_attributes(file, identity)
-        images = file.create_dataset("images", shape, np.uint8)
-        for name in _COLUMNS:
-            file[name] = columns[name]
-            _set_attributes(file[name], {"sha256": _sha256(columns[name])})
-        _describe(file, parameters)
-        file.flush()  # all else has its place now
-        images[0, 0, 0, 0] = 0  # and with their first byte the images get theirs
-        offset = images.id.get_offset()
-    laid_out = buffer.getvalue()
-    assert len(laid_out) == offset + 1, "this HDF5 puts something behind the images"
-    return laid_out[:offset], offset
+
+    def __init__(self, file: io.BufferedRandom) -> None:
+        self._file = file
+        self._fault: OSError | None = None
+        self.seek, self.tell, self.readinto = file.seek, file.tell, file.readinto
+
+    def write(self, data: memoryview) -> int:
+        self._try(lambda: self._file.write(data))
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        self._try(lambda: self._file.truncate(size))
+        return size
+
+    def flush(self) -> None:
+        self._try(self._file.flush)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self._fault is None:
+            try:
+                action()
+            except OSError as error:
+                self._fault = error
+
+    def raise_fault(self) -> None:
+        """Raise the first fault, if there was one."""
+        if self._fault:
+            raise self._fault
 
 
 def write_virtual(folder: Path, names: list[str], counts: dict[str, int]) -> None:
@@ -202,15 +256,17 @@ def write_virtual(folder: Path, names: list[str], counts: dict[str, int]) -> Non
         temporary.write_bytes(buffer.getbuffer())
 
 
-def _create(buffer: io.BytesIO) -> h5py.File:
-    """Begin an HDF5 file in memory whose bytes depend on its content alone."""
+def _create(device: "io.BytesIO | _Device") -> h5py.File:
+    """Begin an HDF5 file whose bytes depend on its content alone."""
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, buffer)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, device)
     # Readable by HDF5 1.10 (2016) and later; its object headers carry checksums.
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    # A chunk is compressed when it is whole, not when a cache runs over.
+    access.set_cache(0, 0, 0, 0.0)
     creation.set_obj_track_times(False)  # h5py.File has no switch for the root group's
-    return h5py.File(h5py.h5f.create(b"memory", h5py.h5f.ACC_TRUNC, creation, access))
+    return h5py.File(h5py.h5f.create(b"shard", h5py.h5f.ACC_TRUNC, creation, access))
 
 
 def _create_virtual(file: h5py.File, like: h5py.Dataset, sources: list[tuple[str, int]]) -> None:
@@ -279,8 +335,8 @@ class Shard:
         Names of the labels.
     shape : tuple of int
         N, H, W, C.
-    offset : int
-        Position of the images in the file, bytes.
+    offset : int or None
+        Position of the images in the file, bytes; None where they are compressed.
     image_crc32 : ndarray, shape (N,), uint32
         CRC-32 of each image.
     """
@@ -289,7 +345,7 @@ class Shard:
     identity: dict[str, Any]
     parameters: tuple[str, ...]
     shape: tuple[int, int, int, int]
-    offset: int
+    offset: int | None
     image_crc32: NDArray[np.uint32]
 
     @classmethod
@@ -316,12 +372,14 @@ class Shard:
                 shape, offset = images.shape, images.id.get_offset()
                 parameters = _attributes(file["labels"])["parameters"]
                 lengths = {len(file[name]) for name in ("images", *_COLUMNS)}
-                plain = images.ndim == 4 and images.dtype == np.uint8 and offset is not None
+                plain = images.ndim == 4 and images.dtype == np.uint8
+                plain &= offset is not None or images.chunks == (1, *shape[1:])
         except _HDF5_ERRORS as error:
             raise damaged(path, " ".join(str(error).split())[:120]) from None
         if not plain or lengths != {shape[0]}:
             raise damaged(path, "its datasets do not fit together")
-        if path.stat().st_size < offset + int(np.prod(shape, dtype=np.int64)):
+        end = 0 if offset is None else offset + int(np.prod(shape, dtype=np.int64))
+        if path.stat().st_size < end:
             raise damaged(path, "cut short")
         crc32 = read_columns(path, ["image_crc32"])["image_crc32"]
         return cls(path, identity, parameters, shape, offset, crc32)
@@ -336,11 +394,14 @@ class Shard:
         return self.identity.get("configuration", ""), self.identity.get("first_sample", -1)
 
     def map(self) -> Images:
-        """Return the images as a memory map, shape (N, H, W, C)."""
+        """Return uncompressed images as a memory map, shape (N, H, W, C)."""
+        assert self.offset is not None
         return np.memmap(self.path, np.uint8, "r", self.offset, self.shape)
 
     def read(self, first: int, count: int) -> Images:
         """Read consecutive images, shape (count, H, W, C), unchecked."""
+        if self.offset is None:
+            return self._decompress(first, count)
         size = int(np.prod(self.shape[1:]))
         try:
             images = np.fromfile(
@@ -351,6 +412,20 @@ class Shard:
         if images.size < count * size:
             raise damaged(self.path, "cut short")
         return images.reshape(count, *self.shape[1:])
+
+    def _decompress(self, first: int, count: int) -> Images:
+        with contextlib.suppress(ImportError):  # it gives HDF5 its filters
+            import hdf5plugin  # noqa: F401
+        try:
+            with h5py.File(self.path, "r", locking=False) as file:
+                images: Images = file["images"][first : first + count]
+        except _HDF5_ERRORS as error:
+            if "filter" in str(error) and "hdf5plugin" not in sys.modules:
+                raise InputError(
+                    f"{self.path}: compressed; pip install hdf5plugin to read it"
+                ) from None
+            raise damaged(self.path, " ".join(str(error).split())[:120]) from None
+        return images
 
     def check(self, rows: Iterable[int], images: Images) -> None:
         """Compare images of these rows with their checksums.

@@ -5,7 +5,9 @@ A view and its augmented copies, and all views of one group, stand on one side, 
 is in no split: no training view's line of sight is nearer than ``tile_deg`` to a held-out one's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,9 @@ NONE, TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
 Bools = NDArray[np.bool_]
 Codes = NDArray[np.uint8]
+Index = NDArray[np.int64]
+Groups = tuple[Index, Sequence[str]]
+"""The group of each view, and the groups' names."""
 
 # Lines of sight this near to a tile's width apart count as being a tile's width apart.
 _ROUNDING_DEG = 1e-6
@@ -60,28 +65,38 @@ class Samples:
 
     Attributes
     ----------
-    view : ndarray, shape (N,), int64
+    view : ndarray, shape (N,), int32
         Index of the view in the catalogue.
     copy : ndarray, shape (N,), int32
         0 for the original, then 1, 2 ...
     split : ndarray, shape (N,), uint8
         Code of `SPLITS`.
-    group : ndarray, shape (N,), int64
+    group : ndarray, shape (N,), int32
         Index into `group_names`.
-    group_names : tuple of str
+    group_names : sequence of str
         What the split keeps together.
     """
 
-    view: NDArray[np.int64]
+    view: NDArray[np.int32]
     copy: NDArray[np.int32]
     split: Codes
-    group: NDArray[np.int64]
-    group_names: tuple[str, ...]
+    group: NDArray[np.int32]
+    group_names: Sequence[str]
 
     def counts(self) -> dict[str, int]:
         """Return the number of samples by split."""
         counts = np.bincount(self.split, minlength=len(SPLITS))
         return {name: int(count) for name, count in zip(SPLITS, counts, strict=True)}
+
+    def where(self, chosen: Bools) -> "Samples":
+        """Return the chosen samples, their groups and splits as they were."""
+        return Samples(
+            self.view[chosen],
+            self.copy[chosen],
+            self.split[chosen],
+            self.group[chosen],
+            self.group_names,
+        )
 
 
 def assign(views: ViewTable, split: Split, copies: int) -> Samples:
@@ -107,12 +122,13 @@ def assign(views: ViewTable, split: Split, copies: int) -> Samples:
     """
     match split.kind:
         case "random":
-            codes, groups = np.full(len(views), TRAIN, np.uint8), _each(views)
+            codes = np.full(len(views), TRAIN, np.uint8)
+            groups: Groups = np.arange(len(views)), _EachView(len(views))
         case "simulation":
             codes, groups = _by_simulation(views, split)
         case "blocked":
             fractions = {TEST: split.test_fraction, VALIDATION: split.validation_fraction}
-            codes, groups = _hold_out(views, split, fractions), _tile_names(views, split.tile_deg)
+            codes, groups = _hold_out(views, split, fractions), _tile_groups(views, split.tile_deg)
         case "inclination":
             codes, groups = _by_inclination(views, split)
     per_view = 1 + np.where(codes == TRAIN, copies, 0)
@@ -121,8 +137,10 @@ def assign(views: ViewTable, split: Split, copies: int) -> Samples:
     copy = (np.arange(len(view)) - first[view]).astype(np.int32)
     sample_codes = _draw(len(view), split) if split.kind == "random" else codes[view]
     _refuse_empty(sample_codes, split)
-    group_names, group = np.unique(groups, return_inverse=True)
-    return Samples(view, copy, sample_codes, group[view], tuple(group_names.tolist()))
+    group, group_names = groups
+    return Samples(
+        view.astype(np.int32), copy, sample_codes, group[view].astype(np.int32), group_names
+    )
 
 
 # --- the four kinds -------------------------------------------------------------------------------
@@ -139,7 +157,7 @@ def _draw(count: int, split: Split) -> Codes:
     return codes
 
 
-def _by_simulation(views: ViewTable, split: Split) -> tuple[Codes, NDArray[np.str_]]:
+def _by_simulation(views: ViewTable, split: Split) -> tuple[Codes, Groups]:
     """Give whole realisations to test and validation; one short of that, hold out tiles."""
     present = np.unique(views.simulation).tolist()
     validation, test = split.validation_simulations, split.test_simulations
@@ -164,18 +182,18 @@ def _by_simulation(views: ViewTable, split: Split) -> tuple[Codes, NDArray[np.st
     codes = np.full(len(views), TRAIN, np.uint8)
     codes[np.isin(views.simulation, test)] = TEST
     codes[np.isin(views.simulation, validation or ())] = VALIDATION
-    groups = _names("simulation={}", views.simulation)
+    groups = _groups("simulation={}", views.simulation)
     if not validation:
         rest = codes == TRAIN
         training = views.where(rest)
         codes[rest] = _hold_out(training, split, {VALIDATION: split.validation_fraction})
-        tiles = _tile_names(training, split.tile_deg)
-        groups = groups.astype(object)
-        groups[rest] += " " + tiles.astype(object)
-    return codes, groups.astype(str)
+        tiles = _tiles(training.theta, training.phi, split.tile_deg)
+        parts = _groups("simulation={} tile={},{}", training.simulation, *tiles)
+        groups = _replaced(groups, rest, parts)
+    return codes, groups
 
 
-def _by_inclination(views: ViewTable, split: Split) -> tuple[Codes, NDArray[np.str_]]:
+def _by_inclination(views: ViewTable, split: Split) -> tuple[Codes, Groups]:
     """Give one inclination to test, and tiles of the others to validation."""
     held_out = np.isclose(views.inclination, split.test_inclination_deg or 0.0)
     if not held_out.any():
@@ -185,11 +203,10 @@ def _by_inclination(views: ViewTable, split: Split) -> tuple[Codes, NDArray[np.s
             f"{split.test_inclination_deg:g} (it has: {present})"
         )
     codes = np.full(len(views), TEST, np.uint8)
-    groups = _names("inclination={:g}", views.inclination).astype(object)
+    groups = _groups("inclination={:g}", views.inclination)
     training = views.where(~held_out)
     codes[~held_out] = _hold_out(training, split, {VALIDATION: split.validation_fraction})
-    groups[~held_out] = _tile_names(training, split.tile_deg)
-    return codes, groups.astype(str)
+    return codes, _replaced(groups, ~held_out, _tile_groups(training, split.tile_deg))
 
 
 def _hold_out(views: ViewTable, split: Split, fractions: dict[int, float]) -> Codes:
@@ -210,11 +227,13 @@ def _hold_out(views: ViewTable, split: Split, fractions: dict[int, float]) -> Co
     """
     if not len(views):
         raise _nothing_to_train_on(split)
-    tiles = _tiles(views, split.tile_deg)  # (V, 2)
-    _, tile = np.unique(tiles, axis=0, return_inverse=True)
-    tile = tile.reshape(-1)  # (V,): NumPy 2.0 alone gives another shape
-    sight = _lines_of_sight(views)  # (V, 3)
-    codes = np.full(len(views), TRAIN, np.uint8)
+    # Millions of views share few directions (D), and what is done to one is done to all its views.
+    first, direction = _distinct(views.theta, views.phi)  # (D,), (V,)
+    weight = np.bincount(direction)  # (D,) views of each
+    theta, phi = views.theta[first], views.phi[first]
+    _, tile = _distinct(*_tiles(theta, phi, split.tile_deg))  # (D,)
+    sight = _lines_of_sight(theta, phi)  # (D, 3)
+    codes = np.full(len(first), TRAIN, np.uint8)
     generator = _generator(split)
     for code, fraction in fractions.items():
         if fraction == 0:
@@ -226,24 +245,28 @@ def _hold_out(views: ViewTable, split: Split, fractions: dict[int, float]) -> Co
                 f"split: no whole tile is left for {SPLITS[code]} outside the guard band; "
                 "lower split.tile_deg, split.test_fraction or split.validation_fraction"
             )
-        region = _region(tile, sight, free, generator.choice(free), fraction * len(views))
+        centre = generator.choice(free)
+        region = _region(tile, sight, weight, free, centre, fraction * len(views))
         codes[region] = code
         guard = _near(sight, sight[region], split.tile_deg) & (codes == TRAIN)
         codes[guard] = NONE
-    return codes
+    return codes[direction]
 
 
 def _region(
-    tile: NDArray[np.int64],
+    tile: Index,
     sight: NDArray[np.float64],
-    free: NDArray[np.int64],
+    weight: Index,
+    free: Index,
     centre: int,
     wanted: float,
 ) -> Bools:
-    """Return the views of the free tiles nearest to a centre tile that hold `wanted` views."""
-    middle = sight[tile == centre].mean(axis=0)  # (3,)
-    counts = np.bincount(tile)  # (tiles,)
-    nearness = np.bincount(tile, weights=sight @ middle) / counts
+    """Return the directions of the free tiles nearest to a centre tile that hold `wanted` views."""
+    inside = tile == centre
+    middle = np.average(sight[inside], axis=0, weights=weight[inside])  # (3,)
+    counts = np.bincount(tile, weights=weight)  # (tiles,)
+    nearness = np.bincount(tile, weights=weight * (sight @ middle)) / counts
+    nearness = nearness.round(9)  # tiles that are equally near come in order on any machine
     # The drawn tile itself comes first, also where its neighbours show nearly the same directions.
     order = free[np.lexsort((-nearness[free], free != centre))]
     excess = np.abs(np.cumsum(counts[order]) - wanted)
@@ -257,40 +280,78 @@ def _near(sight: NDArray[np.float64], centres: NDArray[np.float64], distance_deg
     return np.isfinite(found)
 
 
-def _lines_of_sight(views: ViewTable) -> NDArray[np.float64]:
-    """Return unit vectors, shape (V, 3); near the pole directions of all phi are one."""
-    theta, phi = np.radians(views.theta), np.radians(views.phi)
+def _lines_of_sight(
+    theta_deg: NDArray[np.float64], phi_deg: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return unit vectors, shape (D, 3); near the pole directions of all phi are one."""
+    theta, phi = np.radians(theta_deg), np.radians(phi_deg)
     x, y = np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi)
     return np.stack([x, y, np.cos(theta)], axis=1)
 
 
-# --- tiles and names ------------------------------------------------------------------------------
+# --- tiles and groups -----------------------------------------------------------------------------
 
 
-def _tiles(views: ViewTable, tile_deg: float) -> NDArray[np.int64]:
-    """Return each view's tile, shape (V, 2): row along theta and column along phi."""
-    axes = []
-    for angle in (views.theta, views.phi):
+def _tiles(
+    theta: NDArray[np.float64], phi: NDArray[np.float64], tile_deg: float
+) -> tuple[Index, Index]:
+    """Return each direction's tile: row along theta and column along phi."""
+
+    def along(angle: NDArray[np.float64]) -> Index:
         from_start = angle - angle.min()
         # The last tile is closed, so that 0..90 in tiles of 15 has six rows and not a sliver more.
         last = max(int(np.ceil(from_start.max() / tile_deg - 1e-9)) - 1, 0)
-        axes.append(np.minimum((from_start / tile_deg + 1e-9).astype(np.int64), last))
-    return np.stack(axes, axis=1)
+        return np.minimum((from_start / tile_deg + 1e-9).astype(np.int64), last)
+
+    return along(theta), along(phi)
 
 
-def _tile_names(views: ViewTable, tile_deg: float) -> NDArray[np.str_]:
-    return _names("tile={},{}", *_tiles(views, tile_deg).T)
+def _tile_groups(views: ViewTable, tile_deg: float) -> Groups:
+    return _groups("tile={},{}", *_tiles(views.theta, views.phi, tile_deg))
 
 
-def _each(views: ViewTable) -> NDArray[np.str_]:
-    """Return a group for every view."""
-    return _names("view={}", np.arange(len(views)))
+def _groups(pattern: str, *columns: NDArray[np.generic]) -> Groups:
+    """Make a group of the views that are alike in all columns; a million views share few names."""
+    first, group = _distinct(*columns)
+    rows = zip(*(column[first].tolist() for column in columns), strict=True)
+    return group, [pattern.format(*row) for row in rows]
 
 
-def _names(pattern: str, *columns: NDArray[np.generic]) -> NDArray[np.str_]:
-    """Format the columns row by row; a million rows share few names."""
-    rows, of_row = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
-    return np.array([pattern.format(*row) for row in rows.tolist()], str)[of_row.reshape(-1)]
+def _replaced(groups: Groups, where: Bools, parts: Groups) -> Groups:
+    """Give some of the views groups of their own."""
+    group, names = groups
+    group = group.copy()
+    group[where] = parts[0] + len(names)
+    return group, [*names, *parts[1]]
+
+
+class _EachView(Sequence[str]):
+    """Names of as many groups as there are views; they are made when asked for."""
+
+    def __init__(self, count: int) -> None:
+        self._numbers = range(count)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [f"view={number}" for number in self._numbers[index]]
+        return f"view={self._numbers[index]}"
+
+
+def _distinct(*columns: NDArray[np.generic]) -> tuple[Index, Index]:
+    """Return where each distinct row of columns stands first, and the number of every row's."""
+    key = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        values, code = np.unique(column, return_inverse=True)
+        key = key * len(values) + code.reshape(-1)
+    _, first, number = np.unique(key, return_index=True, return_inverse=True)
+    return first, number.reshape(-1)
 
 
 def _generator(split: Split) -> np.random.Generator:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from galmerhpc import __version__, files, parallel
-from galmerhpc.config import Config, Stage, digest
+from galmerhpc.config import Config, digest
+from galmerhpc.dataset.preprocess import stage_inputs
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.dataset.split import SPLITS
 from galmerhpc.errors import GalmerhpcError, InputError
@@ -52,9 +53,6 @@ WHAT_IS_NEW = {
 
 SHORT_TRAINING = 400_000
 """Images seen; up to here the error of networks on our images fell as a power of that number."""
-
-MADE_FROM: dict[str, Stage] = {"shards": "preprocess", "checkpoints": "train"}
-"""Folders that an evaluation depends on, and the stages that made them."""
 
 COLLISIONLESS = "our collisionless N-body, not GalMer; its gas is a collisionless disc"
 """What the mirror's images show; said wherever they appear."""
@@ -107,8 +105,9 @@ def evaluate(config: Config) -> None:
         if evaluated == model_sha256:
             log.info("evaluate: complete, nothing to do")
             return
-    for name, stage in MADE_FROM.items():  # refuses shards and weights of another configuration
-        files.StageRecord(config.run_dir / name, config.inputs(stage))
+    # These refuse shards and weights of another configuration.
+    files.StageRecord(config.run_dir / "shards", stage_inputs(config))
+    files.StageRecord(config.run_dir / "checkpoints", config.inputs("train"))
     dataset = Dataset.open(config.run_dir / "shards")
     history = read_history(config.run_dir / "metrics.csv", dataset.parameters)
     network = load_network(model_path, dataset, prediction_width(config))

@@ -280,6 +280,39 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{first}-{last}" for first, last in runs) or "none"
 
 
+def is_library(path: Path) -> bool:
+    """Tell whether a file has the form of a snapshot library."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return "encounters" in file
+    except OSError:
+        return False
+
+
+def describe(path: Path) -> list[str]:
+    """Say what a library holds, a line an encounter.
+
+    Raises
+    ------
+    InputError
+        It is damaged.
+    """
+    size = path.stat().st_size / 1e6
+    with Library(path) as library:
+        lines = [
+            f"{path}: snapshot library of format {FORMAT}, {size:.3g} MB",
+            f"{'encounter':<24}{'particles':>10}{'snapshots':>10}  ids, times since pericentre",
+        ]
+        for name in library.encounters:
+            ids = [i for i in library.snapshot_ids if library.snapshot(i).encounter == name]
+            first, last = library.snapshot(ids[0]), library.snapshot(ids[-1])
+            lines.append(
+                f"{name:<24}{len(first.mass):>10}{len(ids):>10}  {_ranges(ids)}, "
+                f"{first.time_myr:g} to {last.time_myr:g} Myr"
+            )
+    return lines
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 

@@ -87,4 +87,7 @@ def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    # Not what `galmerhpc check` has set aside as step-00000123.bad.
+    return sorted(
+        folder.glob("step-????????"), key=lambda path: int(path.name.removeprefix("step-"))
+    )

@@ -16,7 +16,7 @@ from galmerhpc import files
 from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Config, digest, load, require_catalogue
 from galmerhpc.dataset import shards
-from galmerhpc.dataset.raw import RawWriter, Response
+from galmerhpc.dataset.raw import RawStore, RawWriter, Response
 from tests.support import run
 
 
@@ -74,13 +74,14 @@ def scraped(
     record.begin()
     writer = RawWriter(folder, 0, config.scrape.views_per_shard)
     views = filter(chosen, Views(require_catalogue(config)))
-    writer.append([_response(view, draw(view)) for view in views])
+    writer.append([response(view, draw(view)) for view in views])
     writer.close()
     record.finish({shard.name: files.sha256(shard) for shard in writer.shards})
     return config
 
 
-def _response(view: View, body: bytes) -> Response:
+def response(view: View, body: bytes) -> Response:
+    """Return a picture as if it had been fetched."""
     return Response(
         view=view.id,
         labels=view.labels,
@@ -93,6 +94,13 @@ def _response(view: View, body: bytes) -> Response:
         sha256=hashlib.sha256(body).hexdigest(),
         body=body,
     )
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    """Return what a raw folder holds: picture by view."""
+    store = RawStore(folder)
+    ids = sorted(store.ids())
+    return {ids[k]: body for k, body, _ in store.read(store.find(ids, len(ids)), ids)}
 
 
 PARAMETERS = ("spin", "azimuth")

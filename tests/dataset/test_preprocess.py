@@ -1,8 +1,12 @@
 import hashlib
 import io
+import itertools
+import os
 import shutil
 import subprocess
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 
 import h5py
@@ -15,10 +19,9 @@ from galmerhpc import files
 from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Preprocess, load
 from galmerhpc.dataset.preprocess import picture_of, preprocess
-from galmerhpc.dataset.raw import RawStore
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import ExitCode, InputError
-from tests.dataset.runs import galmerhpc_without_room, picture, scraped, write_config
+from tests.dataset.runs import galmerhpc_without_room, held, picture, scraped, write_config
 from tests.support import environment, galmerhpc, mpirun_command, wait_for
 
 
@@ -67,14 +70,14 @@ def gif(pixels: np.ndarray) -> bytes:
 
 def test_every_view_is_there_with_its_picture_labels_and_source(undisturbed: Path) -> None:
     config = load(undisturbed / "run.yaml")
-    raw, views = RawStore(config.run_dir / "raw"), Views(config.catalogue)
+    bodies, views = held(config.run_dir / "raw"), Views(config.catalogue)
     dataset = Dataset.open(config.run_dir / "shards")
     copy, source = dataset.column("copy"), dataset.column("source_sha256")
     originals = np.flatnonzero(copy == 0)
     assert dataset.view[originals].tolist() == [view.id for view in views]
     images = dataset.images(originals)
     for row, image, view in zip(originals, images, views, strict=True):
-        body = raw.read(view.id)
+        body = bodies[view.id]
         assert source[row] == hashlib.sha256(body).hexdigest()
         assert dataset.labels[row].tolist() == pytest.approx(list(view.labels.values()))
         expected = Image.open(io.BytesIO(body)).convert("RGB").resize((32, 32), Image.LANCZOS)
@@ -124,6 +127,25 @@ def test_size_and_channels(channels: int, size: int) -> None:
     assert (np.asarray(made) == 77).all()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grey_palette_gives_what_three_equal_channels_give(channels: int) -> None:
+    """Grey pictures are resized in one channel, coloured ones in three."""
+    pixels = np.random.default_rng(1).integers(0, 200, (48, 48), np.uint8)
+    settings = Preprocess(image_size=32, channels=channels)
+    for tint in (0, 1):
+        coloured = Image.fromarray(pixels).convert("P")
+        palette = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(256, 3)
+        palette[:, 2] = np.maximum(palette[:, 2], tint) - tint
+        coloured.putpalette(palette.tobytes())
+        buffer = io.BytesIO()
+        coloured.save(buffer, "GIF", optimize=False)
+        made = picture_of(buffer.getvalue(), 48, settings)
+        plain = Image.open(io.BytesIO(buffer.getvalue()))
+        assert plain.mode == ("P" if tint else "L")
+        expected = plain.convert(made.mode).resize((32, 32), Image.LANCZOS)
+        np.testing.assert_array_equal(np.asarray(made), np.asarray(expected))
+
+
 def test_reducing_leaves_nothing_to_alias() -> None:
     """Stripes finer than the new pixels become grey; a filter of fixed width would keep some."""
     x = np.arange(400)
@@ -143,6 +165,78 @@ def test_jpeg_on_the_way_leaves_its_mark() -> None:
         settings = Preprocess(channels=1, jpeg_quality=quality)
         errors.append(np.abs(np.asarray(picture_of(body, 64, settings)) - clean).mean())
     assert 0 < errors[0] < 5 < errors[1]
+
+
+@pytest.mark.parametrize("compression", ["gzip", "blosc-lz4", "blosc-zstd"])
+def test_compressed_shards_hold_the_same_and_are_kept_on_resume(
+    undisturbed: Path, tmp_path: Path, compression: str
+) -> None:
+    path = another(undisturbed, tmp_path, compression=compression)
+    preprocess(load(path))
+    folder, plain = tmp_path / "run" / "shards", undisturbed / "run" / "shards"
+    for shard in sorted(folder.glob("*.h5")):
+        with h5py.File(shard) as file, h5py.File(plain / shard.name) as other:
+            assert file["images"].chunks in (None, (1, 32, 32, 3))
+            for name in other:
+                np.testing.assert_array_equal(file[name][:], other[name][:])
+        assert shard.stat().st_size < (plain / shard.name).stat().st_size or shard.stem == "dataset"
+    (folder / "dataset.h5").unlink()
+    kept = {shard.name: shard.stat().st_ino for shard in folder.glob("shard-*.h5")}
+    made = contents(folder)
+    flipped = bytearray((folder / "shard-00002.h5").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (folder / "shard-00002.h5").write_bytes(flipped)
+    preprocess(load(path))
+    assert {name for name in kept if (folder / name).stat().st_ino != kept[name]} == {
+        "shard-00002.h5"
+    }
+    assert contents(folder).items() >= made.items()
+
+
+def test_a_compression_that_is_not_installed_says_what_to_do(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    with pytest.raises(InputError, match=r"preprocess.compression: blosc-lz4 needs hdf5plugin"):
+        preprocess(load(another(undisturbed, tmp_path, compression="blosc-lz4")))
+    assert not (tmp_path / "run" / "shards").exists()
+
+
+def test_the_images_held_at_once_change_no_byte(undisturbed: Path, tmp_path: Path) -> None:
+    for count in (1, 7):
+        path = another(undisturbed, tmp_path / str(count), images_in_memory=count)
+        preprocess(load(path))
+        made = contents(tmp_path / str(count) / "run" / "shards")
+        assert made == contents(undisturbed / "run" / "shards")
+
+
+def test_no_more_images_are_held_than_the_configuration_says(tmp_path: Path) -> None:
+    path = write_config(tmp_path, step=30, preprocess={"image_size": 256, "samples_per_shard": 999})
+    config = scraped(path)
+    peaks = []
+    for count in (4, 112):
+        settings = config.preprocess.model_copy(update={"images_in_memory": count})
+        shutil.rmtree(config.run_dir / "shards", ignore_errors=True)
+        tracemalloc.start()
+        preprocess(config.model_copy(update={"preprocess": settings}))
+        peaks.append(tracemalloc.get_traced_memory()[1] / (256 * 256 * 3))
+        tracemalloc.stop()
+    assert peaks[0] < 20
+    assert peaks[1] > 112
+
+
+def test_a_shard_made_from_other_responses_is_not_kept_on_resume(tmp_path: Path) -> None:
+    path = write_config(tmp_path, step=45)
+    config = scraped(path)
+    preprocess(config)
+    expected = contents(config.run_dir / "shards")
+    changed = Views(config.catalogue)[3].id
+    shutil.rmtree(config.run_dir / "raw")
+    scraped(path, lambda view: picture(view) if view.id != changed else gif(np.eye(48, dtype="u1")))
+    (config.run_dir / "shards" / "dataset.h5").unlink()
+    preprocess(config)
+    made = contents(config.run_dir / "shards")
+    assert {name for name in expected if made[name] != expected[name]} == {"shard-00000.h5"}
 
 
 # --- any number of ranks, any kill ----------------------------------------------------------------
@@ -199,6 +293,53 @@ def test_a_killed_job_goes_on_with_what_is_not_finished(
     assert {name: (folder / name).stat().st_ino for name in kept} == kept
     assert contents(folder) == contents(many_shards)
     assert not list(folder.glob(".tmp*"))
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(80, marks=pytest.mark.soak)])
+def test_kills_at_random_moments_change_no_byte(
+    undisturbed: Path, many_shards: Path, tmp_path: Path, kills: int
+) -> None:
+    draw, expected, done = np.random.default_rng(kills), contents(many_shards), 0
+    for number in itertools.count():
+        path = another(undisturbed, tmp_path / str(number), samples_per_shard=8)
+        folder = tmp_path / str(number) / "run" / "shards"
+        in_row = 0
+        while in_row < 4 and done < kills and killed(path, folder, draw):
+            in_row, done = in_row + 1, done + 1
+        ended = galmerhpc("preprocess", str(path), ranks=int(draw.integers(1, 4)))
+        assert ended.returncode == ExitCode.COMPLETE, ended.stderr
+        assert contents(folder) == expected
+        assert not list(folder.glob(".tmp*"))
+        if done == kills:
+            break
+
+
+def killed(path: Path, folder: Path, draw: np.random.Generator) -> bool:
+    """Start a job and kill a rank, or all of it, at a random moment; False if it ended before."""
+    ranks, record = int(draw.integers(1, 4)), folder / "stage.json"
+    command = [sys.executable, "-m", "galmerhpc.cli", "preprocess", str(path)]
+    begun = record.stat().st_ino if record.exists() else None
+    job = subprocess.Popen(
+        mpirun_command(ranks, *command) if ranks > 1 else command, env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    if draw.random() < 0.8:  # else also while it starts
+        while job.poll() is None and not (record.exists() and record.stat().st_ino != begun):
+            time.sleep(0.002)
+    time.sleep(draw.uniform(0, 1.5))  # the moment is what is drawn; nothing is waited for
+    in_time = job.poll() is None
+    whole = psutil.Process(job.pid) if in_time else None
+    everyone = whole.children(recursive=True) if whole else []
+    workers = [p for p in everyone if p.is_running() and "preprocess" in " ".join(p.cmdline())]
+    victims = [whole, *workers]
+    if workers and draw.random() < 0.5:
+        victims = [workers[draw.integers(len(workers))]]
+    for victim in victims:
+        if victim and victim.is_running():
+            victim.kill()
+    job.wait(timeout=60)
+    psutil.wait_procs(everyone, timeout=60)
+    return in_time and job.returncode != 0
 
 
 def test_a_damaged_or_foreign_shard_is_not_kept_on_resume(
@@ -268,6 +409,35 @@ def test_a_view_without_picture_is_named(tmp_path: Path) -> None:
         preprocess(config)
 
 
+def test_views_left_out_are_counted_named_and_no_one_elses_loss(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    path = write_config(tmp_path, preprocess={"copies": 1})
+    views = Views(load(path).catalogue)
+    absent = [views[index].id for index in (0, 7, 100, 363)]
+    config = scraped(path, chosen=lambda view: view.id not in absent)
+    missing = config.run_dir / "raw" / "missing.csv"
+    missing.write_text("view,reason\n" + "".join(f"{view},status 500\n" for view in absent))
+    done = galmerhpc("preprocess", str(path), ranks=2)
+    assert done.returncode == ExitCode.COMPLETE, done.stderr
+    assert "4 of 364 views are left out" in done.stderr
+    assert ", ".join(absent[:3]) in done.stderr
+    made = Dataset.open(config.run_dir / "shards")
+    whole = Dataset.open(undisturbed / "run" / "shards")
+    rows = np.flatnonzero(~np.isin(whole.view, absent))
+    assert len(made) == len(rows)
+    np.testing.assert_array_equal(made.images(np.arange(len(made))), whole.images(rows))
+    for name in ("view", "copy", "split", "group"):
+        np.testing.assert_array_equal(made.column(name), whole.column(name)[rows])
+
+    # Now the others came too: these shards are not those of the whole catalogue.
+    shutil.rmtree(config.run_dir / "raw")
+    scraped(path)
+    done = galmerhpc("preprocess", str(path))
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert 'made with another raw.left_out: "4 views' in one_line(done.stderr)
+
+
 def test_the_shards_of_another_configuration_are_kept(undisturbed: Path, tmp_path: Path) -> None:
     path = another(undisturbed, tmp_path, image_size=64)
     shutil.copytree(undisturbed / "run" / "shards", tmp_path / "run" / "shards")
@@ -289,3 +459,32 @@ def test_a_disk_that_is_full_is_one_line_and_the_same_command_goes_on(
     assert [p.name for p in folder.iterdir()] == ["stage.json"]
     preprocess(load(path))
     assert contents(folder) == contents(undisturbed / "run" / "shards")
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_a_small_disk_keeps_what_fits_and_takes_the_rest_when_there_is_room(
+    undisturbed: Path, tmp_path: Path, compression: str
+) -> None:
+    disk = tmp_path / "run" / "shards"
+    path = another(undisturbed, tmp_path, compression=compression)
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root mounts a small disk")
+    try:
+        done = galmerhpc("preprocess", str(path), ranks=2)
+        assert done.returncode == ExitCode.FAILED
+        message = one_line(done.stderr)
+        assert "cannot be written: No space left on device; make room" in message
+        kept = {shard.name: shard.stat().st_ino for shard in disk.glob("shard-*.h5")}
+        assert 0 < len(kept) < 11
+        grow = ["mount", "-o", "remount,size=50m", str(disk)]
+        subprocess.run(grow, check=True, capture_output=True)
+        done = galmerhpc("preprocess", str(path), ranks=2)
+        assert done.returncode == ExitCode.COMPLETE, done.stderr
+        assert {name: (disk / name).stat().st_ino for name in kept} == kept
+        if compression == "none":
+            assert contents(disk) == contents(undisturbed / "run" / "shards")
+        assert len(Dataset.open(disk)) == len(Dataset.open(undisturbed / "run" / "shards"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from galmerhpc.dataset import raw
 from galmerhpc.dataset.raw import RawStore, RawWriter, Response
 from galmerhpc.errors import InputError
+from tests.dataset.runs import held
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 # A disk takes its time to sync.
@@ -83,7 +84,7 @@ def test_what_was_appended_in_any_portions_is_read_back(
         writer.close()
         store = RawStore(folder)
         assert store.ids() == {item.view for item in items}
-        assert [store.read(item.view) for item in items] == [item.body for item in items]
+        assert held(folder) == {item.view: item.body for item in items}
         assert store.paths == writer.shards
         assert {path.suffix for path in folder.iterdir()} <= {".h5"}
         read = [row for path in store.paths for row in rows(path)]
@@ -170,7 +171,7 @@ def test_a_view_that_stands_twice_counts_once(tmp_path: Path) -> None:
     write(tmp_path, [response("a", b"second"), response("b", b"other")], rank=1)
     store = RawStore(tmp_path)
     assert store.ids() == {"a", "b"}
-    assert store.read("a") == b"first"
+    assert held(tmp_path) == {"a": b"first", "b": b"other"}
 
 
 def test_names_are_never_used_again(tmp_path: Path) -> None:
@@ -183,8 +184,23 @@ def test_names_are_never_used_again(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_has_no_views(tmp_path: Path) -> None:
     store = RawStore(tmp_path / "raw")
     assert store.ids() == set()
-    with pytest.raises(InputError, match="view a is in no raw shard; run galmerhpc scrape"):
-        store.read("a")
+    assert store.find(["a", "b"], 2).tolist() == [-1, -1]
+
+
+def test_views_are_found_in_any_order_and_verified(tmp_path: Path) -> None:
+    for rank in range(3):
+        write(tmp_path, [response(f"{rank} {k}", bytes([rank, k])) for k in range(5)], 2, rank)
+    store, ids = RawStore(tmp_path), ["2 4", "nowhere", "0 0", "1 3", "2 4"]
+    rows = store.find(ids, len(ids))
+    assert (rows < 0).tolist() == [False, True, False, False, False]
+    assert [store.path_of(row).name for row in rows[[0, 2]]] == [
+        "raw-0002-00002.h5", "raw-0000-00000.h5"
+    ]  # fmt: skip
+    there = [0, 2, 3, 4]
+    read = {k: body for k, body, _ in store.read(rows[there], [ids[k] for k in there])}
+    assert read == {0: b"\2\4", 1: b"\0\0", 2: b"\1\3", 3: b"\2\4"}
+    with pytest.raises(InputError, match=r"raw-0002-00002.h5: damaged .*view 0 0 is not where"):
+        list(store.read(rows[:1], ["0 0"]))
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +217,7 @@ def read_all(data: bytes) -> dict[str, bytes]:
         path = Path(name) / "raw-0000-00000.h5"
         path.write_bytes(data)
         try:
-            store = RawStore(path.parent)
-            return {view: store.read(view) for view in store.ids()}
+            return held(path.parent)
         except InputError as error:
             fault = error
         assert str(path) in str(fault)
@@ -233,10 +248,12 @@ def test_every_damaged_response_is_found(shard: bytes, tmp_path: Path) -> None:
     path = tmp_path / "raw-0000-00000.h5"
     path.write_bytes(shard.replace(bytes([2]) * 50, bytes([2]) * 49 + b"!"))
     store = RawStore(tmp_path)
+    ids = ["view 2", "view 3"]
+    rows = store.find(ids, 2)
     with pytest.raises(InputError, match="view view 2 has another checksum") as raised:
-        store.read("view 2")
+        list(store.read(rows[:1], ids[:1]))
     assert str(path) in str(raised.value)
-    assert store.read("view 3") == bytes([3]) * 50
+    assert [body for _, body, _ in store.read(rows[1:], ids[1:])] == [bytes([3]) * 50]
 
 
 def test_a_shard_of_another_format_is_refused(shard: bytes, tmp_path: Path) -> None:
@@ -257,3 +274,15 @@ def test_a_shard_says_what_it_is(shard: bytes, tmp_path: Path) -> None:
         assert file["offset"].dtype == np.int64
         assert file["labels"].shape == (4, len(LABELS))
         assert h5py.check_string_dtype(file["view"].dtype).encoding == "utf-8"
+
+
+def test_a_finished_scrape_says_which_views_it_left_out(tmp_path: Path) -> None:
+    (tmp_path / "missing.csv").write_text('view,reason\na&b,"status 500, twice"\nc,blank\n')
+    assert raw.left_out(tmp_path) == set()
+    (tmp_path / "stage.json").write_text('{"files": null}')
+    assert raw.left_out(tmp_path) == set()
+    (tmp_path / "stage.json").write_text('{"files": {"raw-0000-00000.h5": "0"}}')
+    assert raw.left_out(tmp_path) == {"a&b", "c"}
+    (tmp_path / "missing.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"missing.csv: damaged"):
+        raw.left_out(tmp_path)

@@ -20,7 +20,7 @@ from galmerhpc.config import load, require_catalogue
 from galmerhpc.dataset.raw import RawStore, read_spool
 from galmerhpc.errors import ExitCode
 from galmerhpc.files import StageRecord, sha256
-from tests.dataset.runs import galmerhpc_without_room
+from tests.dataset.runs import galmerhpc_without_room, held
 from tests.servers import Reply, gif, serve, well
 from tests.support import environment, galmerhpc, mpirun_command, wait_for
 
@@ -56,12 +56,6 @@ def expected(path: Path) -> dict[str, bytes]:
     """Return what a run of this configuration must hold: picture by view."""
     views = Views(require_catalogue(load(path)))
     return {view.id: gif(view.preview.query()) for view in views}
-
-
-def held(folder: Path) -> dict[str, bytes]:
-    """Return what a raw folder holds: picture by view."""
-    store = RawStore(folder)
-    return {view: store.read(view) for view in store.ids()}
 
 
 def one_line(stderr: str) -> str:

@@ -102,7 +102,10 @@ def test_files_are_as_documented(folder: Path) -> None:
                 assert (file[name].shape[1:], file[name].dtype) == (item, np.dtype(dtype)), name
             if path.name != "dataset.h5":
                 assert file["images"].chunks is None
-                assert file["images"].id.get_offset() + file["images"].nbytes == path.stat().st_size
+                data = np.fromfile(path, np.uint8, offset=file["images"].id.get_offset())
+                np.testing.assert_array_equal(
+                    data[: file["images"].size], file["images"][:].ravel()
+                )
 
 
 def test_other_tools_read_the_virtual_file_from_another_folder(folder: Path) -> None:

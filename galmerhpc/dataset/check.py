@@ -1,0 +1,410 @@
+"""Verify a run folder: every shard, checkpoint and record. Say what is bad, and set it aside.
+
+What is set aside is renamed to ``*.bad`` and its stage's record is opened again, so that the next
+run makes just that anew. Training shards outlive the raw shards that they were made from: should a
+view that is fetched again come with other bytes, the next check finds the shards of the old ones.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from galmerhpc import files, parallel
+from galmerhpc.catalogue import Places, View, Views
+from galmerhpc.config import Config, require_catalogue
+from galmerhpc.dataset import shards
+from galmerhpc.dataset.preprocess import (
+    Plan,
+    columns_of,
+    decode,
+    lay_out,
+    sources_of,
+    stage_inputs,
+)
+from galmerhpc.dataset.raw import HDF5_ERRORS, RawShard, RawStore
+from galmerhpc.dataset.split import SPLITS, TRAIN
+from galmerhpc.errors import InputError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+BAD = ".bad"
+"""Suffix of what was set aside; nothing reads such files."""
+
+_RECORD, _MANIFEST, _STATE = "stage.json", "manifest.json", "state.npz"
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Fault:
+    """Something that is not as it was written, or not as it should be.
+
+    Attributes
+    ----------
+    path : Path
+        The file, or a checkpoint's folder.
+    why : str
+        What is wrong with it.
+    repairable : bool
+        Making it anew helps.
+    """
+
+    path: Path
+    why: str
+    repairable: bool = True
+
+
+@dataclass(slots=True)
+class Report:
+    """What a check has found.
+
+    Attributes
+    ----------
+    verified : int
+        Files that were looked at.
+    faults : list of Fault
+        What is bad.
+    notes : list of str
+        What is unfinished, which is nothing bad.
+    """
+
+    verified: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Inventory:
+    """The files of a run: what is there, and what its records say of them."""
+
+    raw: list[Path] = field(default_factory=list)
+    training: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    checkpoints: list[Path] = field(default_factory=list)
+    sha256: dict[Path, str] = field(default_factory=dict)
+
+
+def check(config: Config) -> Report:
+    """Verify all there is of a run. Collective; all ranks return the same.
+
+    Raw shards: checksums, that every picture decodes, and labels against the catalogue. Training
+    shards: checksums, every column against catalogue, split and raw shards, and that no group is
+    both trained on and held out. ``dataset.h5``: that its sources are these shards. All else that
+    a stage's record or a checkpoint's manifest lists: its SHA-256.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    """
+    report, there = parallel.broadcast(
+        _take_stock(config) if parallel.rank() == 0 else (Report(), _Inventory())
+    )
+    catalogue = _Catalogue(config)
+    for found in _each("raw", there.raw, lambda path: _check_raw(path, there, catalogue)):
+        report.faults += found
+    report.faults += _check_training(config, there, report)
+    for found in _each("checkpoints", there.checkpoints, _check_checkpoint):
+        report.faults += found
+    for found in _each("other files", there.others, lambda path: _check_file(path, there)):
+        report.faults += found
+    report.verified = sum(map(len, (there.raw, there.training, there.checkpoints, there.others)))
+    report.faults.sort()
+    return report
+
+
+def _check_training(config: Config, there: _Inventory, report: Report) -> list[Fault]:
+    """Verify the training shards, and that the raw shards hold all that they are made from."""
+    record = config.run_dir / "raw" / _RECORD
+    if any(fault.path == record for fault in report.faults):
+        report.notes.append(f"{record}: without it the training shards cannot be verified")
+        return []
+    plan, faults = parallel.broadcast(
+        _plan(config, there, report) if parallel.rank() == 0 else (None, [])
+    )
+    assert plan is not None
+    results = _each("shards", there.training, lambda path: _check_shard(path, there, plan))
+    for found, _ in results:
+        faults += found
+    if config.split.kind != "random":
+        faults += _leaks(there.training, results)
+    return faults
+
+
+def set_aside(config: Config, faults: Iterable[Fault]) -> dict[Path, Path]:
+    """Rename what is bad and open its stage's record again, so that the next run makes it anew.
+
+    Returns
+    -------
+    dict of Path
+        New name by old name; a file that is missing has no new one.
+    """
+    moved = {}
+    for path in {fault.path for fault in faults if fault.repairable}:
+        if path.exists():
+            moved[path] = path.rename(_free_name(path))
+    for record in sorted(config.run_dir.glob(f"*/{_RECORD}")):
+        content = files.read_json(record)
+        listed = {_listed(record, name) for name in content.get("files") or ()}
+        if any(not path.exists() for path in listed):
+            files.write_json(record, content | {"files": None})
+            # It would show the missing shard's images as zeros; preprocessing writes it anew.
+            (record.parent / shards.VIRTUAL).unlink(missing_ok=True)
+    return dict(sorted(moved.items()))
+
+
+def _free_name(path: Path) -> Path:
+    """Return a name for something bad that takes no other's place."""
+    name, number = path.with_name(path.name + BAD), 1
+    while name.exists():
+        number += 1
+        name = path.with_name(f"{path.name}{BAD}{number}")
+    return name
+
+
+def _each(what: str, items: Sequence[T], verify: Callable[[T], R]) -> list[R]:
+    """Verify items, each on the rank that is free; return all results, in order, on all ranks."""
+    with tqdm(
+        desc=f"check: {what}", total=len(items), unit="file", leave=False,
+        disable=None if parallel.rank() == 0 else True,
+    ) as bar:  # fmt: skip
+        numbers = parallel.work(range(len(items)), lambda _: bar.update())
+        mine = {number: verify(items[number]) for number in numbers}
+    results = {number: one for part in parallel.gather(mine) for number, one in part.items()}
+    return parallel.broadcast([results[number] for number in sorted(results)])
+
+
+# --- what is there --------------------------------------------------------------------------------
+
+
+def _take_stock(config: Config) -> tuple[Report, _Inventory]:
+    """List the files and read the records."""
+    report, there, run = Report(), _Inventory(), config.run_dir
+    for record in sorted(run.glob(f"*/{_RECORD}")):
+        _read_record(record, report, there)
+    if _belongs(run / "raw", lambda: config.inputs("scrape"), report):
+        there.raw = sorted((run / "raw").glob("raw-*.h5"))
+        report.notes += [
+            f"{spool}: of a scrape that was killed or is running; galmerhpc scrape packs it"
+            for spool in sorted((run / "raw").glob("raw-*.spool"))
+        ]
+    if _belongs(run / "shards", lambda: stage_inputs(config), report):
+        there.training = sorted((run / "shards").glob("shard-*.h5"))
+    there.checkpoints = sorted(path.parent for path in run.glob(f"checkpoints/*/{_MANIFEST}"))
+    there.checkpoints = [path for path in there.checkpoints if BAD not in path.name]
+    known = {*there.raw, *there.training}
+    there.others = sorted(path for path in there.sha256 if path not in known and path.exists())
+    return report, there
+
+
+def _read_record(path: Path, report: Report, there: _Inventory) -> None:
+    """Take a stage's record into the inventory."""
+    try:
+        recorded = files.read_json(path)["files"]
+        sha256 = {_listed(path, name): str(value) for name, value in (recorded or {}).items()}
+    except (InputError, KeyError, TypeError, AttributeError):
+        report.faults.append(Fault(path, "damaged"))
+        return
+    if recorded is None:
+        report.notes.append(f"{path.parent}: not finished; run the stage again")
+    there.sha256 |= sha256
+    report.faults += [Fault(file, "missing") for file in sha256 if not file.exists()]
+
+
+def _listed(record: Path, name: str) -> Path:
+    """Return the file that a record means; some lie outside its folder."""
+    return Path(os.path.normpath(record.parent / name))
+
+
+def _belongs(folder: Path, inputs: Callable[[], dict[str, Any]], report: Report) -> bool:
+    """Tell whether a stage's folder is this configuration's."""
+    if not folder.is_dir() or any(fault.path.name == _RECORD for fault in report.faults):
+        return folder.is_dir()  # what the configuration was cannot be told
+    try:
+        files.StageRecord(folder, inputs())
+    except InputError as error:
+        report.faults.append(Fault(folder / _RECORD, str(error), repairable=False))
+        return False
+    return True
+
+
+def _plan(config: Config, there: _Inventory, report: Report) -> tuple[Plan, list[Fault]]:
+    """Lay out what the training shards must hold, from the raw shards that are good."""
+    folder, bad = config.run_dir / "raw", [fault.path for fault in report.faults]
+    plan = lay_out(config, RawStore(folder, bad))
+    finished = any(path in there.sha256 for path in there.raw)
+    lost = np.unique(plan.samples.view[plan.rows[plan.samples.view] < 0])
+    if not finished or any(path.parent == folder for path in bad) or not len(lost):
+        return plan, []
+    first = plan.views[int(lost[0])].id
+    return plan, [Fault(folder / _RECORD, f"{len(lost)} views are in no shard; {first} is one")]
+
+
+# --- raw shards -----------------------------------------------------------------------------------
+
+
+class _Catalogue:
+    """The catalogue's views by id."""
+
+    def __init__(self, config: Config) -> None:
+        self._views = Views(require_catalogue(config))
+        self._places = Places(self._views.ids(), len(self._views))
+
+    def find(self, ids: Sequence[str]) -> list[View | None]:
+        """Return the views of ids; None where the catalogue has no such view."""
+        places = self._places.of(ids, len(ids)).tolist()
+        found = [self._views[place] if place >= 0 else None for place in places]
+        return [v if v and v.id == i else None for v, i in zip(found, ids, strict=True)]
+
+
+def _check_raw(path: Path, there: _Inventory, catalogue: _Catalogue) -> list[Fault]:
+    try:
+        shard = RawShard.open(path)
+        ids = shard.texts("view")
+        views = catalogue.find(ids)
+        known = [view for view in views if view is not None]
+        if len(known) < len(ids):
+            stranger = ids[views.index(None)]
+            return [Fault(path, f"view {stranger} is not in the catalogue")]
+        for view, (body, _) in zip(known, shard.read(range(len(ids)), ids), strict=True):
+            if why := _undecodable(body, view):
+                return [Fault(path, f"view {view.id}: {why}")]
+        wanted = {
+            "labels": np.array([list(view.labels.values()) for view in known]),
+            "simulation": np.array([view.run.simulation for view in known]),
+            "snapshot_id": np.array([view.snapshot.id for view in known]),
+            "time_myr": np.array([view.snapshot.time_myr for view in known]),
+        }
+        if shard.parameters() != tuple(known[0].labels):
+            return [Fault(path, "its labels have other names than the catalogue's")]
+        for name, values in wanted.items():
+            if row := _first_difference(shard.column(name), values):
+                return [Fault(path, f"{name} of view {ids[row - 1]} is not the catalogue's")]
+    except InputError as error:
+        return [Fault(path, _reason(path, error))]
+    return _check_file(path, there)
+
+
+def _undecodable(body: bytes, view: View) -> str:
+    """Say what is wrong with a picture; nothing where it decodes."""
+    try:
+        decode(body, view.render.nbins)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _first_difference(column: NDArray[Any], wanted: NDArray[Any]) -> int:
+    """Return the number, from 1, of the first row that differs; 0 where none does."""
+    if column.shape != wanted.shape:
+        return 1
+    differs = (column != wanted).reshape(len(column), -1).any(axis=1)
+    return int(differs.argmax()) + 1 if differs.any() else 0
+
+
+def _reason(path: Path, error: InputError) -> str:
+    """Return what an error says of a file without its name."""
+    return str(error).removeprefix(f"{path}: ")
+
+
+# --- training shards ------------------------------------------------------------------------------
+
+
+def _check_shard(
+    path: Path, there: _Inventory, plan: Plan
+) -> tuple[list[Fault], dict[str, set[int]]]:
+    """Verify a training shard; return also the splits in which each of its groups stands."""
+    number = next((n for n in plan.shards if shards.shard_name(n) == path.name), None)
+    if number is None:
+        return [Fault(path, "no shard of this configuration has this number")], {}
+    samples, groups = plan.samples_of(number), defaultdict(set)
+    try:
+        shard = shards.Shard.open(path)
+        shard.check_all()
+        wanted = columns_of(plan, samples)
+        columns = shards.read_columns(path, [*wanted, "source_sha256"])
+        for group, split in zip(columns["group"].tolist(), columns["split"].tolist(), strict=True):
+            groups[group.decode()].add(split)
+        if shard.identity != plan.identity(number):
+            return [Fault(path, "its attributes are another shard's")], groups
+        if shard.shape != (samples.stop - samples.start, *plan.image_shape):
+            return [Fault(path, f"its images have the shape {shard.shape}")], groups
+        for name, values in wanted.items():
+            if row := _first_difference(columns[name], values):
+                return [Fault(path, f"{name} of image {row - 1} is not the catalogue's")], groups
+    except InputError as error:
+        return [Fault(path, _reason(path, error))], groups
+    sources = [sha256.decode() for sha256 in columns["source_sha256"].tolist()]
+    for row, (made_from, there_now) in enumerate(
+        zip(sources, sources_of(plan, samples), strict=True)
+    ):
+        if there_now and made_from != there_now:
+            why = f"image {row} was made from another response than the raw shards hold"
+            return [Fault(path, why)], groups
+    return _check_file(path, there), groups
+
+
+def _leaks(
+    paths: Sequence[Path], results: Sequence[tuple[list[Fault], dict[str, set[int]]]]
+) -> list[Fault]:
+    """Name the shards with a group that is trained on, there or elsewhere, and also held out.
+
+    These shards are as the split says, else they have a fault of their own: it is the split that is
+    wrong, and making them anew helps nothing.
+    """
+    sides = {
+        path: groups for path, (found, groups) in zip(paths, results, strict=True) if not found
+    }
+    together: dict[str, set[int]] = defaultdict(set)
+    for groups in sides.values():
+        for group, splits in groups.items():
+            together[group] |= splits
+    held_out = {SPLITS.index("validation"), SPLITS.index("test")}
+    leaking = {group for group, splits in together.items() if TRAIN in splits and splits & held_out}
+    return [
+        Fault(path, f"group {min(found)} is in training and held out as well", repairable=False)
+        for path, groups in sides.items()
+        if (found := leaking & groups.keys())
+    ]
+
+
+# --- other files ----------------------------------------------------------------------------------
+
+
+def _check_file(path: Path, there: _Inventory) -> list[Fault]:
+    recorded = there.sha256.get(path)
+    if recorded and files.sha256(path) != recorded:
+        return [Fault(path, f"its SHA-256 is not the one in {_RECORD}")]
+    if path.name != shards.VIRTUAL:
+        return []
+    beside = [other.name for other in there.sha256 if other.parent == path.parent]
+    return _check_virtual(path, sorted({*beside} - {path.name}))
+
+
+def _check_virtual(path: Path, names: list[str]) -> list[Fault]:
+    """Verify that a virtual file's sources are these shards."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            for name, dataset in file.items():
+                sources = [source.file_name for source in dataset.virtual_sources()]
+                if sources != names:
+                    return [Fault(path, f"the sources of {name} are not the shards of {_RECORD}")]
+    except HDF5_ERRORS as error:
+        return [Fault(path, " ".join(str(error).split())[:120])]
+    return []
+
+
+def _check_checkpoint(folder: Path) -> list[Fault]:
+    try:
+        if files.sha256(folder / _STATE) != files.read_json(folder / _MANIFEST)["sha256"]:
+            return [Fault(folder, f"the SHA-256 of {_STATE} is not the one in {_MANIFEST}")]
+    except (InputError, OSError, KeyError, TypeError) as error:
+        return [Fault(folder, f"unreadable ({error})")]
+    return []
