@@ -2,7 +2,7 @@
 
 HDF5 is not safe while it is written, so a rank appends to a spool and packs it into the shard of
 the same name once it is full: ``raw/raw-<rank>-<number>.spool`` and ``.h5``. Whoever finds a spool
-without its shard can finish the work; a spool beside its shard is done with. docs/format.md
+that no process holds can finish the work; one beside its shard is done with. docs/format.md
 describes both files.
 """
 
@@ -17,6 +17,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galmerhpc import __version__, files
+from galmerhpc.dataset.slices import WHOLE, Slice
 from galmerhpc.errors import GalmerhpcError, InputError
 
 log = logging.getLogger(__name__)
@@ -82,11 +84,13 @@ class RawWriter:
     Parameters
     ----------
     folder : Path
-        The run's ``raw`` folder. Its leftover spools have been packed (`pack_leftovers`).
+        The run's ``raw`` folder. Its leftover spools have been packed (`tidy`).
     rank : int
         This rank; no other process writes under its names.
     views_per_shard : int
         Responses a shard.
+    part : Slice
+        The slice that this job fetches; it is part of the names.
 
     Attributes
     ----------
@@ -94,11 +98,11 @@ class RawWriter:
         Shards made so far.
     """
 
-    def __init__(self, folder: Path, rank: int, views_per_shard: int) -> None:
+    def __init__(self, folder: Path, rank: int, views_per_shard: int, part: Slice = WHOLE) -> None:
         self.shards: list[Path] = []
         self._folder, self._views_per_shard = folder, views_per_shard
-        self._rank, self._number = rank, -1
-        self._spool: Path | None = None
+        self._name, self._number = f"raw{part.suffix}-{rank:04d}", -1
+        self._spool: FileIO | None = None
         self._count = 0
 
     def append(self, responses: Sequence[Response]) -> None:
@@ -119,45 +123,73 @@ class RawWriter:
 
     def close(self) -> None:
         """Pack what is left in the spool."""
-        if self._spool is not None and (shard := pack(self._spool)):
-            self.shards.append(shard)
+        if self._spool is not None:
+            if shard := _pack(Path(self._spool.name)):
+                self.shards.append(shard)
+            self._spool.close()
         self._spool, self._count = None, 0
 
     def _write(self, data: bytes) -> None:
+        path = self._folder
         try:
             if self._spool is None:
                 self._spool = self._new_spool()
-            # Not made anew: a spool that is gone has been packed by a job that should not run.
-            with self._spool.open("rb+") as file:
-                file.seek(0, os.SEEK_END)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            path = Path(self._spool.name)
+            left = memoryview(data)
+            while left:  # a disk that gets full takes a part
+                left = left[self._spool.write(left) :]
+            os.fsync(self._spool.fileno())
         except OSError as error:
             raise GalmerhpcError(
-                f"{self._spool or self._folder}: cannot be written: {error.strerror}; make room or "
+                f"{path}: cannot be written: {error.strerror}; make room or "
                 "choose another run_dir, then run again: what was fetched before is kept"
             ) from error
 
-    def _new_spool(self) -> Path:
-        """Claim a name that is no spool's and no shard's, whatever a stale listing would say."""
+    def _new_spool(self) -> FileIO:
+        """Claim a name that is no spool's and no shard's, whatever a stale listing would say.
+
+        The spool is held while this process lives, so that nobody packs it meanwhile.
+        """
         while True:
             self._number += 1
-            spool = self._folder / f"raw-{self._rank:04d}-{self._number:05d}.spool"
-            if spool.with_suffix(".h5").exists():
+            path = self._folder / f"{self._name}-{self._number:05d}.spool"
+            if path.with_suffix(".h5").exists():
                 continue
             with contextlib.suppress(FileExistsError):
-                spool.touch(exist_ok=False)
+                spool = FileIO(path, "xb")
+                files.hold(spool)
+                files.sync(self._folder)
                 return spool
 
 
-def pack_leftovers(folder: Path) -> None:
-    """Pack the spools of jobs that were killed, of whatever ranks; nobody may be writing there."""
-    for spool in sorted(folder.glob("raw-*.spool")):
-        pack(spool)
+def tidy(folder: Path, part: Slice = WHOLE) -> None:
+    """Pack the spools that killed jobs left, of whatever ranks, and remove their temporary files.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's ``raw`` folder.
+    part : Slice
+        The slice of this job; what belongs to its siblings is left alone, as they may be at work.
+
+    Raises
+    ------
+    InputError
+        A process is still writing one of the spools.
+    """
+
+    def ours(path: Path) -> bool:
+        return not part.is_sibling(Slice.of_file(path))
+
+    files.remove_temporaries(folder, ours)
+    for spool in sorted(filter(ours, folder.glob("raw-*.spool"))):
+        with spool.open("rb") as file:
+            if not files.hold(file):
+                raise InputError(f"{spool}: still being written by another job; wait for its end")
+            _pack(spool)
 
 
-def pack(spool: Path) -> Path | None:
+def _pack(spool: Path) -> Path | None:
     """Turn a spool into the shard of its name, or into nothing if it holds no whole record.
 
     Raises
@@ -263,17 +295,23 @@ def _text_column(texts: Sequence[str]) -> NDArray[Any]:
 class RawStore:
     """All responses of a run's raw shards, by view.
 
-    Only indices are held in memory; a view that stands twice counts once.
+    Only indices are held in memory. A view that stands twice counts once. A picture that came for
+    several views is none of theirs: it is an error's, sent as an image.
 
     Parameters
     ----------
     folder : Path
         The run's ``raw`` folder; one that does not exist has no views.
+    allow_duplicates : bool
+        Several views may look alike (`config.Scrape.allow_duplicates`).
 
     Attributes
     ----------
     paths : list of Path
         The shards, sorted by name.
+    duplicates : dict of str to bytes
+        Views that are not there because their picture came for others too, and its SHA-256,
+        hexadecimal.
 
     Raises
     ------
@@ -281,19 +319,34 @@ class RawStore:
         A shard is damaged; the message names it and says what to do.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, allow_duplicates: bool = False) -> None:
         self.paths = sorted(folder.glob("raw-*.h5"))
         self._shards: list[_Shard] = []
         self._place: dict[str, tuple[int, int]] = {}  # view -> shard, row
-        for number, path in enumerate(self.paths):
+        views_of = []
+        for path in self.paths:
             shard, views = _open(path)
             self._shards.append(shard)
-            for row, view in enumerate(views):
-                self._place.setdefault(view, (number, row))
+            views_of.append(views)
+        shared = set() if allow_duplicates else _shared(self._shards, views_of)
+        self.duplicates: dict[str, bytes] = {}
+        for number, (shard, views) in enumerate(zip(self._shards, views_of, strict=True)):
+            for row, (view, sha256) in enumerate(zip(views, shard.sha256, strict=True)):
+                if sha256 in shared:
+                    self.duplicates[view] = sha256
+                else:
+                    self._place.setdefault(view, (number, row))
+        for view in self.duplicates.keys() & self._place:
+            del self.duplicates[view]  # it came again, as itself
 
     def ids(self) -> set[str]:
         """Return the ids of the views that are there."""
         return set(self._place)
+
+    def sha256(self, view_id: str) -> bytes:
+        """Return the checksum of a view's response, hexadecimal, that was taken on arrival."""
+        number, row = self._place[view_id]
+        return bytes(self._shards[number].sha256[row])
 
     def read(self, view_id: str) -> bytes:
         """Return a view's response, its checksum verified.
@@ -311,6 +364,20 @@ class RawStore:
     def path_of(self, view_id: str) -> Path:
         """Return the shard that holds a view."""
         return self.paths[self._place[view_id][0]]
+
+
+def _shared(shards: "Sequence[_Shard]", views_of: Sequence[Sequence[str]]) -> set[bytes]:
+    """Return the checksums that stand for more than one view."""
+    if not shards:
+        return set()
+    sha256 = np.concatenate([shard.sha256 for shard in shards])
+    views = np.concatenate([np.array(views, object) for views in views_of])
+    _, place, count = np.unique(sha256, return_inverse=True, return_counts=True)
+    several = np.flatnonzero(count[place] > 1)
+    first: dict[bytes, str] = {}
+    for row in several:
+        first.setdefault(sha256[row], views[row])
+    return {sha256[row] for row in several if first[sha256[row]] != views[row]}
 
 
 @dataclass(frozen=True, slots=True)
