@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +24,8 @@ FEW = settings(deadline=None, max_examples=40)
 LABELS = ("spin", "inclination", "mass ratio")
 
 
-def response(view: str, body: bytes = b"GIF89a", **more: object) -> Response:
+def response(view: str, body: bytes = b"", **more: object) -> Response:
+    body = body or f"GIF89a {view}".encode()
     values = {
         "labels": dict.fromkeys(LABELS, 1.0),
         "simulation": 0,
@@ -43,7 +45,7 @@ def responses(draw: st.DrawFn, max_size: int = 12) -> list[Response]:
     return [
         response(
             view,
-            draw(st.binary(min_size=1, max_size=40)),
+            view.encode() + draw(st.binary(max_size=40)),  # no two views look alike
             labels={name: draw(numbers) for name in LABELS},
             simulation=draw(st.integers(0, 2**62)),
             snapshot_id=draw(st.integers(0, 2**31)),
@@ -63,9 +65,17 @@ def write(folder: Path, items: Sequence[Response], per_shard: int = 4, rank: int
 
 def spool_of(folder: Path, items: Sequence[Response]) -> Path:
     """Leave a spool behind as a killed rank does."""
-    RawWriter(folder, 0, len(items) + 1).append(items)
+    writer = RawWriter(folder, 0, len(items) + 1)
+    writer.append(items)
     (spool,) = folder.glob("*.spool")
+    die(writer)
     return spool
+
+
+def die(writer: RawWriter) -> None:
+    """Let go of a writer's spool as the system does for a killed rank."""
+    if writer._spool:
+        writer._spool.close()
 
 
 @FEW
@@ -75,12 +85,12 @@ def test_what_was_appended_in_any_portions_is_read_back(
 ) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
-        writer, left = RawWriter(folder, 3, per_shard), list(items)
-        while left:
-            portion = data.draw(st.integers(1, len(left)))
-            writer.append(left[:portion])
-            left = left[portion:]
-        writer.close()
+        with closing(RawWriter(folder, 3, per_shard)) as writer:
+            left = list(items)
+            while left:
+                portion = data.draw(st.integers(1, len(left)))
+                writer.append(left[:portion])
+                left = left[portion:]
         store = RawStore(folder)
         assert store.ids() == {item.view for item in items}
         assert [store.read(item.view) for item in items] == [item.body for item in items]
@@ -125,13 +135,14 @@ def test_a_spool_cut_anywhere_keeps_every_whole_record(items: list[Response], cu
             ends.append(next(folder.iterdir()).stat().st_size)
         if not items:
             return
+        die(writer)
         (spool,) = folder.iterdir()
         size = round(cut * ends[-1])
         with spool.open("rb+") as file:
             file.truncate(size)
         whole = sum(end <= size for end in ends) - 1
         assert raw.read_spool(spool) == items[:whole]
-        raw.pack_leftovers(folder)
+        raw.tidy(folder)
         assert RawStore(folder).ids() == {item.view for item in items[:whole]}
         assert not list(folder.glob("*.spool"))
 
@@ -158,9 +169,9 @@ def test_a_damaged_spool_gives_nothing_that_did_not_come(
 def test_a_spool_beside_its_shard_is_not_packed_twice(tmp_path: Path) -> None:
     spool = spool_of(tmp_path, [response("a"), response("b")])
     copy = shutil.copy(spool, tmp_path / "copy")
-    raw.pack_leftovers(tmp_path)
+    raw.tidy(tmp_path)
     copy.rename(spool)  # as if the job had been killed between the two steps
-    raw.pack_leftovers(tmp_path)
+    raw.tidy(tmp_path)
     (path,) = tmp_path.iterdir()
     assert [item.view for item in rows(path)] == ["a", "b"]
 

@@ -43,7 +43,7 @@ def write_config(folder: Path, source: str, theta_step: float = 10, **scrape: ob
         "run_dir": str(folder / "run"),
         "catalogue": {"render": {"nbins": 16}, "views": views, "runs": runs},
         "scrape": {
-            "source": source, "connections": CONNECTIONS, "attempts": 2, "backoff_s": 0.01,
+            "source": source, "rate_per_s": None, "connections": CONNECTIONS, "attempts": 2, "backoff_s": 0.01,
             "views_per_shard": 64, **scrape,
         },
     }  # fmt: skip
@@ -144,7 +144,11 @@ def test_failed_views_are_named_and_the_next_run_fetches_just_those(tmp_path: Pa
 
         behaviour.failing = False
         before = Counter(service.asked)
-        done = galmerhpc("scrape", str(path))
+        again = galmerhpc("scrape", str(path))
+        assert again.returncode == ExitCode.VIEWS_MISSING
+        assert one_line(again.stderr) == message
+        assert not service.asked - before
+        done = galmerhpc("scrape", str(path), "--retry-failed", ranks=2)
         assert done.returncode == ExitCode.COMPLETE, done.stderr
         assert set(service.asked - before) == {view.partition("&")[2] for view in lost}
     assert held(raw) == truth
