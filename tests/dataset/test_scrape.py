@@ -43,8 +43,8 @@ def write_config(folder: Path, source: str, theta_step: float = 10, **scrape: ob
         "run_dir": str(folder / "run"),
         "catalogue": {"render": {"nbins": 16}, "views": views, "runs": runs},
         "scrape": {
-            "source": source, "rate_per_s": None, "connections": CONNECTIONS, "attempts": 2, "backoff_s": 0.01,
-            "views_per_shard": 64, **scrape,
+            "source": source, "rate_per_s": None, "connections": CONNECTIONS, "attempts": 2,
+            "backoff_s": 0.01, "views_per_shard": 64, **scrape,
         },
     }  # fmt: skip
     path = folder / "config.yaml"
