@@ -188,9 +188,7 @@ class Schedule:
         self._fresh = iter(missing)
         self._next_fresh = next(self._fresh, None)
         self._again: list[tuple[float, int]] = []  # heap: when to ask again, view
-        self._tries: dict[
-            int, tuple[int, float]
-        ] = {}  # view -> tries that failed, the first's time
+        self._tries: dict[int, tuple[int, float]] = {}  # view -> failed tries, when they began
         self._out = 0  # views that ranks hold
         self._stopped = False
         self._last_answer = float("-inf")
@@ -297,19 +295,21 @@ class Schedule:
             self._deaf_rounds += new and not fault.heard
         elif fault.heard:
             self._last_answer = now
-        tries, first = self._tries.get(fault.number, (0, began))
+        tries, since = self._tries.get(fault.number, (0, began))
         tries += 1
+        if tries == 2:  # its first try may have been under way when all was still well
+            since = began
         never = self._last_answer == float("-inf")
         if not fault.heard and never and self._deaf_rounds >= self._attempts:
             raise self._unreachable(fault.why)
         if tries < self._attempts:
-            self._tries[fault.number] = tries, first
+            self._tries[fault.number] = tries, since
             pause_s = min(self._backoff_s * 2 ** (tries - 1), self._longest_backoff_s)
             heapq.heappush(self._again, (now + pause_s, fault.number))
             return
         # A view that fails alone is a view's failure; where all do, it is the host's.
         others = self._next_fresh is not None
-        if self._last_answer < first and (others or (never and not fault.heard)):
+        if self._last_answer < since and (others or (never and not fault.heard)):
             raise self._unreachable(fault.why)
         self._tries.pop(fault.number, None)
         self.failures[fault.number] = f"{fault.why} ({tries} tries)"

@@ -184,7 +184,10 @@ def test_retry_after_is_a_number_or_a_date(when: str, least: float, most: float)
 
 @pytest.mark.parametrize(
     ("address", "why"),
-    [("http://127.0.0.1:{port}", "connection refused"), ("http://galaxies.invalid", "resolve|known|name")],
+    [
+        ("http://127.0.0.1:{port}", "connection refused"),
+        ("http://galaxies.invalid", "resolve|known|name"),
+    ],
 )
 def test_a_host_that_is_not_there_is_trouble(
     address: str, why: str, monkeypatch: pytest.MonkeyPatch
