@@ -122,7 +122,7 @@ def _open_raw(config: Config) -> RawStore:
     folder = config.run_dir / "raw"
     if not files.StageRecord(folder, config.inputs("scrape")).complete:
         raise InputError(f"{folder}: not complete; run galmerhpc scrape first")
-    return RawStore(folder)
+    return RawStore(folder, config.scrape.allow_duplicates)
 
 
 def make_plan(config: Config, raw: RawStore) -> Plan:

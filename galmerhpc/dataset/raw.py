@@ -15,7 +15,7 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -304,6 +304,8 @@ class RawStore:
         The run's ``raw`` folder; one that does not exist has no views.
     allow_duplicates : bool
         Several views may look alike (`config.Scrape.allow_duplicates`).
+    made : iterable of str
+        Names of shards that other nodes have just made, which a listing may not show yet.
 
     Attributes
     ----------
@@ -319,8 +321,10 @@ class RawStore:
         A shard is damaged; the message names it and says what to do.
     """
 
-    def __init__(self, folder: Path, allow_duplicates: bool = False) -> None:
-        self.paths = sorted(folder.glob("raw-*.h5"))
+    def __init__(
+        self, folder: Path, allow_duplicates: bool = False, made: Iterable[str] = ()
+    ) -> None:
+        self.paths = sorted({*folder.glob("raw-*.h5"), *(folder / name for name in made)})
         self._shards: list[_Shard] = []
         self._place: dict[str, tuple[int, int]] = {}  # view -> shard, row
         views_of = []

@@ -7,17 +7,21 @@ Pure like `pace`: the clock is passed in, and nothing here knows of networks, fi
 
 import heapq
 import itertools
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from galmerhpc.dataset.pace import Pace
 from galmerhpc.errors import GalmerhpcError
 
+log = logging.getLogger(__name__)
+
 LATE_S = 0.03
 """A request that could not start within this of its moment gives its slot back: late ones would
 meet those that are on time, and the host would see more than the rate in that second."""
 
 _LONGEST_RETRY_AFTER_S = 3600.0
+_LONG_PAUSE_S = 10.0  # whoever looks on should know why nothing happens
 _SOON_S = 0.02  # slots are given this long before their moment, so that their way costs no time
 _PATIENCE_S = 0.5  # a rank comes back at least this often, to hear of trouble elsewhere
 
@@ -290,6 +294,8 @@ class Schedule:
                 f"{self._source}: asks to be left alone for {fault.retry_after_s:.0f} s "
                 "(Retry-After); run the same command again then"
             )
+        if fault.retry_after_s > _LONG_PAUSE_S:
+            log.warning("%s: asks for a pause of %.0f s", self._source, fault.retry_after_s)
         if fault.trouble:
             new = self._pace.trouble(now, began, fault.retry_after_s)
             self._deaf_rounds += new and not fault.heard

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import View, Views
-from galmerhpc.config import Catalogue, Config, require_catalogue
+from galmerhpc.config import Catalogue, Config, Scrape, require_catalogue
 from galmerhpc.dataset import missing
 from galmerhpc.dataset.client import Answer, Client, TryAgainError, ViewFailedError
 from galmerhpc.dataset.pace import Pace
@@ -98,13 +98,16 @@ def scrape(
 
     with StopRequest() as signals, _alone(folder, part):
         desk = _open_desk(config, source, views, part, retry_failed)
-        stopped = _fetch(config, source, views, part, desk, connections, stop)
+        writer = RawWriter(folder, parallel.rank(), settings.views_per_shard, part)
+        crew = _Crew(settings, source, views, connections)
+        stopped = _fetch(desk, crew, writer, stop)
         if not parallel.agree(not stopped):
             raise InterruptedRunError(
                 "scrape: stopped by a signal or scrape.time_limit_s; what was fetched is kept, "
                 "run the same command again"
             )
-        _conclude(config, views, part, allow_missing)
+        made = itertools.chain(*parallel.gather([path.name for path in writer.shards]))
+        _conclude(config, views, part, allow_missing, list(made))
 
 
 def is_done(config: Config, retry_failed: bool = False) -> bool:
@@ -339,44 +342,24 @@ def _schedule(config: Config, source: str, part: Slice, stock: Stock) -> Schedul
 
 
 def _fetch(
-    config: Config,
-    source: str,
-    views: Views,
-    part: Slice,
     desk: "parallel.Desk[Report, Grant]",
-    connections: int,
+    crew: "_Crew",
+    writer: RawWriter,
     stop: Callable[[], bool],
 ) -> bool:
     """Fetch what the desk gives this rank until it has no more; return whether it was stopped."""
-    settings = config.scrape
-    writer = RawWriter(config.run_dir / "raw", parallel.rank(), settings.views_per_shard, part)
-    stopped = False
-    with (
-        desk,
-        contextlib.closing(
-            Client(
-                source,
-                connections=max(1, connections),
-                timeout_s=settings.timeout_s,
-                contact=settings.contact,
-            )
-        ) as client,
-    ):
-        crew = _Crew(client, views, connections, paced=settings.rate_per_s is not None)
-        outcomes: list[Outcome] = []
-        while connections:
-            grant = desk.ask(crew.report(outcomes, stop()))
-            if grant.over:
-                stopped = grant.stopped
-                break
+    outcomes: list[Outcome] = []
+    with desk:
+        while not (grant := desk.ask(crew.report(outcomes, stop()))).over:
             crew.take_on(grant)
             outcomes = _keep(writer, crew.results(grant.wait_s))
-        end = time.monotonic() + _GRACE_S
         crew.dismiss()
+        end = time.monotonic() + _GRACE_S
         while crew.busy and (left := end - time.monotonic()) > 0:
             _keep(writer, crew.results(left))
+        crew.close()
         writer.close()
-    return stopped
+    return grant.stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,17 +385,19 @@ def _keep(writer: RawWriter, results: Sequence[_Result]) -> list[Outcome]:
 class _Crew:
     """The threads of a rank, each with one request at a time.
 
+    Where there is a rate to keep, they begin at their moments or not at all; else each has its next
+    view at hand.
+
     Parameters
     ----------
-    client : Client
-        What they ask.
+    settings : config.Scrape
+        How to fetch.
+    source : str
+        The host's address.
     views : Views
         All views.
     threads : int
-        How many they are.
-    paced : bool
-        Whether there is a rate to keep: then they begin at their moments or not at all. Else each
-        has its next view at hand.
+        How many they are; there may be none.
 
     Attributes
     ----------
@@ -420,11 +405,17 @@ class _Crew:
         Views taken on whose results were not taken yet.
     """
 
-    def __init__(self, client: Client, views: Views, threads: int, paced: bool) -> None:
+    def __init__(self, settings: Scrape, source: str, views: Views, threads: int) -> None:
         self.busy = 0
-        self._client, self._views, self._paced = client, views, paced
-        self._hold = threads if paced else 2 * threads
-        self._todo: queue.SimpleQueue[tuple[int, float]] = queue.SimpleQueue()
+        self._views, self._threads = views, threads
+        self._paced = settings.rate_per_s is not None
+        self._client = Client(
+            source,
+            connections=max(1, threads),
+            timeout_s=settings.timeout_s,
+            contact=settings.contact,
+        )
+        self._todo: queue.SimpleQueue[tuple[int, float] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[_Result | Exception] = queue.SimpleQueue()
         self._silent_until = float("-inf")
         self._duplicates: set[bytes] = set()
@@ -436,7 +427,7 @@ class _Crew:
         """Return what to tell the desk."""
         return Report(
             outcomes=tuple(outcomes),
-            room=self._hold - self.busy,
+            room=self._threads * (1 if self._paced else 2) - self.busy,
             duplicates_known=len(self._duplicates),
             stop=stop,
             clock=time.monotonic(),
@@ -452,8 +443,14 @@ class _Crew:
         self.busy += len(grant.views)
 
     def dismiss(self) -> None:
-        """Begin no more requests."""
+        """Let the requests that are under way be the last."""
         self._be_silent(float("inf"))
+        for _ in range(self._threads):
+            self._todo.put(None)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
 
     def results(self, wait_s: float) -> list[_Result]:
         """Wait for a result so long; take along what else is there, to be written in one go."""
@@ -475,14 +472,10 @@ class _Crew:
         self._silent_until = max(self._silent_until, time.monotonic() + seconds)
 
     def _work(self) -> None:
-        while True:
-            number, moment = self._todo.get()
-            try:
-                self._done.put(self._try(number, moment))
-            except Exception as error:  # noqa: BLE001 - raised again by the rank's main thread
-                self._done.put(error)
+        while (task := self._todo.get()) is not None:
+            self._done.put(self._try(*task))
 
-    def _try(self, number: int, moment: float) -> _Result:
+    def _try(self, number: int, moment: float) -> _Result | Exception:
         """Ask for a view at its moment."""
         time.sleep(max(0.0, moment - time.monotonic()))
         began = time.monotonic()
@@ -496,9 +489,11 @@ class _Crew:
         except TryAgainError as error:
             self._be_silent(error.retry_after_s)
             return Fault(number, str(error), began, error.trouble, error.heard, error.retry_after_s)
-        if (sha256 := response.sha256.encode()) in self._duplicates:
-            return Failed(number, duplicate(sha256))
-        return _Picture(number, response)
+        except Exception as error:  # noqa: BLE001 - raised again by the rank's main thread
+            return error
+        sha256 = response.sha256.encode()
+        known = sha256 in self._duplicates
+        return Failed(number, duplicate(sha256)) if known else _Picture(number, response)
 
 
 def _response(view: View, answer: Answer) -> Response:
@@ -541,12 +536,14 @@ class _Verdict:
     note: str
 
 
-def _conclude(config: Config, views: Views, part: Slice, allow_missing: bool) -> None:
+def _conclude(
+    config: Config, views: Views, part: Slice, allow_missing: bool, made: list[str]
+) -> None:
     """Declare the stage complete if it is, whichever slice is the last. Collective."""
     folder = config.run_dir / "raw"
     with _stage_lock(folder):
         verdict = parallel.broadcast(
-            _judge(config, views, part, allow_missing) if parallel.rank() == 0 else None
+            _judge(config, views, part, allow_missing, made) if parallel.rank() == 0 else None
         )
         assert verdict is not None
         if verdict.complete:
@@ -558,10 +555,12 @@ def _conclude(config: Config, views: Views, part: Slice, allow_missing: bool) ->
     log.info("scrape: %s", verdict.note)
 
 
-def _judge(config: Config, views: Views, part: Slice, allow_missing: bool) -> _Verdict:
+def _judge(
+    config: Config, views: Views, part: Slice, allow_missing: bool, made: list[str]
+) -> _Verdict:
     """Look what is there, in all slices, and write the list of what is missing."""
     folder = config.run_dir / "raw"
-    store = RawStore(folder, config.scrape.allow_duplicates)
+    store = RawStore(folder, config.scrape.allow_duplicates, made)
     ids, failures, ours = store.ids(), _failures(folder, store), part.of(len(views))
     own, others, to_come = {}, {}, 0
     for number, view in enumerate(views):

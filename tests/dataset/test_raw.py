@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from galmerhpc.dataset import raw
 from galmerhpc.dataset.raw import RawStore, RawWriter, Response
+from galmerhpc.dataset.slices import Slice
 from galmerhpc.errors import InputError
 
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
@@ -182,6 +183,67 @@ def test_a_view_that_stands_twice_counts_once(tmp_path: Path) -> None:
     store = RawStore(tmp_path)
     assert store.ids() == {"a", "b"}
     assert store.read("a") == b"first"
+
+
+@FEW
+@given(data=st.data(), allow=st.booleans())
+def test_a_picture_of_several_views_is_none_of_theirs_wherever_they_stand(
+    data: st.DataObject, allow: bool
+) -> None:
+    pictures = st.sampled_from([b"good 1", b"good 2", b"an error's", b"another error's"])
+    rows_ = data.draw(st.lists(st.tuples(st.sampled_from("abcd"), pictures), max_size=12))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for rank, part in enumerate((rows_[::2], rows_[1::2])):
+            write(folder, [response(view, body) for view, body in part], 2, rank)
+        store = RawStore(folder, allow)
+        views_of = {body: {v for v, b in rows_ if b == body} for _, body in rows_}
+        good = {body for body, views in views_of.items() if allow or len(views) == 1}
+        assert store.ids() == {view for view, body in rows_ if body in good}
+        assert all(store.read(view) in good for view in store.ids())
+        assert store.duplicates.keys() == {view for view, _ in rows_} - store.ids()
+        for view, sha256 in store.duplicates.items():
+            bodies = [body for v, body in rows_ if v == view]
+            assert sha256.decode() in {hashlib.sha256(body).hexdigest() for body in bodies}
+
+
+def test_a_spool_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    with closing(RawWriter(tmp_path, 0, 10)) as writer:
+        writer.append([response("a")])
+        with pytest.raises(InputError, match=r"raw-0000-00000\.spool: still being written"):
+            raw.tidy(tmp_path)
+        writer.append([response("b")])
+    assert RawStore(tmp_path).ids() == {"a", "b"}
+
+
+def test_a_slice_tidies_up_after_all_but_its_siblings(tmp_path: Path) -> None:
+    parts = [Slice(), Slice(1, 2), Slice(1, 3), Slice(2, 3), Slice(12, 13)]
+    writers = [RawWriter(tmp_path, 0, 10, part) for part in parts]
+    for part, writer in zip(parts, writers, strict=True):
+        writer.append([response(f"of {part}")])
+        (tmp_path / f".tmp-node-2of9-1-raw{part.suffix}-0000-00000.h5").touch()
+        if part != Slice(1, 3):
+            die(writer)
+    (tmp_path / ".tmp-node-1-stage.json").touch()
+    raw.tidy(tmp_path, Slice(2, 3))
+    assert {path.name for path in tmp_path.glob("*.spool")} == {"raw-1of3-0000-00000.spool"}
+    assert {path.name[-23:] for path in tmp_path.glob(".tmp*")} == {"raw-1of3-0000-00000.h5"[-23:]}
+    assert len(RawStore(tmp_path).ids()) == len(parts) - 1
+    die(writers[2])
+    raw.tidy(tmp_path, Slice(1, 3))
+    assert len(RawStore(tmp_path).ids()) == len(parts)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".h5"}
+
+
+@given(size=st.integers(0, 300), count=st.integers(1, 40))
+def test_slices_divide_a_catalogue(size: int, count: int) -> None:
+    parts = [Slice(number, count) for number in range(1, count + 1)]
+    assert sorted(view for part in parts for view in part.of(size)) == list(range(size))
+    assert sum(part.share(size) for part in parts) == size
+    for part in parts:
+        assert Slice.parse(f"{part.number}/{part.count}") == part
+        assert Slice.of_file(Path(f"raw{part.suffix}-0000-00001.h5")) == part
+        assert Slice.of_file(Path(f"missing{part.suffix}.csv")) == part
 
 
 def test_names_are_never_used_again(tmp_path: Path) -> None:
