@@ -280,7 +280,7 @@ def scrape(given: argparse.Namespace) -> None:
         if parallel.rank() == 0:
             print(scrape.forecast(config, part, given.retry_failed), flush=True)
         return
-    if parallel.broadcast(scrape.is_done(config, given.retry_failed)):
+    if parallel.broadcast(parallel.rank() == 0 and scrape.is_done(config, given.retry_failed)):
         log.info("scrape: complete, nothing to do")
         return
     with preview_service(config) as source:

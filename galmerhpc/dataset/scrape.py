@@ -88,7 +88,7 @@ def scrape(
     folder, settings = config.run_dir / "raw", config.scrape
     views = Views(check_catalogue(require_catalogue(config)))
     connections = _connections(config, part)
-    if parallel.broadcast(is_done(config, retry_failed)):
+    if parallel.broadcast(parallel.rank() == 0 and is_done(config, retry_failed)):
         log.info("scrape: complete, nothing to do")
         return
 
@@ -111,7 +111,7 @@ def scrape(
 
 
 def is_done(config: Config, retry_failed: bool = False) -> bool:
-    """Say whether there is nothing left to fetch."""
+    """Say whether there is nothing left to fetch; one rank should ask."""
     folder = config.run_dir / "raw"
     record = files.StageRecord(folder, config.inputs("scrape"))
     return record.complete and not (retry_failed and missing.missing_views(folder))

@@ -43,8 +43,8 @@ class Slice:
     @classmethod
     def of_file(cls, path: Path) -> "Slice":
         """Return the slice that a file's name carries."""
-        match = re.search(r"-([0-9]+)of([0-9]+)(?![^-.])", path.name)
-        return cls(int(match[1]), int(match[2])) if match else cls()
+        match = re.search(r"(raw|missing|scrape)-([0-9]+)of([0-9]+)[-.]", path.name)
+        return cls(int(match[2]), int(match[3])) if match else cls()
 
     def is_sibling(self, other: "Slice") -> bool:
         """Say whether `other` is another slice of the same division, which may be at work now."""
