@@ -114,15 +114,15 @@ class Client:
         self._timeout_s, self._connect_s = timeout_s, min(_CONNECT_S, timeout_s)
         self._pool = _pool(self._source, self._host, connections, contact)
 
-    def fetch(self, preview: Preview) -> Answer:
-        """Ask for one view, once.
+    def ask(self, preview: Preview) -> Answer:
+        """Ask for one view, once; `check_picture` says what its answer is worth.
 
         Raises
         ------
         TryAgainError
-            Lost connections, time-outs, statuses 408, 429 and 5xx, broken pictures.
+            Lost connections, time-outs, statuses 408, 429 and 5xx.
         ViewFailedError
-            Another status, a page, or another picture than was asked for.
+            Another status, a redirect elsewhere, or more bytes than a picture needs.
         """
         url = target = f"{self._source}{PATH}?{preview.query()}"
         deadline = time.monotonic() + self._timeout_s
@@ -135,7 +135,6 @@ class Client:
                 body = self._read(response, limit, deadline)
                 content_type = _plain(response.headers.get("Content-Type", ""))
                 _check_status(response, body)
-                _check_picture(body, content_type, preview.nbins)
                 now = datetime.now(timezone.utc).isoformat(timespec="seconds")
                 return Answer(url, body, content_type, now)
         raise ViewFailedError(f"more than {_REDIRECTS} redirects")
@@ -266,8 +265,16 @@ def _retry_after(response: urllib3.BaseHTTPResponse) -> float:
     return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
 
 
-def _check_picture(body: bytes, content_type: str, nbins: int) -> None:
-    """Accept one still picture of the asked size that shows something."""
+def check_picture(body: bytes, content_type: str, nbins: int) -> None:
+    """Accept one still picture of `nbins` x `nbins` pixels that shows something.
+
+    Raises
+    ------
+    TryAgainError
+        It is broken.
+    ViewFailedError
+        It is a page, or another picture than was asked for.
+    """
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS) as image:
             size = image.size

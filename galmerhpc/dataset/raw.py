@@ -16,6 +16,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -81,6 +82,8 @@ class Response:
 class RawWriter:
     """Writes one rank's responses: what `append` has returned from survives any kill.
 
+    Full spools are packed by a thread, so that nobody waits for it.
+
     Parameters
     ----------
     folder : Path
@@ -95,7 +98,7 @@ class RawWriter:
     Attributes
     ----------
     shards : list of Path
-        Shards made so far.
+        Shards made, once the writer is closed.
     """
 
     def __init__(self, folder: Path, rank: int, views_per_shard: int, part: Slice = WHOLE) -> None:
@@ -104,6 +107,8 @@ class RawWriter:
         self._name, self._number = f"raw{part.suffix}-{rank:04d}", -1
         self._spool: FileIO | None = None
         self._count = 0
+        self._packer = ThreadPoolExecutor(1)
+        self._packed: Future[Path | None] | None = None
 
     def append(self, responses: Sequence[Response]) -> None:
         """Write responses and force them to disk; pack the spool where it is full.
@@ -119,15 +124,31 @@ class RawWriter:
             self._write(b"".join(_encode(response) for response in now))
             self._count += len(now)
             if self._count == self._views_per_shard:
-                self.close()
+                self._hand_over()
 
     def close(self) -> None:
-        """Pack what is left in the spool."""
+        """Pack what is left in the spool, and wait until all is packed.
+
+        Raises
+        ------
+        GalmerhpcError
+            The disk is full or cannot be written.
+        """
+        self._hand_over()
+        self._take_shard()
+        self._packer.shutdown()
+
+    def _hand_over(self) -> None:
+        """Let the spool be packed, one at a time; what went wrong with the one before is raised."""
+        self._take_shard()
         if self._spool is not None:
-            if shard := _pack(Path(self._spool.name)):
-                self.shards.append(shard)
-            self._spool.close()
+            self._packed = self._packer.submit(_pack_held, self._spool)
         self._spool, self._count = None, 0
+
+    def _take_shard(self) -> None:
+        if self._packed and (shard := self._packed.result()):
+            self.shards.append(shard)
+        self._packed = None
 
     def _write(self, data: bytes) -> None:
         path = self._folder
@@ -187,6 +208,12 @@ def tidy(folder: Path, part: Slice = WHOLE) -> None:
             if not files.hold(file):
                 raise InputError(f"{spool}: still being written by another job; wait for its end")
             _pack(spool)
+
+
+def _pack_held(spool: FileIO) -> Path | None:
+    """Pack a spool that is held until then."""
+    with spool:
+        return _pack(Path(spool.name))
 
 
 def _pack(spool: Path) -> Path | None:

@@ -22,7 +22,7 @@ from galmerhpc import files, parallel
 from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Catalogue, Config, Scrape, require_catalogue
 from galmerhpc.dataset import missing
-from galmerhpc.dataset.client import Answer, Client, TryAgainError, ViewFailedError
+from galmerhpc.dataset.client import Answer, Client, TryAgainError, ViewFailedError, check_picture
 from galmerhpc.dataset.pace import Pace
 from galmerhpc.dataset.raw import RawStore, RawWriter, Response, read_spool, tidy
 from galmerhpc.dataset.schedule import (
@@ -44,6 +44,7 @@ from galmerhpc.preview import Preview
 
 log = logging.getLogger(__name__)
 
+_SPARE = 2  # views that wait behind each request, so that a slow disk stops no connection
 _GRACE_S = 5.0  # for answers that are under way when the job is told to stop
 _NAMED = 3  # failed views that the message names; the file has them all
 _BYTES_PER_PIXEL = 0.3  # of the mirror's GIFs
@@ -331,7 +332,7 @@ def _schedule(config: Config, source: str, part: Slice, stock: Stock) -> Schedul
         source,
         stock.wanted,
         Pace(connections, rate, settings.backoff_s, settings.timeout_s),
-        spare=0 if rate else connections,
+        spare=0 if rate else _SPARE * connections,
         attempts=settings.attempts,
         backoff_s=settings.backoff_s,
         longest_backoff_s=settings.timeout_s,
@@ -368,6 +369,14 @@ class _Picture:
     response: Response
 
 
+@dataclass(frozen=True, slots=True)
+class _Came:
+    number: int
+    view: View
+    began: float
+    answer: Answer | Exception
+
+
 _Result = _Picture | Failed | Fault | Unasked
 
 
@@ -383,10 +392,10 @@ def _keep(writer: RawWriter, results: Sequence[_Result]) -> list[Outcome]:
 
 
 class _Crew:
-    """The threads of a rank, each with one request at a time.
+    """The threads of a rank: some ask, with one request each at a time, and one checks what came.
 
     Where there is a rate to keep, they begin at their moments or not at all; else each has its next
-    view at hand.
+    views at hand.
 
     Parameters
     ----------
@@ -397,7 +406,7 @@ class _Crew:
     views : Views
         All views.
     threads : int
-        How many they are; there may be none.
+        How many ask; there may be none.
 
     Attributes
     ----------
@@ -416,18 +425,20 @@ class _Crew:
             contact=settings.contact,
         )
         self._todo: queue.SimpleQueue[tuple[int, float] | None] = queue.SimpleQueue()
+        self._came: queue.SimpleQueue[_Came | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[_Result | Exception] = queue.SimpleQueue()
         self._silent_until = float("-inf")
         self._duplicates: set[bytes] = set()
         # Daemons: a rank that must end does not wait for answers.
         for _ in range(threads):
-            threading.Thread(target=self._work, daemon=True).start()
+            threading.Thread(target=self._ask, daemon=True).start()
+        threading.Thread(target=self._check, daemon=True).start()
 
     def report(self, outcomes: Sequence[Outcome], stop: bool) -> Report:
         """Return what to tell the desk."""
         return Report(
             outcomes=tuple(outcomes),
-            room=self._threads * (1 if self._paced else 2) - self.busy,
+            room=self._threads * (1 if self._paced else 1 + _SPARE) - self.busy,
             duplicates_known=len(self._duplicates),
             stop=stop,
             clock=time.monotonic(),
@@ -450,6 +461,7 @@ class _Crew:
 
     def close(self) -> None:
         """Close the connections."""
+        self._came.put(None)
         self._client.close()
 
     def results(self, wait_s: float) -> list[_Result]:
@@ -471,29 +483,48 @@ class _Crew:
     def _be_silent(self, seconds: float) -> None:
         self._silent_until = max(self._silent_until, time.monotonic() + seconds)
 
-    def _work(self) -> None:
+    def _ask(self) -> None:
+        """Ask for views at their moments; a connection does not wait while an answer is checked."""
         while (task := self._todo.get()) is not None:
-            self._done.put(self._try(*task))
+            number, moment = task
+            time.sleep(max(0.0, moment - time.monotonic()))
+            began = time.monotonic()
+            if began < self._silent_until or (self._paced and began > moment + LATE_S):
+                self._done.put(Unasked(number))
+            else:
+                view = self._views[number]
+                self._came.put(_Came(number, view, began, self._answer(view)))
 
-    def _try(self, number: int, moment: float) -> _Result | Exception:
-        """Ask for a view at its moment."""
-        time.sleep(max(0.0, moment - time.monotonic()))
-        began = time.monotonic()
-        if began < self._silent_until or (self._paced and began > moment + LATE_S):
-            return Unasked(number)
-        view = self._views[number]
+    def _answer(self, view: View) -> Answer | Exception:
         try:
-            response = _response(view, self._client.fetch(view.preview))
+            return self._client.ask(view.preview)
+        except Exception as error:  # noqa: BLE001 - `_judge` tells them apart
+            return error
+
+    def _check(self) -> None:
+        """Check what came."""
+        while (came := self._came.get()) is not None:
+            self._done.put(self._judge(came))
+
+    def _judge(self, came: "_Came") -> _Result | Exception:
+        try:
+            if isinstance(came.answer, Exception):
+                raise came.answer
+            check_picture(came.answer.body, came.answer.content_type, came.view.render.nbins)
+            response = _response(came.view, came.answer)
         except ViewFailedError as error:
-            return Failed(number, str(error))
+            return Failed(came.number, str(error))
         except TryAgainError as error:
             self._be_silent(error.retry_after_s)
-            return Fault(number, str(error), began, error.trouble, error.heard, error.retry_after_s)
+            return Fault(
+                came.number, str(error), came.began, error.trouble, error.heard, error.retry_after_s
+            )
         except Exception as error:  # noqa: BLE001 - raised again by the rank's main thread
             return error
         sha256 = response.sha256.encode()
-        known = sha256 in self._duplicates
-        return Failed(number, duplicate(sha256)) if known else _Picture(number, response)
+        if sha256 in self._duplicates:
+            return Failed(came.number, duplicate(sha256))
+        return _Picture(came.number, response)
 
 
 def _response(view: View, answer: Answer) -> Response:
