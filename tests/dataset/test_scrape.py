@@ -380,7 +380,7 @@ def test_a_signal_stops_all_ranks_with_the_work_saved(
 
 def test_jobs_of_limited_time_do_it_together(tmp_path: Path) -> None:
     with serve(slow) as service:
-        path = write_config(tmp_path, service.url, time_limit_s=0.6)
+        path = write_config(tmp_path, service.url, time_limit_s=1)
         codes = []
         while not codes or codes[-1] == ExitCode.INTERRUPTED:
             codes.append(galmerhpc("scrape", str(path), ranks=2).returncode)
