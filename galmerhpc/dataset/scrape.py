@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 _SPARE = 2  # views that wait behind each request, so that a slow disk stops no connection
 _GRACE_S = 5.0  # for answers that are under way when the job is told to stop
 _NAMED = 3  # failed views that the message names; the file has them all
-_BYTES_PER_PIXEL = 0.3  # of the mirror's GIFs
+_BYTES_PER_PIXEL = 0.4  # of the mirror's GIFs of 400 x 400
 
 
 def scrape(
@@ -274,7 +274,7 @@ def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) ->
         f"views     {len(part.of(len(views)))}: {stock.there} there, "
         f"{len(stock.failed)} failed before\n"
         f"requests  {requests}{left}\n"
-        f"bytes     {requests * each:.3g} ({each / 1e3:.1f} kB a picture, {basis})\n"
+        f"GB        {requests * each / 1e9:.3g} ({each / 1e3:.1f} kB a picture, {basis})\n"
         f"hours     {hours}"
     )
 
