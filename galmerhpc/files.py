@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -137,8 +138,13 @@ def hold(file: IO[Any], wait: bool = False) -> bool:
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
             raise
-        log.warning("%s: this file system has no locks; start one job at a time", file.name)
+        _warn_of_no_locks(Path(file.name).parent)
     return True
+
+
+@functools.cache
+def _warn_of_no_locks(folder: Path) -> None:
+    log.warning("%s: this file system has no locks; start one job at a time", folder)
 
 
 @contextlib.contextmanager

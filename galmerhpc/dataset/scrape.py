@@ -45,6 +45,7 @@ from galmerhpc.preview import Preview
 log = logging.getLogger(__name__)
 
 _SPARE = 2  # views that wait behind each request, so that a slow disk stops no connection
+_PROGRESS_S = 60.0  # between the lines that a log file gets
 _GRACE_S = 5.0  # for answers that are under way when the job is told to stop
 _NAMED = 3  # failed views that the message names; the file has them all
 _BYTES_PER_PIXEL = 0.4  # of the mirror's GIFs of 400 x 400
@@ -297,13 +298,7 @@ def _open_desk(
         stock = _take_stock(config, views, part, retry_failed)
         missing.write(list_path, stock.failed)
     schedule = _schedule(config, source, part, stock)
-    bar = tqdm(
-        total=stock.there + len(stock.wanted),
-        initial=stock.there,
-        desc="scrape",
-        unit="view",
-        disable=None,
-    )
+    progress = _Progress(stock)
     noted = 0
 
     def answer(report: Report) -> Grant:
@@ -312,13 +307,39 @@ def _open_desk(
         if new := list(itertools.islice(schedule.failures.items(), noted, None)):
             missing.append(list_path, [(views[number].id, why) for number, why in new])
             noted += len(new)
-        bar.set_postfix_str(f"{noted} failed, pace {schedule.share:.0%}", refresh=False)
-        bar.update(stock.there + schedule.stored + noted - bar.n)
-        if grant.over:
-            bar.close()
+        progress.show(schedule.stored + noted, noted, schedule.share, grant.over)
         return grant
 
     return parallel.Desk(answer)
+
+
+class _Progress:
+    """A line with rate, failures and time left: a bar on a terminal, else one now and then."""
+
+    def __init__(self, stock: Stock) -> None:
+        self._began = self._said = time.monotonic()
+        self._there, self._total = stock.there, stock.there + len(stock.wanted)
+        self._bar = tqdm(
+            total=self._total, initial=self._there, desc="scrape", unit="view", disable=None
+        )
+
+    def show(self, done: int, failed: int, share: float, over: bool) -> None:
+        """Show that so many views are done with, `failed` of them in vain."""
+        postfix = f"{failed} failed, pace {share:.0%}"
+        now = time.monotonic()
+        if not self._bar.disable:
+            self._bar.set_postfix_str(postfix, refresh=False)
+            self._bar.update(self._there + done - self._bar.n)
+            if over:
+                self._bar.close()
+        elif now > self._said + _PROGRESS_S:
+            self._said = now
+            log.info(
+                tqdm.format_meter(
+                    self._there + done, self._total, now - self._began, initial=self._there,
+                    prefix="scrape", unit="view", postfix=postfix, ncols=0,
+                )
+            )  # fmt: skip
 
 
 def _nobody(_: Report) -> Grant:
