@@ -114,6 +114,18 @@ class Client:
         self._timeout_s, self._connect_s = timeout_s, min(_CONNECT_S, timeout_s)
         self._pool = _pool(self._source, self._host, connections, contact)
 
+    def fetch(self, preview: Preview) -> Answer:
+        """Ask for one view, once, and check what comes.
+
+        Raises
+        ------
+        TryAgainError, ViewFailedError
+            As `ask` and `check_picture` do.
+        """
+        answer = self.ask(preview)
+        check_picture(answer.body, answer.content_type, preview.nbins)
+        return answer
+
     def ask(self, preview: Preview) -> Answer:
         """Ask for one view, once; `check_picture` says what its answer is worth.
 

@@ -22,7 +22,7 @@ from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Config, Preprocess, digest, require_catalogue
 from galmerhpc.dataset import augment, shards
 from galmerhpc.dataset.client import FORMATS
-from galmerhpc.dataset.raw import RawStore
+from galmerhpc.dataset.raw import RawStore, open_store
 from galmerhpc.dataset.split import Samples, ViewTable, assign
 from galmerhpc.errors import InputError
 
@@ -122,7 +122,7 @@ def _open_raw(config: Config) -> RawStore:
     folder = config.run_dir / "raw"
     if not files.StageRecord(folder, config.inputs("scrape")).complete:
         raise InputError(f"{folder}: not complete; run galmerhpc scrape first")
-    return RawStore(folder, config.scrape.allow_duplicates)
+    return open_store(config)
 
 
 def make_plan(config: Config, raw: RawStore) -> Plan:

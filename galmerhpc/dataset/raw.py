@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galmerhpc import __version__, files
+from galmerhpc.config import Config
 from galmerhpc.dataset.slices import WHOLE, Slice
 from galmerhpc.errors import GalmerhpcError, InputError
 
@@ -409,6 +410,25 @@ def _shared(shards: "Sequence[_Shard]", views_of: Sequence[Sequence[str]]) -> se
     for row in several:
         first.setdefault(sha256[row], views[row])
     return {sha256[row] for row in several if first[sha256[row]] != views[row]}
+
+
+def open_store(config: Config, made: Iterable[str] = ()) -> RawStore:
+    """Open a run's raw shards; pictures of a folder may look alike.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    made : iterable of str
+        As `RawStore` takes it.
+
+    Raises
+    ------
+    InputError
+        A shard is damaged.
+    """
+    of_folder = config.catalogue is not None and config.catalogue.images is not None
+    return RawStore(config.run_dir / "raw", of_folder or config.scrape.allow_duplicates, made)
 
 
 @dataclass(frozen=True, slots=True)

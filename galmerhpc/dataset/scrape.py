@@ -24,7 +24,7 @@ from galmerhpc.config import Catalogue, Config, Scrape, require_catalogue
 from galmerhpc.dataset import missing
 from galmerhpc.dataset.client import Answer, Client, TryAgainError, ViewFailedError, check_picture
 from galmerhpc.dataset.pace import Pace
-from galmerhpc.dataset.raw import RawStore, RawWriter, Response, read_spool, tidy
+from galmerhpc.dataset.raw import RawStore, RawWriter, Response, open_store, read_spool, tidy
 from galmerhpc.dataset.schedule import (
     LATE_S,
     Failed,
@@ -216,13 +216,14 @@ def _take_stock(
 ) -> Stock:
     """Compare the catalogue with the raw shards, and with views that are in spools."""
     folder = config.run_dir / "raw"
-    store = RawStore(folder, config.scrape.allow_duplicates)
+    store = open_store(config)
     ids, failures = store.ids(), _failures(folder, store)
     stock = Stock(0, [], {}, {}, set(store.duplicates.values()))
     there, ours = 0, part.of(len(views))
-    bar = tqdm(views, "scrape: what is missing", unit="view", leave=False, disable=None)
-    for number, view in enumerate(bar):
-        name = view.id
+    bar = tqdm(
+        views.ids(), "scrape: what is missing", len(views), unit="view", leave=False, disable=None
+    )
+    for number, name in enumerate(bar):
         if name in ids:
             stock.sha256[store.sha256(name)] = number
         if number not in ours:
@@ -612,16 +613,16 @@ def _judge(
 ) -> _Verdict:
     """Look what is there, in all slices, and write the list of what is missing."""
     folder = config.run_dir / "raw"
-    store = RawStore(folder, config.scrape.allow_duplicates, made)
+    store = open_store(config, made)
     ids, failures, ours = store.ids(), _failures(folder, store), part.of(len(views))
     own, others, to_come = {}, {}, 0
-    for number, view in enumerate(views):
-        if view.id in ids:
+    for number, view in enumerate(views.ids()):
+        if view in ids:
             continue
         if number in ours:
-            own[view.id] = failures[view.id]
-        elif view.id in failures:
-            others[view.id] = failures[view.id]
+            own[view] = failures[view]
+        elif view in failures:
+            others[view] = failures[view]
         else:
             to_come += 1
     complete = not to_come and (allow_missing or not (own or others))

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from galmerhpc.dataset.client import Answer, Client, TryAgainError, ViewFailedError, check_picture
+from galmerhpc.dataset.client import Client, TryAgainError, ViewFailedError
 from galmerhpc.errors import InputError
 from galmerhpc.preview import Preview
 from tests.servers import Reply, encode, gif, serve, well
@@ -30,13 +30,6 @@ def animated() -> bytes:
     return encode(NOISE, save_all=True, append_images=[Image.fromarray(255 - NOISE)])
 
 
-def fetch(client: Client, view: Preview) -> Answer:
-    """Ask, and check what came."""
-    answer = client.ask(view)
-    check_picture(answer.body, answer.content_type, view.nbins)
-    return answer
-
-
 @contextmanager
 def client(url: str, **settings: object) -> Iterator[Client]:
     defaults = {"connections": 2, "timeout_s": 5, "contact": ""}
@@ -46,7 +39,7 @@ def client(url: str, **settings: object) -> Iterator[Client]:
 
 def test_a_picture_comes_as_it_is_and_connections_are_reused() -> None:
     with serve() as service, client(service.url, contact="me@example.org") as c:
-        answers = [fetch(c, preview(phi)) for phi in range(10)]
+        answers = [c.fetch(preview(phi)) for phi in range(10)]
     for phi, answer in enumerate(answers):
         query = preview(phi).query()
         assert answer.body == gif(query)
@@ -63,7 +56,7 @@ def test_a_picture_comes_as_it_is_and_connections_are_reused() -> None:
 def test_other_picture_formats_are_accepted(kind: str) -> None:
     body = encode(NOISE, kind)
     with serve(lambda *_: Reply(body)) as service, client(service.url) as c:
-        assert fetch(c, preview()).body == body
+        assert c.fetch(preview()).body == body
 
 
 @pytest.mark.parametrize(
@@ -98,7 +91,7 @@ def test_what_may_pass_is_told_from_what_shows_trouble(
         client(service.url, timeout_s=0.5) as c,
         pytest.raises(TryAgainError, match=why) as raised,
     ):
-        fetch(c, preview())
+        c.fetch(preview())
     assert (raised.value.trouble, raised.value.heard) == (trouble, heard)
     assert raised.value.retry_after_s == (7 if fault.headers.get("Retry-After") == "7" else 0)
     assert str(raised.value).isprintable()
@@ -111,8 +104,8 @@ def test_a_connection_is_good_after_a_fault() -> None:
 
     with serve(at_first) as service, client(service.url) as c:
         with pytest.raises(TryAgainError):
-            fetch(c, preview())
-        assert fetch(c, preview()).body == gif(preview().query())
+            c.fetch(preview())
+        assert c.fetch(preview()).body == gif(preview().query())
     assert service.connections == 1
 
 
@@ -142,7 +135,7 @@ def test_what_is_wrong_for_good_is_named(reply: Reply, why: str) -> None:
         client(service.url) as c,
         pytest.raises(ViewFailedError, match=why) as raised,
     ):
-        fetch(c, preview())
+        c.fetch(preview())
     assert len(str(raised.value)) < 250
     assert set(service.asked.values()) <= {1, 4}  # 4: redirects to one's own address
 
@@ -155,7 +148,7 @@ def test_a_redirect_on_the_same_host_is_followed_and_its_page_is_not_read() -> N
         return Reply(b"moved" * 100_000, 301, headers=location)
 
     with serve(moved) as service, client(service.url) as c:
-        assert fetch(c, preview()).body == encode(NOISE)
+        assert c.fetch(preview()).body == encode(NOISE)
 
 
 def test_a_sites_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,9 +157,9 @@ def test_a_sites_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyP
     with serve() as service, serve(lambda *_: Reply(PAGE, 407, "text/html")) as proxy:
         monkeypatch.setenv("http_proxy", proxy.url)
         with client(service.url) as c:
-            assert fetch(c, preview()).body == gif(preview().query())
+            assert c.fetch(preview()).body == gif(preview().query())
         with client("http://galaxies.invalid") as c, pytest.raises(ViewFailedError):
-            fetch(c, preview())
+            c.fetch(preview())
     assert proxy.connections > 0
 
 
@@ -185,7 +178,7 @@ def test_retry_after_is_a_number_or_a_date(when: str, least: float, most: float)
         client(service.url) as c,
         pytest.raises(TryAgainError) as raised,
     ):
-        fetch(c, preview())
+        c.fetch(preview())
     assert least <= raised.value.retry_after_s <= most
 
 
@@ -203,7 +196,7 @@ def test_a_host_that_is_not_there_is_trouble(
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
     with client(address.format(port=port)) as c, pytest.raises(TryAgainError, match=why) as raised:
-        fetch(c, preview())
+        c.fetch(preview())
     assert raised.value.trouble
     assert not raised.value.heard
     assert "\n" not in str(raised.value)
@@ -236,7 +229,7 @@ def answers() -> Iterator[Callable[[bytes], bytes]]:
 
         def send(body: bytes) -> bytes:
             behaviour.body = body
-            return fetch(c, preview()).body
+            return c.fetch(preview()).body
 
         yield send
 
