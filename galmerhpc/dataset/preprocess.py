@@ -19,9 +19,10 @@ from tqdm import tqdm
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import Views
 from galmerhpc.config import Config, Preprocess, digest, require_catalogue
-from galmerhpc.dataset import augment, raw, shards
+from galmerhpc.dataset import augment, shards
 from galmerhpc.dataset.client import FORMATS
-from galmerhpc.dataset.raw import RawStore
+from galmerhpc.dataset.missing import missing_views
+from galmerhpc.dataset.raw import RawStore, open_store
 from galmerhpc.dataset.split import Samples, ViewTable, assign
 from galmerhpc.errors import InputError
 
@@ -149,7 +150,7 @@ def stage_inputs(config: Config) -> dict[str, Any]:
         The list of these is damaged.
     """
     inputs = config.inputs("preprocess")
-    if absent := raw.left_out(config.run_dir / "raw"):
+    if absent := missing_views(config.run_dir / "raw"):
         inputs["raw.left_out"] = f"{len(absent)} views, SHA-256 {digest(sorted(absent))}"
     return inputs
 
@@ -165,7 +166,7 @@ def make_plan(config: Config) -> Plan:
     folder = config.run_dir / "raw"
     if not files.StageRecord(folder, config.inputs("scrape")).complete:
         raise InputError(f"{folder}: not complete; run galmerhpc scrape first")
-    plan = lay_out(config, RawStore(folder))
+    plan = lay_out(config, open_store(config))
     missing = np.unique(plan.samples.view[plan.rows[plan.samples.view] < 0])
     if len(missing):
         raise InputError(
@@ -187,7 +188,7 @@ def lay_out(config: Config, store: RawStore) -> Plan:
     InputError
         The split is impossible.
     """
-    views, absent = Views(require_catalogue(config)), raw.left_out(config.run_dir / "raw")
+    views, absent = Views(require_catalogue(config)), missing_views(config.run_dir / "raw")
     samples = assign(ViewTable(**views.table()), config.split, config.preprocess.copies)
     if absent:
         present = np.fromiter((view not in absent for view in views.ids()), bool, len(views))
