@@ -1,16 +1,32 @@
-"""A catalogue's runs and angles as an ordered list of views with stable ids."""
+"""A catalogue's runs and angles, or its table of images, as an ordered list of views."""
 
 import bisect
+import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, overload
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from galmerhpc.config import Catalogue, Render, Run, Snapshot
-from galmerhpc.parameters import AZIMUTH, INCLINATION, SPIN, SPINS, VIEWING_ANGLE
+from galmerhpc import tables
+from galmerhpc.config import (
+    IMAGE_COLUMNS,
+    Catalogue,
+    Images,
+    Render,
+    Run,
+    Snapshot,
+    Spin,
+    ViewGrid,
+)
+from galmerhpc.errors import InputError
+from galmerhpc.parameters import AZIMUTH, INCLINATION, NAMES, SPIN, SPINS, VIEWING_ANGLE
 from galmerhpc.preview import Preview, number_text
 
 
@@ -28,6 +44,10 @@ class View:
         Line of sight, degrees.
     render : Render
         Options of the picture.
+    file : Path or None
+        The picture, where it comes from a table of images.
+    name : str
+        Its name in that table.
     """
 
     run: Run
@@ -35,20 +55,22 @@ class View:
     theta: float
     phi: float
     render: Render
+    file: Path | None = None
+    name: str = ""
 
     @property
     def preview(self) -> Preview:
         """The view as a request to the preview service."""
-        r = self.render
-        return Preview(
-            nbins=r.nbins, snap_id=self.snapshot.id, phi=self.phi, theta=self.theta,
-            bins=1 / r.zoom, bri=r.brightness, xc=r.xc_kpc, yc=r.yc_kpc, gas=r.gas,
-            stars=r.stars, halo=r.halo, quantity=r.quantity,
-        )  # fmt: skip
+        return preview(self.render, self.snapshot.id, self.theta, self.phi)
 
     @property
     def id(self) -> str:
-        """Identity of the view, wherever in a list it stands: realisation and query string."""
+        """Identity of the view, wherever in a list it stands.
+
+        Realisation and query string; or a picture's name in its table, and its line of sight.
+        """
+        if self.file:
+            return _id_of_picture(self.name, self.theta, self.phi)
         return f"simulation={self.run.simulation}&{self.preview.query()}"
 
     @property
@@ -63,15 +85,40 @@ class View:
         }
 
 
+def preview(render: Render, snap_id: int, theta: float, phi: float) -> Preview:
+    """Return a request to the preview service.
+
+    Parameters
+    ----------
+    render : Render
+        Options of the picture.
+    snap_id : int
+        The service's number of the snapshot.
+    theta, phi : float
+        Line of sight, degrees.
+    """
+    r = render
+    return Preview(
+        nbins=r.nbins, snap_id=snap_id, phi=phi, theta=theta, bins=1 / r.zoom, bri=r.brightness,
+        xc=r.xc_kpc, yc=r.yc_kpc, gas=r.gas, stars=r.stars, halo=r.halo, quantity=r.quantity,
+    )  # fmt: skip
+
+
 class Views(Sequence[View]):
     """All views of a catalogue, in its order: run by run, snapshot, theta, phi innermost.
 
-    Views are made when asked for, so that millions of them take no memory.
+    Views are made when asked for, so that millions of them take no memory. Those of a table of
+    images come in the table's order.
 
     Parameters
     ----------
     catalogue : Catalogue
         The catalogue.
+
+    Raises
+    ------
+    InputError
+        The table of images cannot be read or a row of it is wrong; the message names the line.
 
     Examples
     --------
@@ -82,17 +129,16 @@ class Views(Sequence[View]):
     """
 
     def __init__(self, catalogue: Catalogue) -> None:
-        self._render = catalogue.render
-        self._blocks = []
-        for run in catalogue.runs:
-            grid = run.views or catalogue.views
-            thetas, phis = (
-                grid.theta_deg.values().tolist(),
-                grid.phi_deg.values().tolist(),
-            )
-            self._blocks += [(run, snapshot, thetas, phis) for snapshot in run.all_snapshots()]
-        sizes = [len(thetas) * len(phis) for _, _, thetas, phis in self._blocks]
-        self._ends = list(itertools.accumulate(sizes))
+        self._blocks: Sequence[_Grid | _Table]
+        if catalogue.images:
+            self._blocks = [_Table(catalogue.images, catalogue.render)]
+        else:
+            self._blocks = [
+                _Grid(run, snapshot, run.views or catalogue.views, catalogue.render)
+                for run in catalogue.runs
+                for snapshot in run.all_snapshots()
+            ]
+        self._ends = list(itertools.accumulate(map(len, self._blocks)))
 
     def __len__(self) -> int:
         """Return the number of views."""
@@ -110,20 +156,15 @@ class Views(Sequence[View]):
             raise IndexError(index)
         index %= len(self)
         block = bisect.bisect_right(self._ends, index)
-        run, snapshot, thetas, phis = self._blocks[block]
-        within = index - (self._ends[block - 1] if block else 0)
-        theta, phi = divmod(within, len(phis))
-        return View(run, snapshot, thetas[theta], phis[phi], self._render)
+        return self._blocks[block].view(index - (self._ends[block - 1] if block else 0))
 
     def ids(self) -> Iterator[str]:
         """Yield every view's id in order: millions of them in seconds."""
-        for run, snapshot, thetas, phis in self._blocks:
-            first = View(run, snapshot, thetas[0], phis[0], self._render).id
-            before, _, rest = first.partition("&phi=")
-            after = rest.partition("&theta=")[2].partition("&")[2]
-            phi_texts = [number_text(phi) for phi in phis]
-            for theta in map(number_text, thetas):
-                yield from (f"{before}&phi={phi}&theta={theta}&{after}" for phi in phi_texts)
+        return itertools.chain.from_iterable(block.ids() for block in self._blocks)
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """Return a label, or ``simulation``, of all views in order, shape (V,)."""
+        return np.concatenate([block.column(name) for block in self._blocks])
 
     def table(self) -> dict[str, NDArray[Any]]:
         """Return what tells views from each other, by name, each of shape (V,), in order.
@@ -131,17 +172,11 @@ class Views(Sequence[View]):
         They are ``simulation`` (int64) and ``inclination``, ``theta`` and ``phi`` (float64,
         degrees).
         """
-        sizes = [len(thetas) * len(phis) for _, _, thetas, phis in self._blocks]
-        runs = [run for run, _, _, _ in self._blocks]
         return {
-            "simulation": np.repeat(np.array([run.simulation for run in runs], np.int64), sizes),
-            "inclination": np.repeat([run.inclination_deg for run in runs], sizes),
-            "theta": np.concatenate(
-                [np.repeat(thetas, len(phis)) for _, _, thetas, phis in self._blocks]
-            ),
-            "phi": np.concatenate(
-                [np.tile(phis, len(thetas)) for _, _, thetas, phis in self._blocks]
-            ),
+            "simulation": self.column("simulation").astype(np.int64),
+            "inclination": self.column(INCLINATION.name),
+            "theta": self.column(VIEWING_ANGLE.name),
+            "phi": self.column(AZIMUTH.name),
         }
 
 
@@ -171,3 +206,267 @@ class Places:
             return np.full(count, -1)
         place = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
         return np.where(self._hashes[place] == wanted, self._order[place], -1)
+
+
+class _Grid:
+    """The views of one snapshot on a grid of directions."""
+
+    def __init__(self, run: Run, snapshot: Snapshot, grid: ViewGrid, render: Render) -> None:
+        self._run, self._snapshot, self._render = run, snapshot, render
+        self._theta, self._phi = grid.theta_deg, grid.phi_deg
+        self._rows, self._columns = grid.theta_deg.count, grid.phi_deg.count
+
+    def __len__(self) -> int:
+        return self._rows * self._columns
+
+    def view(self, index: int) -> View:
+        row, column = divmod(index, self._columns)
+        theta, phi = self._theta.at(row), self._phi.at(column)
+        return View(self._run, self._snapshot, theta, phi, self._render)
+
+    def ids(self) -> Iterator[str]:
+        before, _, rest = self.view(0).id.partition("&phi=")
+        after = rest.partition("&theta=")[2].partition("&")[2]
+        phis = [number_text(self._phi.at(k)) for k in range(self._columns)]
+        for k in range(self._rows):
+            theta = number_text(self._theta.at(k))
+            yield from (f"{before}&phi={phi}&theta={theta}&{after}" for phi in phis)
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        if name == VIEWING_ANGLE.name:
+            return np.repeat(self._theta.values(), self._columns)
+        if name == AZIMUTH.name:
+            return np.tile(self._phi.values(), self._rows)
+        return np.full(len(self), _of_run(self._run, name))
+
+
+def _of_run(run: Run, name: str) -> float:
+    """Return what all views of a run have in common, by name."""
+    own = {SPIN.name: SPINS[run.spin], INCLINATION.name: run.inclination_deg}
+    return {**own, **run.labels, "simulation": float(run.simulation)}[name]
+
+
+# --- the table of images --------------------------------------------------------------------------
+
+
+class _Table:
+    """The views of a table of images, one a row."""
+
+    def __init__(self, images: Images, render: Render) -> None:
+        self._folder, self._render = images.table.parent, render
+        rows = _read_table(images)
+        self._names = [row.name for row in rows]
+        self._theta = np.array([row.theta for row in rows])
+        self._phi = np.array([row.phi for row in rows])
+        number = {run: k for k, run in enumerate(dict.fromkeys(row.run for row in rows))}
+        self._number = np.array([number[row.run] for row in rows])
+        self._runs = [run.build(images.labels) for run in number]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def view(self, index: int) -> View:
+        run, name = self._runs[self._number[index]], self._names[index]
+        theta, phi = float(self._theta[index]), float(self._phi[index])
+        file = self._folder / name
+        return View(run, run.snapshots[0], theta, phi, self._render, file, name)
+
+    def ids(self) -> Iterator[str]:
+        return map(_id_of_picture, self._names, self._theta.tolist(), self._phi.tolist())
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        if name == VIEWING_ANGLE.name:
+            return self._theta
+        if name == AZIMUTH.name:
+            return self._phi
+        return np.array([_of_run(run, name) for run in self._runs])[self._number]
+
+
+def _id_of_picture(name: str, theta: float, phi: float) -> str:
+    """Write a picture's id: like a query string, since evaluation reads the line of sight there."""
+    return f"file={quote(name)}&phi={number_text(phi)}&theta={number_text(theta)}"
+
+
+class _RunOfRow(NamedTuple):
+    """What pictures of one snapshot have in common; millions of rows share few of them."""
+
+    spin: Spin
+    inclination: float
+    simulation: int
+    snapshot_id: int
+    time_myr: float
+    labels: tuple[float, ...]
+
+    def build(self, names: Sequence[str]) -> Run:
+        return Run(
+            spin=self.spin,
+            inclination_deg=self.inclination,
+            simulation=self.simulation,
+            snapshots=(Snapshot(id=self.snapshot_id, time_myr=self.time_myr),),
+            labels=dict(zip(names, self.labels, strict=True)),
+        )
+
+
+class _Row(NamedTuple):
+    """A row of the table."""
+
+    name: str
+    theta: float
+    phi: float
+    run: _RunOfRow
+
+
+_LARGEST = 2.0**31 - 1
+# Of the columns with numbers; one that is left out counts as zeros.
+_RANGES = {
+    INCLINATION.name: (0.0, 180.0),
+    AZIMUTH.name: (-180.0, 180.0),
+    VIEWING_ANGLE.name: (-90.0, 180.0),
+    "simulation": (0.0, _LARGEST),
+    "snapshot_id": (0.0, _LARGEST),
+    "time_myr": (-1e9, 1e9),
+}
+_WHOLE = ("simulation", "snapshot_id")
+
+
+def _read_table(images: Images) -> list[_Row]:
+    """Read the table of images.
+
+    Raises
+    ------
+    InputError
+        The file is missing, changed since the configuration was read, or wrong in a line.
+    """
+    path = images.table
+    content = tables.read_bytes(path)
+    if images.sha256 and hashlib.sha256(content).hexdigest() != images.sha256:
+        raise InputError(
+            f"{path}: has changed since the configuration of this run was written; put the old "
+            "one back, or choose another run_dir and import again"
+        )
+    needed = ("file", *NAMES, *images.labels)
+    rows = tables.parse(path, content, needed, IMAGE_COLUMNS, lambda cells: _row(cells, images))
+    name, times = Counter(row.name for row in rows).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"{path}: {name} is listed more than once")
+    return rows
+
+
+def _row(cells: Mapping[str, str], images: Images) -> _Row:
+    """Read a line.
+
+    Raises
+    ------
+    ValueError
+        It is wrong; the message names the column.
+    """
+    numbers = {name: _number(name, cells.get(name, "0")) for name in (*_RANGES, *images.labels)}
+    run = _RunOfRow(
+        _spin(cells[SPIN.name]),
+        numbers[INCLINATION.name],
+        int(numbers["simulation"]),
+        int(numbers["snapshot_id"]),
+        numbers["time_myr"],
+        tuple(numbers[name] for name in images.labels),
+    )
+    return _Row(_file(cells["file"]), numbers[VIEWING_ANGLE.name], numbers[AZIMUTH.name], run)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{name}: {text!r} is no number") from None
+    low, high = _RANGES.get(name, (-math.inf, math.inf))
+    if not (math.isfinite(number) and low <= number <= high):
+        raise ValueError(f"{name}: {text} is outside {low:g}..{high:g}")
+    if name in _WHOLE and number != int(number):
+        raise ValueError(f"{name}: {text} is no whole number")
+    return number
+
+
+def _spin(text: str) -> Spin:
+    if text in ("prograde", "0"):
+        return "prograde"
+    if text in ("retrograde", "1"):
+        return "retrograde"
+    raise ValueError(f"{SPIN.name}: {text!r} is neither prograde (0) nor retrograde (1)")
+
+
+def _file(text: str) -> str:
+    """Return a picture's name in one spelling: its identity, on whatever machine."""
+    path = PurePosixPath(text)
+    if not text or not text.isprintable() or path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"file: {text!r} names no file beside or below the table")
+    return str(path)
+
+
+# --- a catalogue for the eye ----------------------------------------------------------------------
+
+
+def describe(catalogue: Catalogue) -> str:
+    """Return a catalogue as text: runs, views, labels and counts.
+
+    Raises
+    ------
+    InputError
+        Its table of images cannot be read or is wrong.
+    """
+    views = Views(catalogue)
+    if catalogue.images:
+        lines = [f"table of images {catalogue.images.table}"]
+    else:
+        lines = [*_run_lines(catalogue), ""]
+        lines += [f"views   {_grid_text(grid)}" for grid in _grids(catalogue)]
+    r = catalogue.render
+    lines += [f"picture {r.nbins} x {r.nbins} pixels", "", "label           values"]
+    for name in (*NAMES, *catalogue.label_names):
+        values = _values(catalogue, views, name)
+        few = ", ".join(f"{value:g}" for value in values[:_FEW])
+        span = f"{values[0]:g} to {values[-1]:g} ({len(values)} values)"
+        lines.append(f"{name:15} {few if len(values) <= _FEW else span}")
+    what = "pictures to import" if catalogue.images else "requests"
+    return "\n".join([*lines, "", f"{len(views):,} views, as many {what}"])
+
+
+_FEW = 8  # values or snapshots that are listed one by one
+
+
+def _values(catalogue: Catalogue, views: Views, name: str) -> NDArray[np.float64]:
+    """Return the values of a label, ascending, without going through all views of grids."""
+    if catalogue.images:
+        return np.unique(views.column(name))
+    if name in (VIEWING_ANGLE.name, AZIMUTH.name):
+        axes = [
+            grid.theta_deg if name == VIEWING_ANGLE.name else grid.phi_deg
+            for grid in _grids(catalogue)
+        ]
+        return np.unique(np.concatenate([axis.values() for axis in axes]))
+    return np.unique([_of_run(run, name) for run in catalogue.runs])
+
+
+def _grids(catalogue: Catalogue) -> list[ViewGrid]:
+    """Return the different grids of directions, in order."""
+    return list(dict.fromkeys(run.views or catalogue.views for run in catalogue.runs))
+
+
+def _run_lines(catalogue: Catalogue) -> Iterator[str]:
+    yield "pair        orbit  spin          i  simulation  snapshots (id at time in Myr)     views"
+    for run in catalogue.runs:
+        grid = run.views or catalogue.views
+        snapshots = run.all_snapshots()
+        shown = ", ".join(f"{s.id} at {s.time_myr:g}" for s in snapshots[:_FEW])
+        if len(snapshots) > _FEW:
+            last = snapshots[-1]
+            shown = f"{shown}, ... {last.id} at {last.time_myr:g} ({len(snapshots)} in all)"
+        yield (
+            f"{run.pair:11} {run.orbit:5}  {run.spin:10} {run.inclination_deg:4g}  "
+            f"{run.simulation:10}  {shown:32} {len(snapshots) * grid.count:6,}"
+        )
+
+
+def _grid_text(grid: ViewGrid) -> str:
+    axes = [("theta", grid.theta_deg), ("phi", grid.phi_deg)]
+    return ", ".join(
+        f"{name} {a.start:g} to {a.at(a.count - 1):g} in steps of {a.step:g}" for name, a in axes
+    )

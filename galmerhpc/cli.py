@@ -9,12 +9,26 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from galmerhpc import __version__, files, parallel
-from galmerhpc.config import Config, dump, load, require_catalogue
+from galmerhpc.config import (
+    Config,
+    Render,
+    Simulate,
+    dump,
+    load,
+    load_catalogue,
+    require_catalogue,
+)
 from galmerhpc.errors import ExitCode, GalmerhpcError, InputError, InterruptedRunError
 
 log = logging.getLogger("galmerhpc")
+
+MOST_SPLIT_VIEWS = 10_000_000
+"""Views of which `catalogue show` counts the splits: seconds of work."""
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 RUN_HELP = """
 Do the whole job: scrape, preprocess, train, evaluate and report. A stage that is complete is
@@ -22,6 +36,48 @@ skipped, one that was interrupted goes on. Alone, or on many ranks:
 
   mpirun -np 2 galmerhpc run configs/demo.yaml
   srun --mpi=pmix galmerhpc run configs/multi_node.yaml training.epochs=10
+"""
+
+SHOW_HELP = """
+Print a catalogue: runs and snapshots, views, labels with their values, number of requests. Of a
+configuration also the sizes of its splits.
+
+  galmerhpc catalogue show configs/catalogues/demo.yaml
+  galmerhpc catalogue show configs/demo.yaml split.tile_deg=15
+"""
+
+PROBE_HELP = """
+Fetch one preview, say what came and save it, to find out which snapshot a number stands for. The
+picture's options are the catalogue's where there is one. A page instead of a picture is quoted,
+with exit code 1.
+
+  galmerhpc catalogue probe configs/demo.yaml --snap-id 27436
+  galmerhpc catalogue probe CONFIG scrape.source=http://galmer.obspm.fr --snap-id 27436 --theta 0
+"""
+
+LIBRARY_IMPORT_HELP = """
+Make a snapshot library of GalMer's particle snapshots, for the mirror to draw: set `library` to it.
+Each FITS file has a binary table with columns X Y Z VX VY VZ MASS M_GAS P_TYPE GAL; x-y is taken
+for the plane of the orbit. What the files do not say stands in a CSV table, a row a file:
+
+  file,id,time_myr,spin,inclination_deg,simulation
+  snap_010.fits,27436,100,retrograde,90,0
+
+Prints the runs of these snapshots for a catalogue. Needs astropy: pip install 'galmerhpc[fits]'
+
+  galmerhpc library import snap_*.fits --table snapshots.csv --output galmer.h5 > galmer.yaml
+"""
+
+IMAGES_IMPORT_HELP = """
+Bring a folder of pictures into a run, in place of scraping; `galmerhpc run` does so by itself. The
+configuration names the CSV table that lies with the pictures, and their size:
+
+  catalogue: {images: {table: pictures/labels.csv}, render: {nbins: 256}}
+
+  file,spin,inclination,azimuth,viewing_angle        (also: simulation,snapshot_id,time_myr)
+  001.png,prograde,45,30,60
+
+GIF, PNG or JPEG, square, all of one size, 8-bit grey or RGB; docs/format.md says more.
 """
 
 
@@ -59,10 +115,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"galmerhpc {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
+    def group(name: str, summary: str) -> Commands:
+        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        return command.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
     def add(
-        name: str, function: object, summary: str, description: str = ""
+        name: str, function: object, summary: str, description: str = "", to: Commands = commands
     ) -> argparse.ArgumentParser:
-        command = commands.add_parser(
+        command = to.add_parser(
             name, help=summary, description=description or f"{summary[0].upper()}{summary[1:]}.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
@@ -70,9 +130,10 @@ def make_parser() -> argparse.ArgumentParser:
         return command
 
     def add_stage(
-        name: str, function: object, summary: str, description: str = "", what: str = "CONFIG"
-    ) -> None:
-        command = add(name, function, summary, description)
+        name: str, function: object, summary: str, description: str = "", what: str = "CONFIG",
+        to: Commands = commands,
+    ) -> argparse.ArgumentParser:  # fmt: skip
+        command = add(name, function, summary, description, to)
         run = "; or a run folder" if "RUN" in what else ""
         command.add_argument("config", metavar=what, help=f"configuration file{run}")
         command.add_argument(
@@ -81,6 +142,7 @@ def make_parser() -> argparse.ArgumentParser:
             nargs="*",
             help="replace a key of the file, as in training.epochs=3",
         )
+        return command
 
     add_stage("run", run, "do the whole job, skipping what is complete", RUN_HELP)
     add_stage("simulate", simulate, "compute N-body encounters into a snapshot library (MPI)")
@@ -105,6 +167,38 @@ def make_parser() -> argparse.ArgumentParser:
 
     command = add("info", info, "print what is inside a shard, a spool or a snapshot library")
     command.add_argument("file", metavar="SHARD", help="the file")
+
+    show = group("catalogue", "look at a catalogue, or at one preview of its service")
+    add_stage("show", catalogue_show, "print runs, views, labels and counts", SHOW_HELP, to=show)
+    command = add_stage(
+        "probe", catalogue_probe, "fetch one preview and say what it is", PROBE_HELP, to=show
+    )
+    command.add_argument("--snap-id", type=int, required=True, help="the service's snapshot number")
+    command.add_argument("--theta", type=float, default=45, help="viewing angle, degrees (45)")
+    command.add_argument("--phi", type=float, default=30, help="azimuth, degrees (30)")
+    command.add_argument(
+        "--output", type=Path, metavar="FILE", help="picture to write (default: snapshot-ID.gif)"
+    )
+    images = group("images", "pictures of your own")
+    add_stage(
+        "import", images_import, "bring a folder of pictures into a run (MPI)",
+        IMAGES_IMPORT_HELP, to=images,
+    )  # fmt: skip
+    library = group("library", "snapshot libraries")
+    command = add(
+        "import", library_import, "make one of GalMer's FITS files", LIBRARY_IMPORT_HELP, to=library
+    )
+    command.add_argument("fits", type=Path, metavar="FITS", nargs="+", help="particle snapshot")
+    command.add_argument(
+        "--table", type=Path, required=True, metavar="CSV", help="what each file is (see above)"
+    )
+    command.add_argument(
+        "--output", type=Path, required=True, metavar="FILE", help="library to write"
+    )
+    command.add_argument("--length-kpc", type=float, default=1.0, help="unit of X, Y, Z in kpc (1)")
+    command.add_argument(
+        "--mass-msun", type=float, default=2.3e9, help="unit of MASS in solar masses (2.3e9)"
+    )
 
     command = add("mirror", mirror, "serve GalMer's preview protocol from a snapshot library")
     command.add_argument(
@@ -143,11 +237,10 @@ def open_run(config: Config) -> Config:
 
 def run(given: argparse.Namespace) -> None:
     """Do all stages."""
-    from galmerhpc.models.build import check_supported
-
     config = read_config(given)
-    check_supported(config)
-    for stage in (scrape, preprocess, train, evaluate, report):
+    of_images = config.catalogue is not None and config.catalogue.images is not None
+    first = images_import if of_images else scrape
+    for stage in (first, preprocess, train, evaluate, report):
         log.info("== %s", stage.__name__)
         stage(given)
     if parallel.rank() == 0:
@@ -170,7 +263,8 @@ def scrape(given: argparse.Namespace) -> None:
     from galmerhpc.dataset.scrape import scrape
 
     config = read_config(given)
-    require_catalogue(config)
+    if require_catalogue(config).images:
+        raise InputError("catalogue.images: pictures of a folder; run galmerhpc images import")
     if files.StageRecord(config.run_dir / "raw", config.inputs("scrape")).complete:
         log.info("scrape: complete, nothing to do")
         return
@@ -233,12 +327,9 @@ def preprocess(given: argparse.Namespace) -> None:
 
 def train(given: argparse.Namespace) -> None:
     """Train."""
-    from galmerhpc.models.build import check_supported
     from galmerhpc.training.train import train
 
-    config = read_config(given)
-    check_supported(config)
-    train(open_run(config))
+    train(open_run(read_config(given)))
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -291,6 +382,67 @@ def info(given: argparse.Namespace) -> None:
 
     path = Path(given.file)
     print("\n".join(library.describe(path) if library.is_library(path) else describe(path)))
+
+
+def catalogue_show(given: argparse.Namespace) -> None:
+    """Print a catalogue."""
+    from galmerhpc.catalogue import Views, describe
+    from galmerhpc.dataset.split import ViewTable, assign
+
+    catalogue = load_catalogue(Path(given.config), given.overrides)
+    if catalogue is not None:
+        print(describe(catalogue))
+        return
+    config = read_config(given)
+    catalogue = require_catalogue(config)
+    print(describe(catalogue), flush=True)
+    views = Views(catalogue)
+    if len(views) > MOST_SPLIT_VIEWS:
+        return
+    table = ViewTable(**views.table())
+    counts = assign(table, config.split, config.preprocess.copies).counts()
+    sizes = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    print(f"split {config.split.kind}, samples with their copies: {sizes}")
+
+
+def catalogue_probe(given: argparse.Namespace) -> None:
+    """Fetch one preview."""
+    from galmerhpc.catalogue import preview
+    from galmerhpc.dataset.probe import probe
+    from galmerhpc.preview import Preview
+
+    config = read_config(given)
+    render = config.catalogue.render if config.catalogue else Render()
+    wanted = preview(render, given.snap_id, given.theta, given.phi)
+    try:
+        Preview.parse(wanted.query())
+    except (ValueError, OverflowError) as error:  # the latter of an infinite angle
+        raise InputError(f"--snap-id, --theta, --phi: {error}") from None
+    with preview_service(config) as source:
+        print(probe(config, source, wanted, given.output))
+
+
+def images_import(given: argparse.Namespace) -> None:
+    """Bring a folder of pictures into a run."""
+    from galmerhpc.dataset.import_images import import_images
+
+    config = read_config(given)
+    import_images(open_run(config))
+
+
+def library_import(given: argparse.Namespace) -> None:
+    """Make a snapshot library of FITS files."""
+    from galmerhpc.simulate.import_fits import import_fits
+
+    runs = import_fits(
+        given.fits,
+        given.table,
+        given.output,
+        length_kpc=given.length_kpc,
+        mass_msun=given.mass_msun,
+        neighbours=Simulate().smoothing_neighbours,
+    )
+    print(runs, end="")
 
 
 def mirror(given: argparse.Namespace) -> None:

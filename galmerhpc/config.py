@@ -7,9 +7,11 @@ combination is an `InputError` that names the key.
 import difflib
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import numpy as np
 import yaml
@@ -23,14 +25,23 @@ from pydantic import (
     model_validator,
 )
 
+from galmerhpc import tables
 from galmerhpc.errors import InputError
-from galmerhpc.parameters import NAMES, PARAMETERS
+from galmerhpc.parameters import AZIMUTH, INCLINATION, NAMES, SPIN, VIEWING_ANGLE, Parameter, named
 
 Spin = Literal["prograde", "retrograde"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
+# Nobody means a number beyond these bounds, and arithmetic within them cannot overflow.
+Positive = Annotated[float, Field(ge=1e-9, le=1e9)]
+Real = Annotated[float, Field(ge=-1e9, le=1e9)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[int, Field(ge=0, lt=2**31)]
+"""Of a snapshot or a realisation, as the preview protocol and the shards hold it."""
+
+
+MAX_SNAPSHOTS = 200_000
+"""Snapshots of one catalogue: three times all of GalMer's."""
 
 
 class Section(BaseModel):
@@ -113,8 +124,8 @@ class Orbit(Section):
 class SnapshotTimes(Section):
     """Equally spaced times of snapshots, relative to the pericentre passage that happened."""
 
-    start_myr: float = -100.0
-    stop_myr: float = 300.0
+    start_myr: Real = -100.0
+    stop_myr: Real = 300.0
     step_myr: Positive = 10.0
 
     def values(self) -> NDArray[np.float64]:
@@ -137,7 +148,7 @@ class Simulate(Section):
     for models of equal mass, as gSa and gSb are, it is the first galaxy's over the second's."""
     spins: tuple[Spin, ...] = ("prograde", "retrograde")
     """Sense of the first disc's rotation relative to the orbit."""
-    inclination1_deg: float = 0.0
+    inclination1_deg: Real = 0.0
     """Tilt i1 of disc 1 against the orbital plane about the line of pericentre."""
     inclinations2_deg: tuple[float, ...] = (0.0, 45.0, 75.0, 90.0)
     """Tilts i2 of disc 2; the pair's relative inclination is i2 - i1."""
@@ -170,6 +181,9 @@ class Simulate(Section):
             raise ValueError("orbit.start_separation_kpc must exceed twice orbit.pericentre_kpc")
         if self.snapshots.stop_myr < self.snapshots.start_myr:
             raise ValueError("snapshots.stop_myr is before snapshots.start_myr")
+        count = (self.snapshots.stop_myr - self.snapshots.start_myr) / self.snapshots.step_myr
+        if count > MAX_SNAPSHOTS:
+            raise ValueError(f"snapshots: more than {MAX_SNAPSHOTS} an encounter")
         for key in ("start_myr", "step_myr"):
             steps = getattr(self.snapshots, key) / self.step_myr
             if abs(steps - round(steps)) > 1e-9:
@@ -185,30 +199,43 @@ class Simulate(Section):
 
 # --- the views ------------------------------------------------------------------------------------
 
+IMAGE_COLUMNS = ("file", "simulation", "snapshot_id", "time_myr")
+"""Columns of a table of images besides its labels; all but the first may be left out."""
+
 
 class Render(Section):
     """Options of a preview picture; the names are those of the service."""
 
     nbins: Annotated[int, Field(ge=16, le=2048)] = 400
     """Width and height in pixels."""
-    zoom: Positive = 6.0
+    zoom: Annotated[float, Field(ge=1e-3, le=1e3)] = 6.0
     """Pixels per kpc; the service's query carries its inverse."""
-    brightness: float = 4.0
-    xc_kpc: float = 0.0
-    yc_kpc: float = 0.0
+    brightness: Annotated[float, Field(ge=-100, le=100)] = 4.0
+    xc_kpc: Annotated[float, Field(ge=-1e4, le=1e4)] = 0.0
+    yc_kpc: Annotated[float, Field(ge=-1e4, le=1e4)] = 0.0
     gas: bool = True
     stars: bool = True
     halo: bool = False
-    quantity: Annotated[int, Field(ge=0)] = 0
+    quantity: Annotated[int, Field(ge=0, le=100)] = 0
     """0: surface density."""
 
 
 class Angles(Section):
     """Equally spaced angles, both ends included where the step reaches them."""
 
-    start: float
-    stop: float
-    step: Positive
+    start: Real
+    stop: Real
+    step: Annotated[float, Field(ge=1e-3, le=1e9)]
+    """Degrees; a thousandth moves nothing in a picture by as much as a pixel."""
+
+    @property
+    def count(self) -> int:
+        """Number of angles."""
+        return _count(self.start, self.stop, self.step)
+
+    def at(self, index: int) -> float:
+        """Return one of the angles, degrees."""
+        return self.start + index * self.step
 
     def values(self) -> NDArray[np.float64]:
         """Return the angles, degrees."""
@@ -229,6 +256,11 @@ class ViewGrid(Section):
     phi_deg: Angles = Angles(start=0, stop=180, step=1)
     """Azimuth of the line of sight about that normal."""
 
+    @property
+    def count(self) -> int:
+        """Number of directions."""
+        return self.theta_deg.count * self.phi_deg.count
+
     @model_validator(mode="after")
     def _check(self) -> "ViewGrid":
         if self.theta_deg.start < -90 or self.theta_deg.stop > 180:
@@ -241,9 +273,9 @@ class ViewGrid(Section):
 class Snapshot(Section):
     """One snapshot of a run."""
 
-    id: Annotated[int, Field(ge=0)]
+    id: Number
     """The service's number of it."""
-    time_myr: float
+    time_myr: Real
     """Time since pericentre."""
 
 
@@ -253,16 +285,16 @@ class Run(Section):
     spin: Spin
     inclination_deg: Annotated[float, Field(ge=0.0, le=180.0)]
     """Relative inclination of the two discs."""
-    simulation: Annotated[int, Field(ge=0)] = 0
+    simulation: Number = 0
     """Which realisation of this encounter it is."""
     pair: str = "gSa-gSb"
     orbit: int = 1
     snapshots: tuple[Snapshot, ...] = ()
     """Snapshots one by one, or leave it out and give first_id, count, first_time_myr, step_myr."""
-    first_id: Annotated[int, Field(ge=0)] | None = None
+    first_id: Number | None = None
     """Number of the first of consecutive snapshots."""
-    count: Count = 1
-    first_time_myr: float = 0.0
+    count: Annotated[int, Field(ge=1, le=MAX_SNAPSHOTS)] = 1
+    first_time_myr: Real = 0.0
     step_myr: Positive = 50.0
     views: ViewGrid | None = None
     """Directions of this run, where they differ from the catalogue's."""
@@ -273,9 +305,17 @@ class Run(Section):
     def _check(self) -> "Run":
         if bool(self.snapshots) == (self.first_id is not None):
             raise ValueError("give either snapshots or first_id")
+        if self.first_id is not None and self.first_id + self.count > 2**31:
+            raise ValueError("first_id + count: a snapshot's number must stay below 2**31")
         if clash := set(self.labels) & set(NAMES):
             raise ValueError(f"labels: {', '.join(sorted(clash))} cannot be given again")
         return self
+
+    def snapshot_ids(self) -> NDArray[np.int64]:
+        """Return the snapshots' numbers, however they were given."""
+        if self.first_id is None:
+            return np.array([snapshot.id for snapshot in self.snapshots], np.int64)
+        return self.first_id + np.arange(self.count, dtype=np.int64)
 
     def all_snapshots(self) -> tuple[Snapshot, ...]:
         """Return the snapshots, however they were given."""
@@ -287,44 +327,86 @@ class Run(Section):
         )
 
 
+class Images(Section):
+    """Pictures that are already there, and the table of their labels (docs/format.md)."""
+
+    table: Path
+    """CSV file, relative to the catalogue's own place; its pictures lie beside or below it."""
+    sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
+    """The table's checksum. Leave it out: it is taken when the configuration is read, so that a
+    stage can tell that the table was changed since."""
+    labels: tuple[str, ...] = ()
+    """Columns that are labels besides the four of every table."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Images":
+        if clash := set(self.labels) & {*NAMES, *IMAGE_COLUMNS}:
+            raise ValueError(f"labels: {', '.join(sorted(clash))} cannot be given again")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels: give none twice")
+        return self
+
+
 class Catalogue(Section):
-    """What to fetch: every view of every snapshot of every run."""
+    """What to fetch: every view of every snapshot of every run; or what to import: `images`."""
 
     render: Render = Render()
     views: ViewGrid = ViewGrid()
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...] = ()
     allow_equivalent_views: bool = False
     """Accept (theta, phi) together with (-theta, phi +- 180): one picture rolled by 180 deg."""
+    images: Images | None = None
+    """Pictures from a folder, in place of runs and views; `render.nbins` is their size."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the labels that every view carries besides the four of `parameters`."""
+        return self.images.labels if self.images else tuple(self.runs[0].labels)
 
     @model_validator(mode="after")
     def _check(self) -> "Catalogue":
+        if self.images:
+            if self.runs or self.views != ViewGrid() or self.allow_equivalent_views:
+                raise ValueError("images: they bring their views; leave out runs and views")
+            return self
         if not self.runs:
             raise ValueError("runs: the catalogue is empty")
-        ids = [s.id for run in self.runs for s in run.all_snapshots()]
-        if twice := {i for i in ids if ids.count(i) > 1}:
-            raise ValueError(f"runs: snapshot {min(twice)} is listed more than once")
+        total = sum(
+            run.count if run.first_id is not None else len(run.snapshots) for run in self.runs
+        )
+        if total > MAX_SNAPSHOTS:
+            raise ValueError(f"runs: {total} snapshots, more than {MAX_SNAPSHOTS}; divide it")
+        ids, times = np.unique(
+            np.concatenate([run.snapshot_ids() for run in self.runs]), return_counts=True
+        )
+        if (times > 1).any():
+            raise ValueError(f"runs: snapshot {ids[times > 1][0]} is listed more than once")
         if len({frozenset(run.labels) for run in self.runs}) > 1:
             raise ValueError("runs: every run must carry the same extra labels")
         if not self.allow_equivalent_views:
-            for run in self.runs:
-                _refuse_equivalent_views(run.views or self.views)
+            for views in {run.views or self.views for run in self.runs}:
+                _refuse_equivalent_views(views)
         return self
 
 
 def _refuse_equivalent_views(views: ViewGrid) -> None:
     """Raise ValueError where two directions of the grid give one picture."""
-    seen: set[tuple[float, float]] = set()
-    for theta in views.theta_deg.values():
-        for phi in views.phi_deg.values():
-            same = (theta, phi) if theta >= 0 else (-theta, phi + 180.0)
-            key = (round(float(same[0]), 6), round(float(same[1]) % 360.0, 6))
-            if key in seen:
-                raise ValueError(
-                    f"views: theta {theta:g}, phi {phi:g} shows what another of the grid "
-                    "shows (phi wraps at 360, and (theta, phi) is (-theta, phi +- 180)); narrow "
-                    "the range or set allow_equivalent_views: true"
-                )
-            seen.add(key)
+    theta = np.round(views.theta_deg.values(), 6)
+    phi = np.round(views.phi_deg.values(), 6)
+    around, first = np.unique(phi % 360, return_index=True)
+    both_signs = np.intersect1d(theta[theta >= 0], -theta[theta < 0])
+    opposite = np.isin(around, np.round(around + 180, 6) % 360)
+    if len(around) < len(phi):
+        twice = theta[0], np.delete(phi, first)[0]
+    elif len(both_signs) and opposite.any():
+        twice = both_signs[0], phi[first[opposite][0]]
+    else:
+        return
+    raise ValueError(
+        f"views: theta {twice[0]:g}, phi {twice[1]:g} shows what another of the grid "
+        "shows (phi wraps at 360, and (theta, phi) is (-theta, phi +- 180)); narrow "
+        "the range or set allow_equivalent_views: true"
+    )
 
 
 # --- the data -------------------------------------------------------------------------------------
@@ -438,6 +520,11 @@ class Model(Section):
     """flatten: Flatten and Dense, the authors' head; gap: global average pooling before it."""
     class_width_deg: Positive = 5.0
     """Width of the azimuth's and viewing angle's classes."""
+    spin: Literal["number", "probability"] = "number"
+    """number: a regression between 0 and 1; probability: that of retrograde, by a sigmoid and
+    binary cross-entropy."""
+    sine_cosine: tuple[str, ...] = ()
+    """Angles that regression learns as sine and cosine, for which -180 and 180 deg are one."""
     dropout: Fraction = 0.0
     """Share of the head's inputs that training drops."""
     batchnorm_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
@@ -450,6 +537,48 @@ class Schedule(Section):
     kind: Literal["constant", "cosine"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     """Steps of linear warm-up before either kind."""
+    batch_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """How the peak rate grows with the global batch over reference_batch: linear for sgd (Goyal et
+    al. 2017, arXiv:1706.02677), sqrt for adam (Malladi et al. 2022, arXiv:2205.10287)."""
+    reference_batch: Count = 32
+    """Global batch for which training.learning_rate is given."""
+
+
+class Optimizer(Section):
+    """What turns gradients into steps."""
+
+    kind: Literal["adam", "adamw", "sgd"] = "adam"
+    """adam: the paper's."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Share of the weights that an adamw step takes away, times the learning rate; biases and batch
+    normalisation keep theirs."""
+    momentum: Fraction = 0.0
+    """Share of the last step that an sgd step keeps."""
+    clip_norm: Positive | None = None
+    """Longest gradient, all weights together and summed over ranks; a longer one is cut to this."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Optimizer":
+        if (self.kind == "adamw") != (self.weight_decay > 0):
+            raise ValueError("weight_decay goes with kind: adamw, and adamw needs one above 0")
+        if self.momentum and self.kind != "sgd":
+            raise ValueError("momentum goes with kind: sgd")
+        return self
+
+
+class OnlineAugment(Section):
+    """Ranges of the changes that training makes to each image anew in each epoch; 0: none."""
+
+    rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+    """Roll of the picture, drawn from -rotation_deg..rotation_deg."""
+    intensity: Fraction = 0.0
+    """Relative change of brightness, drawn from 1 - intensity..1 + intensity."""
+    psf_fwhm_px: Annotated[float, Field(ge=0.0, le=8.0)] = 0.0
+    """Full width at half maximum of a telescope's image of a star, drawn from 0..psf_fwhm_px."""
+    blur_px: Annotated[float, Field(ge=0.0, le=8.0)] = 0.0
+    """Gaussian blur's sigma in pixels, drawn from 0..blur_px."""
+    noise: Annotated[float, Field(ge=0.0)] = 0.0
+    """Gaussian noise's sigma in grey levels of 0..255, drawn from 0..noise."""
 
 
 class Training(Section):
@@ -458,10 +587,16 @@ class Training(Section):
     epochs: Count = 50
     batch_size: Count = 32
     """Images per step over ALL ranks."""
-    loss: Literal["mae", "mse", "huber"] = "mae"
+    loss: Literal["mae", "mse", "huber", "binary_crossentropy", "categorical_crossentropy"] = "mae"
+    """mae, mse, huber: regression; binary_crossentropy: classification by a sigmoid a class, the
+    paper's; categorical_crossentropy: classification by a softmax a parameter."""
+    loss_weights: dict[str, Positive] = {}
+    """Weight of a parameter's loss by name; 1 where it is not named."""
+    optimizer: Optimizer = Optimizer()
     learning_rate: Positive = 1e-3
-    """Peak rate of Adam."""
+    """Peak rate at a global batch of schedule.reference_batch."""
     schedule: Schedule = Schedule()
+    augment: OnlineAugment = OnlineAugment()
     standardise_targets: bool = True
     """Train on targets of mean 0, variance 1 (the model undoes it); raw degrees drown the spin."""
     ema_momentum: Fraction = 0.0
@@ -483,6 +618,12 @@ class Training(Section):
     """Seconds after which a rank that does not answer ends the job; must exceed first-step tracing
     and work that only rank 0 does."""
     seed: Seed = 0
+
+    def peak_rate(self) -> float:
+        """Return the highest learning rate, scaled to the global batch."""
+        growth = self.batch_size / self.schedule.reference_batch
+        power = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}[self.schedule.batch_scaling]
+        return float(self.learning_rate * growth**power)
 
 
 class Lookup(Section):
@@ -526,26 +667,60 @@ class Config(Section):
     def _check(self) -> "Config":
         if not self.parameters or len(set(self.parameters)) != len(self.parameters):
             raise ValueError("parameters: give at least one label and none twice")
-        extra = set(self.catalogue.runs[0].labels) if self.catalogue else set()
+        extra = set(self.catalogue.label_names) if self.catalogue else set()
         for name in self.parameters:
             if name not in NAMES and self.catalogue and name not in extra:
                 raise ValueError(
                     f"parameters: no label {name!r} "
                     f"(there are: {', '.join((*NAMES, *sorted(extra)))})"
                 )
-        if self.model.architecture == "table1_cnn" and self.preprocess.image_size % 32:
+        if self.scrape.source == "mirror" and self.catalogue and not self.catalogue.images:
+            for key in ("halo", "quantity"):
+                if getattr(self.catalogue.render, key):
+                    raise ValueError(
+                        f"catalogue.render.{key}: the mirror draws luminous particles' surface "
+                        "density only; leave it out, or set scrape.source to an address"
+                    )
+        if unknown := set(self.training.loss_weights) - set(self.parameters):
+            raise ValueError(f"training.loss_weights: {min(unknown)} is not among the parameters")
+        for name in self.model.sine_cosine:
+            if name not in self.parameters or named(name).unit != "deg":
+                raise ValueError(f"model.sine_cosine: {name} is not an angle of the parameters")
+        if self.model.spin == "probability" and SPIN.name not in self.parameters:
+            raise ValueError("model.spin: probability needs spin among the parameters")
+        classification = self.model.task == "classification"
+        if classification:
+            self._check_classes()
+        if ("crossentropy" in self.training.loss) != classification:
             raise ValueError(
-                f"model.architecture: table1_cnn halves its images five times, so "
-                f"preprocess.image_size must be a multiple of 32, not {self.preprocess.image_size}"
+                f"training.loss: {self.training.loss} does not go with model.task: "
+                f"{self.model.task} (regression has mae, mse and huber, classification "
+                "binary_crossentropy and categorical_crossentropy)"
             )
-        if self.model.task == "classification":
-            if self.parameters != NAMES:
-                raise ValueError(
-                    f"model.task: classification needs parameters: [{', '.join(NAMES)}]"
-                )
-            for parameter in PARAMETERS.values():
-                parameter.classes(self.model.class_width_deg)
         return self
+
+    def _check_classes(self) -> None:
+        """Raise ValueError where a label has no class."""
+        if self.model.sine_cosine or self.model.spin != "number":
+            raise ValueError("model: sine_cosine and spin go with task: regression")
+        for name in self.parameters:
+            if name not in NAMES:
+                raise ValueError(
+                    f"model.task: classification has no classes for {name} "
+                    f"(it has them for {', '.join(NAMES)})"
+                )
+            named(name).classes(self.model.class_width_deg)
+        if self.catalogue:
+            for run in self.catalogue.runs:
+                views = run.views or self.catalogue.views
+                labels = {
+                    INCLINATION: (run.inclination_deg,),
+                    AZIMUTH: (views.phi_deg.start, views.phi_deg.stop),
+                    VIEWING_ANGLE: (views.theta_deg.start, views.theta_deg.stop),
+                }
+                for parameter, values in labels.items():
+                    if parameter.name in self.parameters:
+                        _refuse_without_class(parameter, values)
 
     def inputs(self, stage: "Stage") -> dict[str, Any]:
         """Return the keys that decide what a stage makes, flat: ``{"preprocess.image_size": 64}``.
@@ -556,9 +731,23 @@ class Config(Section):
         flat = _flatten(self.model_dump(mode="json"))
         stages = get_args(Stage)
         wanted = [key for s in stages[: stages.index(stage) + 1] for key in _STAGE_KEYS[s]]
+        # A table of images may move; its checksum says what is in it.
+        flat.pop("catalogue.images.table", None)
         return {
             k: v for k, v in flat.items() if any(k == w or k.startswith(w + ".") for w in wanted)
         }
+
+
+def _refuse_without_class(parameter: Parameter, values: Sequence[float]) -> None:
+    """Raise ValueError where a value of the catalogue is in none of the parameter's classes."""
+    low, high, listed = parameter.low, parameter.high, parameter.values
+    for value in values:
+        if value not in listed if listed else not low <= value <= high:
+            classes = ", ".join(f"{v:g}" for v in listed) or f"{low:g}..{high:g}"
+            raise ValueError(
+                f"model.task: classification has no class for {parameter.name} {value:g} of "
+                f"the catalogue (it has them for {classes})"
+            )
 
 
 Stage = Literal["scrape", "preprocess", "train", "evaluate"]
@@ -591,7 +780,11 @@ _STAGE_KEYS: dict[str, tuple[str, ...]] = {
 
 def grid(start: float, stop: float, step: float) -> NDArray[np.float64]:
     """Return start, start + step, ... up to and including stop."""
-    return start + step * np.arange(int((stop - start) / step + 1e-9) + 1, dtype=np.float64)
+    return start + step * np.arange(_count(start, stop, step), dtype=np.float64)
+
+
+def _count(start: float, stop: float, step: float) -> int:
+    return int((stop - start) / step + 1e-9) + 1
 
 
 def digest(values: Any) -> str:
@@ -617,16 +810,53 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         The file cannot be read, or a key or value is wrong; the message names file and key.
     """
     path = Path(path)
-    values = _read_yaml(path)
+    values, catalogue = _read_yaml(path), None
     for override in overrides:
         _override(values, override)
-    if isinstance(values.get("catalogue"), str):
-        values["catalogue"] = _read_yaml(path.parent / values["catalogue"])
+    try:
+        if isinstance(values.get("catalogue"), str):
+            catalogue = path.parent / values["catalogue"]
+            values["catalogue"] = _read_yaml(catalogue)
+        _locate_images(values.get("catalogue"), (catalogue or path).parent)
+    except InputError as error:
+        raise InputError(f"{path}: catalogue: {_shortened(str(error))}") from None
     values.setdefault("run_dir", f"runs/{path.stem}")
+    return _validated(path, values, catalogue)
+
+
+def load_catalogue(path: Path, overrides: Sequence[str] = ()) -> Catalogue | None:
+    """Read a catalogue's own file; None where the file is a configuration (or no file at all).
+
+    Raises
+    ------
+    InputError
+        It is a catalogue and a key or value is wrong; the message names file and key.
+    """
+    values = _read_yaml(path) if path.is_file() else {}
+    if not values.keys() & {"runs", "images"}:
+        return None
+    for override in overrides:
+        _override(values, override)
+    _locate_images(values, path.parent)
+    return _validated(path, {"run_dir": "", "catalogue": values}, path).catalogue
+
+
+def _validated(path: Path, values: dict[str, Any], catalogue: Path | None) -> Config:
+    """Make the configuration of a file, whose catalogue may stand in a file of its own."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
+        faults = list(_explain(error))
+    lines = []
+    for fault in faults[:_MOST_FAULTS]:
+        of_catalogue, _, rest = fault.partition("catalogue")
+        if catalogue and not of_catalogue:
+            lines.append(f"{catalogue}: {_shortened(rest.lstrip('.: '))}")
+        else:
+            lines.append(f"{path}: {_shortened(fault)}")
+    if len(faults) > _MOST_FAULTS:
+        lines.append(f"and {len(faults) - _MOST_FAULTS} more")
+    raise InputError("\n".join(lines))
 
 
 def dump(config: Config) -> str:
@@ -647,6 +877,17 @@ def require_catalogue(config: Config) -> Catalogue:
             "catalogue: missing; name a file such as catalogues/demo.yaml in the configuration"
         )
     return config.catalogue
+
+
+def _locate_images(catalogue: Any, place: Path) -> None:
+    """Make the path of a table of images absolute, and take the table's checksum."""
+    images = catalogue.get("images") if isinstance(catalogue, dict) else None
+    if not isinstance(images, dict) or not isinstance(images.get("table"), str):
+        return  # none, or a fault that validation names
+    table = place / images["table"]
+    if "sha256" not in images:
+        images["sha256"] = hashlib.sha256(tables.read_bytes(table)).hexdigest()
+    images["table"] = str(table.absolute())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -688,6 +929,16 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise InputError(f"{override}: the value is not valid YAML") from None
 
 
+# A few lines of YAML can stand for a key or value of any length, or hold any number of faults.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
+_LONGEST_LINE, _MOST_FAULTS = 600, 20
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE // 2]} ... {text[-200:]}"
+
+
 def _explain(error: ValidationError) -> Iterator[str]:
     """Turn pydantic's report into one line a fault: the key, what is wrong, what is allowed."""
     for fault in error.errors():
@@ -704,22 +955,21 @@ def _explain(error: ValidationError) -> Iterator[str]:
             case "value_error":
                 yield f"{key}: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"])
             case _:
-                yield f"{key}: {fault['msg'][0].lower()}{fault['msg'][1:]}, not {fault['input']!r}"
+                what = _SHORT.repr(fault["input"])
+                yield f"{key}: {fault['msg'][0].lower()}{fault['msg'][1:]}, not {what}"
 
 
 def _keys_at(place: tuple[int | str, ...]) -> list[str]:
     """Return the keys allowed at a place of the file."""
     section: Any = Config
     for step in place:
-        if isinstance(step, str) and isinstance(section, type) and issubclass(section, BaseModel):
-            section = section.model_fields[step].annotation
-        # A list, a mapping or an optional section: look for the section inside its type.
-        while not isinstance(section, type):
-            inner = [a for a in get_args(section) if a not in (type(None), str, ...)]
-            if not inner:
-                return []
-            section = inner[-1]
-    return list(section.model_fields) if issubclass(section, BaseModel) else []
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            section = section.model_fields[str(step)].annotation
+        else:  # a list or a mapping: what is inside
+            section = [inner for inner in get_args(section) if inner is not Ellipsis][-1]
+        if get_origin(section) is UnionType:  # an optional section
+            section = get_args(section)[0]
+    return list(section.model_fields)
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -5,13 +5,36 @@ Floating-point sums depend on their order; here every term is rounded once to a 
 depend on how samples were dealt to ranks (for up to 2**23 terms of magnitude below 2**20).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from galmerhpc.parameters import class_groups, decode_classes, encode_classes
+
 _COARSE, _FINE = 2.0**-10, 2.0**-40
+
+
+S = TypeVar("S", bound="Sums")
+
+
+class Sums(Protocol):
+    """What ranks add up: the sums over each rank's samples, then the ranks' sums."""
+
+    def __add__(self: S, other: S) -> S:
+        """Merge the sums of two disjoint sets of samples."""
+
+    def as_vector(self) -> NDArray[np.float64]:
+        """Return all sums as one vector; the sum of ranks' vectors is their merger."""
+
+    @classmethod
+    def from_vector(cls: type[S], vector: NDArray[np.float64]) -> S:
+        """Read what `as_vector` wrote."""
+
+    def metrics(self) -> dict[str, Any]:
+        """Return metrics by name, arrays where they are those of each parameter."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +116,124 @@ class PartialSums:
         constant = variance <= 1e-9 * np.maximum(true_squared, 1.0)
         r2 = 1.0 - squared / np.where(constant, np.nan, variance)
         return {"mae": absolute / self.count, "mse": squared / self.count, "r2": r2}
+
+
+@dataclass(frozen=True)
+class ClassifierSums:
+    """A classifier's right answers, and the errors of the labels that it chose.
+
+    Attributes
+    ----------
+    errors : PartialSums
+        Of the chosen classes' values and bin centres (`parameters.decode_classes`).
+    answers : ndarray, shape (P + 3,), float64
+        Images with each parameter's class right, images with all of them right, classes right
+        (probability above one half or not), classes in all.
+    """
+
+    errors: PartialSums
+    answers: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, true: ArrayLike, probabilities: ArrayLike, names: Sequence[str], width_deg: float
+    ) -> "ClassifierSums":
+        """Add up samples.
+
+        Parameters
+        ----------
+        true : array_like, shape (N, P)
+            Labels; angles in degrees.
+        probabilities : array_like, shape (N, classes)
+            Predictions in the layout of `parameters.encode_classes`.
+        names : sequence of str
+            Names of the P labels.
+        width_deg : float
+            Width of the azimuth's and viewing angle's bins, degrees.
+
+        Raises
+        ------
+        ValueError
+            A label has no class, the shapes do not fit, or a prediction is not finite.
+        """
+        probabilities = np.asarray(probabilities)
+        classes = encode_classes(true, width_deg, names)  # (N, classes)
+        if probabilities.shape != classes.shape:
+            raise ValueError(f"shapes {probabilities.shape} and {classes.shape} are not the same")
+        if not np.isfinite(probabilities).all():
+            raise ValueError("a prediction is not finite")
+        right = np.array(
+            [
+                probabilities[:, group].argmax(axis=1) == classes[:, group].argmax(axis=1)
+                for group in class_groups(names, width_deg)
+            ]
+        )  # (P, N)
+        answers = [
+            *right.sum(axis=1),
+            right.all(axis=0).sum(),
+            ((probabilities > 0.5) == (classes > 0.5)).sum(),
+            classes.size,
+        ]
+        errors = PartialSums.of(true, decode_classes(probabilities, width_deg, names))
+        return cls(errors, np.array(answers, np.float64))
+
+    @classmethod
+    def none(cls, parameters: int) -> "ClassifierSums":
+        """Return the sums of no samples."""
+        return cls(PartialSums.none(parameters), np.zeros(parameters + 3))
+
+    def __add__(self, other: "ClassifierSums") -> "ClassifierSums":
+        """Merge the sums of two disjoint sets of samples."""
+        return ClassifierSums(self.errors + other.errors, self.answers + other.answers)
+
+    def as_vector(self) -> NDArray[np.float64]:
+        """Return all sums as one vector; the sum of ranks' vectors is their merger."""
+        return np.concatenate([self.errors.as_vector(), self.answers])
+
+    @classmethod
+    def from_vector(cls, vector: NDArray[np.float64]) -> "ClassifierSums":
+        """Read what `as_vector` wrote."""
+        parameters = (len(vector) - 4) // 9  # 1 + 8 P sums of errors, P + 3 of answers
+        errors, answers = np.split(vector, [1 + 8 * parameters])
+        return cls(PartialSums.from_vector(errors), answers)
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what `PartialSums.metrics` does, and shares of right answers.
+
+        ``accuracy``, shape (P,), is that of each parameter, ``all_accuracy`` the share of images
+        with all parameters right. ``binary_accuracy`` counts every class by itself, as Keras does:
+        ``trivial_binary_accuracy`` is that of a network that always says no (56 / 60 for the
+        paper's classes).
+
+        Raises
+        ------
+        ValueError
+            There are no samples.
+        """
+        metrics = self.errors.metrics()
+        count, parameters = self.errors.count, len(metrics["mae"])
+        *accuracy, all_right, right, classes = self.answers
+        return metrics | {
+            "accuracy": np.array(accuracy) / count,
+            "all_accuracy": all_right / count,
+            "binary_accuracy": right / classes,
+            "trivial_binary_accuracy": 1 - parameters * count / classes,
+        }
+
+
+def describe_answers(metrics: dict[str, Any]) -> str:
+    """Say in one phrase how often a classifier is right, beside what says nothing.
+
+    Parameters
+    ----------
+    metrics : dict
+        What `ClassifierSums.metrics` returns.
+    """
+    return (
+        f"binary accuracy {100 * metrics['binary_accuracy']:.2f} % "
+        f"(always no: {100 * metrics['trivial_binary_accuracy']:.2f} %), "
+        f"all parameters right for {100 * metrics['all_accuracy']:.2f} % of the images"
+    )
 
 
 def regression_metrics(true: ArrayLike, predicted: ArrayLike) -> dict[str, NDArray[np.float64]]:

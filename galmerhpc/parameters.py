@@ -8,6 +8,7 @@ service's ``phi`` turns the line of sight about the orbital axis, and that is wh
 carry and what `AZIMUTH` means here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,7 +82,28 @@ def named(name: str) -> Parameter:
     return PARAMETERS.get(name) or Parameter(name, name, "", -np.inf, np.inf)
 
 
-def encode_classes(labels: ArrayLike, width_deg: float) -> NDArray[np.float32]:
+def class_groups(names: Sequence[str], width_deg: float) -> list[slice]:
+    """Return the columns that each parameter's classes take, side by side in the order of `names`.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of `PARAMETERS`.
+    width_deg : float
+        Width of the azimuth's and viewing angle's bins, degrees.
+
+    Examples
+    --------
+    >>> class_groups(NAMES, 5)
+    [slice(0, 2, None), slice(2, 6, None), slice(6, 42, None), slice(42, 60, None)]
+    """
+    ends = np.cumsum([PARAMETERS[name].classes(width_deg) for name in names]).tolist()
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def encode_classes(
+    labels: ArrayLike, width_deg: float, names: Sequence[str] = NAMES
+) -> NDArray[np.float32]:
     """Write labels as one-hot groups side by side: the paper's 60 outputs (section 3).
 
     Bins are ``[k w, (k + 1) w)``, the last one closed; a discrete parameter takes the nearest of
@@ -89,10 +111,12 @@ def encode_classes(labels: ArrayLike, width_deg: float) -> NDArray[np.float32]:
 
     Parameters
     ----------
-    labels : array_like, shape (N, 4)
-        Spin, inclination, azimuth, viewing angle; angles in degrees.
+    labels : array_like, shape (N, P)
+        Angles in degrees.
     width_deg : float
         Width of the azimuth's and viewing angle's bins; 5 gives 2 + 4 + 36 + 18 = 60 classes.
+    names : sequence of str
+        The labels' names, P of `PARAMETERS`.
 
     Returns
     -------
@@ -103,9 +127,10 @@ def encode_classes(labels: ArrayLike, width_deg: float) -> NDArray[np.float32]:
     ValueError
         A label is outside its parameter's range or not finite.
     """
-    labels = np.asarray(labels, dtype=np.float64)  # (N, 4)
+    labels = np.asarray(labels, dtype=np.float64)  # (N, P)
     groups = []
-    for column, parameter in zip(labels.T, PARAMETERS.values(), strict=True):
+    for column, name in zip(labels.T, names, strict=True):
+        parameter = PARAMETERS[name]
         bad = ~((column >= parameter.low) & (column <= parameter.high))
         if bad.any():
             raise ValueError(
@@ -121,7 +146,9 @@ def encode_classes(labels: ArrayLike, width_deg: float) -> NDArray[np.float32]:
     return np.concatenate(groups, axis=1)
 
 
-def decode_classes(scores: ArrayLike, width_deg: float) -> NDArray[np.float32]:
+def decode_classes(
+    scores: ArrayLike, width_deg: float, names: Sequence[str] = NAMES
+) -> NDArray[np.float32]:
     """Read one-hot groups back: the highest score of each group, as its value or bin centre.
 
     Parameters
@@ -130,18 +157,18 @@ def decode_classes(scores: ArrayLike, width_deg: float) -> NDArray[np.float32]:
         Scores in the layout of `encode_classes`.
     width_deg : float
         Width of the bins, degrees.
+    names : sequence of str
+        The labels' names, P of `PARAMETERS`.
 
     Returns
     -------
-    ndarray, shape (N, 4), float32
+    ndarray, shape (N, P), float32
     """
     scores = np.asarray(scores)
-    columns, start = [], 0
-    for parameter in PARAMETERS.values():
-        count = parameter.classes(width_deg)
-        index = scores[:, start : start + count].argmax(axis=1)
-        start += count
-        centres = parameter.low + width_deg * (np.arange(count) + 0.5)
+    columns = []
+    for name, group in zip(names, class_groups(names, width_deg), strict=True):
+        parameter, index = PARAMETERS[name], scores[:, group].argmax(axis=1)
+        centres = parameter.low + width_deg * (np.arange(parameter.classes(width_deg)) + 0.5)
         columns.append(np.array(parameter.values or centres)[index])
     return np.stack(columns, axis=1).astype(np.float32)
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -46,22 +47,26 @@ def tiny_run(preprocessed: Path, tmp_path: Path) -> Path:
     return write_run(tmp_path)
 
 
-def write_run(folder: Path) -> Path:
-    """Write the tiny run's configuration into a folder and return its path."""
-    runs = [
+def catalogue_runs() -> list[dict[str, Any]]:
+    """Return the runs of a catalogue of `SNAPSHOTS`."""
+    return [
         {
             **{k: v for k, v in s.items() if k != "id"},
             "snapshots": [{"id": s["id"], "time_myr": 100}],
         }
         for s in SNAPSHOTS
     ]
+
+
+def write_run(folder: Path) -> Path:
+    """Write the tiny run's configuration into a folder and return its path."""
     views = {
         "theta_deg": {"start": 0, "stop": 90, "step": 30},
         "phi_deg": {"start": 0, "stop": 180, "step": 30},
     }
     values = {
         "run_dir": str(folder / "run"),
-        "catalogue": {"runs": runs, "views": views},
+        "catalogue": {"runs": catalogue_runs(), "views": views},
         "preprocess": {"image_size": 32, "samples_per_shard": 32},
         "training": {
             "epochs": 3,

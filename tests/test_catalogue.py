@@ -3,12 +3,16 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from galmerhpc.catalogue import Views
+from galmerhpc.catalogue import Views, describe, preview
 from galmerhpc.config import Angles, Catalogue, Render, Run, Snapshot, ViewGrid
+from galmerhpc.parameters import NAMES
 from galmerhpc.preview import Preview
+
+RUN = {"spin": "prograde", "inclination_deg": 0, "first_id": 7}
 
 # The query of GalMer's own page (Chilingarian et al. 2010), for its default view.
 QUERY = (
@@ -84,6 +88,115 @@ def test_ids_are_unique_and_do_not_depend_on_the_place(catalogue: Catalogue, dra
     assert len(set(ids)) == len(ids)
     shuffled = Views(catalogue.model_copy(update={"runs": tuple(runs)}))
     assert {view.id for view in shuffled} == set(ids)
+
+
+@given(catalogues())
+def test_columns_and_ids_of_all_views_are_those_of_each(catalogue: Catalogue) -> None:
+    views = Views(catalogue)
+    assert list(views.ids()) == [view.id for view in views]
+    for name in NAMES:
+        assert views.column(name).tolist() == [view.labels[name] for view in views]
+    table = views.table()
+    assert table["simulation"].tolist() == [view.run.simulation for view in views]
+    assert table["theta"].tolist() == [view.theta for view in views]
+    assert table["phi"].tolist() == [view.phi for view in views]
+
+
+@given(theta=angles(-90, 180), phi=angles(-180, 180), spread=st.sampled_from([1, 7, 45, 90]))
+def test_two_views_of_one_picture_are_found_as_by_looking_at_all(
+    theta: Angles, phi: Angles, spread: float
+) -> None:
+    theta, phi = (
+        axis.model_copy(update={"step": spread * axis.step, "stop": min(axis.stop * spread, 180)})
+        for axis in (theta, phi)
+    )
+    seen = set()
+    for t, p in itertools.product(theta.values().tolist(), phi.values().tolist()):
+        seen.add((round(abs(t), 6), round(p + 180 * (t < 0), 6) % 360))
+    count = len(theta.values()) * len(phi.values())
+    grid = {"theta_deg": theta.model_dump(), "phi_deg": phi.model_dump()}
+    run = {"spin": "prograde", "inclination_deg": 0, "first_id": 1}
+    try:
+        Catalogue.model_validate({"views": grid, "runs": [run]})
+        accepted = True
+    except ValidationError as error:
+        assume("shows what another" in str(error))
+        accepted = False
+    assert accepted == (len(seen) == count)
+
+
+def test_a_catalogue_of_billions_of_views_is_read_and_shown_by_its_ends() -> None:
+    grid = {
+        "theta_deg": Angles(start=0, stop=90, step=0.01),
+        "phi_deg": Angles(start=0, stop=180, step=0.01),
+    }
+    runs = tuple(
+        Run(spin="prograde", inclination_deg=0, first_id=100 * k, count=71) for k in range(100)
+    )
+    catalogue = Catalogue(runs=runs, views=ViewGrid(**grid))
+    views = Views(catalogue)
+    assert len(views) == 100 * 71 * 9001 * 18001
+    assert f"{len(views):,} views" in describe(catalogue)
+    assert (views[-1].snapshot.id, views[-1].theta, views[-1].phi) == (9970, 90, 180)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"runs": [{**RUN, "count": 10**9}]}, "less than or equal to 200000"),
+        ({"runs": [{**RUN, "first_id": 2**31 - 2, "count": 3}]}, "must stay below 2"),
+        ({"runs": [{**RUN, "count": 3}, {**RUN, "first_id": 9}]}, "snapshot 9 is listed more"),
+        (
+            {"runs": [{**RUN, "first_id": 10**6 * k, "count": 150_000} for k in range(2)]},
+            "300000 snapshots, more than",
+        ),
+        ({"runs": [RUN], "views": {"theta_deg": {"start": 0, "stop": 9, "step": 1e-9}}}, "0.001"),
+        ({"runs": [RUN], "views": {"theta_deg": {"start": 0, "stop": 181, "step": 1}}}, "-90..180"),
+        ({"runs": [RUN], "render": {"zoom": 1e6}}, "render.zoom"),
+    ],
+)
+def test_what_no_service_could_answer_is_refused(values: dict[str, object], expected: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Catalogue.model_validate(values)
+    assert expected in str(caught.value)
+
+
+RENDERS = st.builds(
+    Render,
+    zoom=st.floats(1e-3, 1e3),
+    brightness=st.floats(-100, 100),
+    xc_kpc=st.floats(-1e4, 1e4),
+    quantity=st.integers(0, 100),
+    nbins=st.integers(16, 2048),
+)
+
+
+@given(RENDERS, st.floats(-90, 180), st.floats(-180, 180), st.integers(0, 2**31 - 1))
+def test_whatever_a_catalogue_may_hold_the_service_reads(
+    render: Render, theta: float, phi: float, number: int
+) -> None:
+    wanted = preview(render, number, theta, phi)
+    assert Preview.parse(wanted.query()) == wanted
+
+
+def test_a_description_names_runs_labels_and_counts() -> None:
+    views = ViewGrid(
+        theta_deg=Angles(start=0, stop=90, step=30), phi_deg=Angles(start=0, stop=180, step=15)
+    )
+    runs = (
+        Run(spin="prograde", inclination_deg=45, first_id=7, count=20, labels={"mass_ratio": 2}),
+        Run(spin="retrograde", inclination_deg=90, first_id=99, labels={"mass_ratio": 3}),
+    )
+    text = describe(Catalogue(runs=runs, views=views))
+    first, second = (line.split() for line in text.splitlines()[1:3])
+    assert first[2:5] == ["prograde", "45", "0"]
+    assert first[-1] == "1,040"
+    assert "26 at 950 (20 in all)" in text
+    assert second[5:] == ["99", "at", "0", "52"]
+    assert "theta 0 to 90 in steps of 30, phi 0 to 180 in steps of 15" in text
+    assert "azimuth         0 to 180 (13 values)" in text
+    assert "mass_ratio      2, 3" in text
+    assert text.endswith("1,092 views, as many requests")
 
 
 @given(catalogues())

@@ -8,12 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galmerhpc.catalogue import Views
-from galmerhpc.config import dump, load
+from galmerhpc.config import GSB, dump, load
 from galmerhpc.errors import InputError
 from tests.support import ROOT
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 RUN = {"spin": "prograde", "inclination_deg": 0, "first_id": 1}
+CLASSIFIER = {"model": {"task": "classification"}, "training": {"loss": "binary_crossentropy"}}
 
 
 def write(folder: Path, **values: object) -> Path:
@@ -61,7 +62,7 @@ def test_the_resolved_file_reads_back_as_the_same_configuration(path: Path, tmp_
         ({"zzz": 1}, "allowed: run_dir, library"),
         (
             {"training": {"loss": "l1"}},
-            "training.loss: input should be 'mae', 'mse' or 'huber', not 'l1'",
+            "training.loss: input should be 'mae', 'mse', 'huber', ",
         ),
         (
             {"training": {"epochs": 0}},
@@ -79,14 +80,60 @@ def test_the_resolved_file_reads_back_as_the_same_configuration(path: Path, tmp_
             "class width of 7 does not divide",
         ),
         (
-            {"model": {"architecture": "table1_cnn"}, "preprocess": {"image_size": 100}},
-            "preprocess.image_size must be a multiple of 32, not 100",
+            {"model": {"task": "classification"}},
+            "training.loss: mae does not go with model.task: classification",
+        ),
+        (
+            {"training": {"loss": "binary_crossentropy"}},
+            "training.loss: binary_crossentropy does not go with model.task: regression",
+        ),
+        (
+            {"model": {"task": "classification", "sine_cosine": ["azimuth"]}},
+            "sine_cosine and spin go with task: regression",
+        ),
+        (
+            {"model": {"task": "classification"}, "parameters": ["spin", "mass_ratio"]},
+            "classification has no classes for mass_ratio",
+        ),
+        (
+            {**CLASSIFIER, "catalogue": {"runs": [{**RUN, "inclination_deg": 60}]}},
+            "no class for inclination 60 of the catalogue (it has them for 0, 45, 75, 90)",
+        ),
+        (
+            {
+                **CLASSIFIER,
+                "catalogue": {
+                    "runs": [RUN],
+                    "views": {"theta_deg": {"start": 0, "stop": 120, "step": 5}},
+                },
+            },
+            "no class for viewing_angle 120 of the catalogue (it has them for 0..90)",
+        ),
+        ({"training": {"loss_weights": {"phi": 2}}}, "training.loss_weights: phi is not among"),
+        ({"model": {"sine_cosine": ["spin"]}}, "model.sine_cosine: spin is not an angle"),
+        (
+            {"model": {"spin": "probability"}, "parameters": ["azimuth"]},
+            "model.spin: probability needs spin among the parameters",
+        ),
+        ({"training": {"optimizer": {"kind": "adamw"}}}, "adamw needs one above 0"),
+        (
+            {"training": {"optimizer": {"weight_decay": 0.1}}},
+            "training.optimizer: weight_decay goes with kind: adamw",
+        ),
+        ({"training": {"optimizer": {"momentum": 0.9}}}, "momentum goes with kind: sgd"),
+        (
+            {"simulate": {"galaxies": {"gSb": {**GSB.model_dump(), "buldge": {}}}}},
+            "simulate.galaxies.gSb.buldge: unknown key (did you mean bulge?)",
         ),
         ({"catalogue": {"runs": []}}, "the catalogue is empty"),
+        (
+            {"catalogue": {"runs": [RUN], "render": {"halo": True}}},
+            "catalogue.render.halo: the mirror draws luminous particles",
+        ),
         ({"catalogue": {"runs": [RUN, RUN]}}, "snapshot 1 is listed more than once"),
         (
             {"catalogue": {"runs": [{**RUN, "snapshts": 1}]}},
-            "catalogue.runs.0.snapshts: unknown key",
+            "catalogue.runs.0.snapshts: unknown key (did you mean snapshots?)",
         ),
         ({"catalogue": {"runs": [{**RUN, "spin": "up"}]}}, "'prograde' or 'retrograde', not 'up'"),
         ({"catalogue": "nowhere.yaml"}, "nowhere.yaml: no such file"),
@@ -131,6 +178,26 @@ def test_overrides_win_and_wrong_ones_are_named(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=expected.replace("?", r"\?")):
             load(path, [override])
+
+
+def test_a_few_lines_that_stand_for_gigabytes_are_refused_in_a_few_lines(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    lines = ["x0: &x0 [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
+    lines += [f"x{k}: &x{k} [{', '.join([f'*x{k - 1}'] * 9)}]" for k in range(1, 30)]
+    path.write_text("\n".join([*lines, "training: {epochs: *x29}"]))
+    with pytest.raises(InputError) as caught:
+        load(path)
+    told = str(caught.value).splitlines()
+    assert len(told) <= 21
+    assert told[-1] == "and 11 more"
+    assert any("training.epochs: input should be a valid integer" in line for line in told)
+    assert max(map(len, told)) < 1000
+
+
+def test_a_fault_of_a_catalogue_s_own_file_names_that_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"runs": [{**RUN, "spin": "up"}]}))
+    message = refusal(tmp_path, catalogue="mine.yaml")
+    assert message.startswith(f"{tmp_path / 'mine.yaml'}: runs.0.spin: input should be")
 
 
 @given(st.binary(max_size=200))

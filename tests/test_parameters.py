@@ -13,6 +13,7 @@ from galmerhpc.parameters import (
     SPIN,
     VIEWING_ANGLE,
     circular_error,
+    class_groups,
     decode_classes,
     encode_classes,
     named,
@@ -66,6 +67,15 @@ def test_classes_read_back_to_the_nearest_half_bin(
     assert np.array_equal(back[:, :2], true[:, :2])
     assert np.abs(back[:, 2:] - true[:, 2:]).max() <= width / 2 + 1e-5
     assert np.array_equal(encode_classes(back, width), scores)
+
+
+def test_some_of_the_parameters_have_their_own_columns_in_their_own_order() -> None:
+    names = ("viewing_angle", "spin")
+    assert class_groups(names, 30) == [slice(0, 3), slice(3, 5)]
+    labels = np.array([[10.0, 1.0], [90.0, 0.0]])
+    scores = encode_classes(labels, 30, names)
+    assert scores.tolist() == [[1, 0, 0, 0, 1], [0, 0, 1, 1, 0]]
+    assert decode_classes(scores, 30, names).tolist() == [[15, 1], [75, 0]]
 
 
 def test_the_paper_s_classes_are_60_and_the_last_bin_is_closed() -> None:

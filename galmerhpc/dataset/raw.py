@@ -34,7 +34,7 @@ from galmerhpc.errors import GalmerhpcError, InputError
 log = logging.getLogger(__name__)
 
 FORMAT = "galmerhpc raw"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _MISSING = "missing.csv"
 _MAGIC = b"GHR1"
@@ -222,25 +222,49 @@ def _write_shard(path: Path, responses: Sequence[Response]) -> None:
     # Into memory first: HDF5 reports a full disk in many ways, a plain write in one.
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=_LIBVER) as file:
-        file.attrs["format"] = FORMAT
+        file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["code_version"] = __version__
+        file.attrs["code_version"] = np.bytes_(__version__)
         bodies = [np.frombuffer(r.body, np.uint8) for r in responses]
         file["response"] = np.concatenate(bodies)  # (bytes of all,)
         file["offset"] = np.cumsum([0, *map(len, bodies)], dtype=np.int64)  # (N + 1,)
         names = list(responses[0].labels)
         file["labels"] = np.array([[r.labels[n] for n in names] for r in responses], np.float64)
-        file["labels"].attrs["parameters"] = names
+        file["labels"].attrs["parameters"] = _text_column(names)
         for name, dtype in _NUMBERS.items():
             file[name] = np.array([getattr(r, name) for r in responses], dtype)
         for name in _TEXTS:
             file[name] = _text_column([getattr(r, name) for r in responses])
+        for name in file.keys() - {"response"}:  # whose parts have checksums of their own
+            file[name].attrs["sha256"] = np.bytes_(_sha256(file[name][:]))
     with files.atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
+def _sha256(column: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(column).tobytes()).hexdigest()
+
+
+def read_column(file: h5py.File, name: str) -> NDArray[Any]:
+    """Read a column and compare it with its checksum.
+
+    Raises
+    ------
+    ValueError
+        It is not what was written.
+    """
+    column: NDArray[Any] = file[name][:]
+    if _sha256(column).encode() != file[name].attrs["sha256"]:
+        raise ValueError(f"{name} has another checksum")
+    return column
+
+
 def _text_column(texts: Sequence[str]) -> NDArray[Any]:
-    """Return texts as a column of one length: contiguous, and shown as text by HDF5's tools."""
+    """Return texts as a column of one length: contiguous, and shown as text by HDF5's tools.
+
+    Texts of their own lengths would stand in HDF5's global heap, which has no checksum, and HDF5
+    1.14 runs for ever on a damaged one.
+    """
     encoded = [text.encode() for text in texts]
     width = max(1, *map(len, encoded))
     return np.array(encoded, h5py.string_dtype("utf-8", width))
@@ -395,8 +419,15 @@ class RawShard:
         try:
             with h5py.File(path, "r", locking=False) as file:
                 version = int(file.attrs["format_version"])
-                response, offset = file["response"], file["offset"][:]
-                count, length = len(file["view"]), response.shape[0]
+                if version != FORMAT_VERSION:
+                    raise InputError(
+                        f"{path}: raw format {version}, while this galmerhpc reads "
+                        f"{FORMAT_VERSION}; use the version that made it, or remove it and run "
+                        "galmerhpc scrape again"
+                    )
+                response, offset = file["response"], read_column(file, "offset")
+                count, length = len(read_column(file, "view")), response.shape[0]
+                read_column(file, "sha256")
                 position = response.id.get_offset()
                 columns = {
                     name: (file[name].id.get_offset(), file[name].dtype.itemsize)
@@ -405,11 +436,6 @@ class RawShard:
                 lengths = {len(file[name]) for name in ("labels", *_TEXTS, *_NUMBERS)}
         except HDF5_ERRORS as error:
             raise damaged(path, " ".join(str(error).split())[:120]) from None
-        if version != FORMAT_VERSION:
-            raise InputError(
-                f"{path}: raw format {version}, while this galmerhpc reads {FORMAT_VERSION}; "
-                "use the version that made it, or remove it and run galmerhpc scrape again"
-            )
         sound = (
             lengths == {count}
             and len(offset) == count + 1
@@ -429,7 +455,7 @@ class RawShard:
         return self.count
 
     def column(self, name: str) -> NDArray[Any]:
-        """Read a column of docs/format.md.
+        """Read a column of docs/format.md and compare it with its checksum.
 
         Raises
         ------
@@ -438,10 +464,9 @@ class RawShard:
         """
         try:
             with h5py.File(self.path, "r", locking=False) as file:
-                column: NDArray[Any] = file[name][:]
+                return read_column(file, name)
         except HDF5_ERRORS as error:
             raise damaged(self.path, " ".join(str(error).split())[:120]) from None
-        return column
 
     def parameters(self) -> tuple[str, ...]:
         """Return the names of the labels.
@@ -453,7 +478,7 @@ class RawShard:
         """
         try:
             with h5py.File(self.path, "r", locking=False) as file:
-                return tuple(map(str, file["labels"].attrs["parameters"]))
+                return tuple(name.decode() for name in file["labels"].attrs["parameters"])
         except HDF5_ERRORS as error:
             raise damaged(self.path, " ".join(str(error).split())[:120]) from None
 

@@ -27,9 +27,10 @@ from galmerhpc.dataset.split import SPLITS
 from galmerhpc.errors import GalmerhpcError, InputError
 from galmerhpc.evaluation import figures
 from galmerhpc.evaluation.baselines import LookUp, mean_prediction, thumbnails
-from galmerhpc.evaluation.scores import score, sky_weights
+from galmerhpc.evaluation.scores import class_scores, score, sky_weights
 from galmerhpc.metrics import to_json
-from galmerhpc.parameters import INCLINATION, SPIN
+from galmerhpc.models.targets import labels_of, prediction_width
+from galmerhpc.parameters import INCLINATION, SPIN, encode_classes, named
 
 if TYPE_CHECKING:
     import keras
@@ -89,17 +90,13 @@ def evaluate(config: Config) -> None:
     Raises
     ------
     InputError
-        There is no model, no metrics.csv or no image to evaluate, the files are damaged or do not
-        fit each other, or the model is a classifier.
+        There is no model, no metrics.csv or no image to evaluate, or the files are damaged or do
+        not fit each other.
     GalmerhpcError
         The network predicts something that is no number.
     """
     folder, model_path = config.run_dir / "evaluation", config.run_dir / "model.keras"
     record = files.StageRecord(folder, config.inputs("evaluate"))
-    if config.model.task == "classification":
-        raise InputError(
-            "model.task: a classification cannot be evaluated yet, only a regression can"
-        )
     if not model_path.is_file():
         raise InputError(f"{model_path}: no such file; run galmerhpc train first")
     model_sha256 = files.sha256(model_path)
@@ -113,21 +110,26 @@ def evaluate(config: Config) -> None:
     files.StageRecord(config.run_dir / "checkpoints", config.inputs("train"))
     dataset = Dataset.open(config.run_dir / "shards")
     history = read_history(config.run_dir / "metrics.csv", dataset.parameters)
-    network = load_network(model_path, dataset)
+    network = load_network(model_path, dataset, prediction_width(config))
     split, rows = evaluated_rows(dataset)
     views = read_views(dataset, rows)
     true = dataset.labels[rows].astype(np.float64)
-    predictions = predict(config, dataset, network, rows)
+    outputs, predictions = predict(config, dataset, network, rows)
     inclinations = label(dataset, INCLINATION.name)
     weights = sky_weights(views.theta_deg, inclinations[rows])
+    scores = {
+        name: score(dataset.parameters, true, predicted, weights, np.unique(inclinations))
+        for name, predicted in predictions.items()
+    }
+    if config.model.task == "classification":
+        width = config.model.class_width_deg
+        for name, chosen in class_choices(outputs, predictions, config.parameters, width).items():
+            scores[name]["classes"] = class_scores(config.parameters, true, chosen, width)
     metrics = to_json(
         {
             "run": describe_run(config, dataset, split),
             "training": describe_training(history),
-            "scores": {
-                name: score(dataset.parameters, true, predicted, weights, np.unique(inclinations))
-                for name, predicted in predictions.items()
-            },
+            "scores": scores,
             "repeat": {
                 "configuration": digest(config.inputs("evaluate")),
                 "dataset": dataset.fingerprint,
@@ -202,13 +204,22 @@ def read_history(path: Path, parameters: Sequence[str]) -> dict[str, NDArray[np.
         ) from None
 
 
-def load_network(path: Path, dataset: Dataset) -> "keras.Model":
+def load_network(path: Path, dataset: Dataset, outputs: int) -> "keras.Model":
     """Load a model in Keras's safe mode, which runs no code of the file's own.
+
+    Parameters
+    ----------
+    path : Path
+        The model.
+    dataset : Dataset
+        The images that it is to predict.
+    outputs : int
+        What it is to give for each of them.
 
     Raises
     ------
     InputError
-        It is damaged, or does not fit the data set's images or parameters.
+        It is damaged, or does not fit the data set's images or the wanted outputs.
     """
     import keras
 
@@ -217,7 +228,7 @@ def load_network(path: Path, dataset: Dataset) -> "keras.Model":
     except Exception as error:  # noqa: BLE001 - Keras raises whatever its parts raise
         why = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(f"{path}: cannot be loaded ({why}); train again") from None
-    wanted = ((None, *dataset.image_shape), (None, len(dataset.parameters)))
+    wanted = ((None, *dataset.image_shape), (None, outputs))
     found = (tuple(model.input_shape), tuple(model.output_shape))
     if found != wanted:
         raise InputError(
@@ -267,13 +278,15 @@ def label(dataset: Dataset, name: str) -> NDArray[np.float64]:
 
 def predict(
     config: Config, dataset: Dataset, network: "keras.Model", rows: NDArray[np.int64]
-) -> dict[str, NDArray[np.float64]]:
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
     """Predict the labels of rows with the network and with the baselines.
 
     Returns
     -------
-    dict of ndarray, shape (len(rows), P), float64
-        By name of `figures.PREDICTORS`.
+    outputs : ndarray, shape (len(rows), P) or (len(rows), classes), float64
+        What the network gives.
+    predictions : dict of ndarray, shape (len(rows), P), float64
+        Labels by name of `figures.PREDICTORS`.
 
     Raises
     ------
@@ -297,8 +310,8 @@ def predict(
         return thumbnails(images, settings.thumbnail_px)
 
     training = dataset.rows("train")
-    predicted = over("network", rows, network.predict_on_batch).astype(np.float64)
-    if bad := int((~np.isfinite(predicted)).any(axis=1).sum()):
+    outputs = over("network", rows, network.predict_on_batch).astype(np.float64)
+    if bad := int((~np.isfinite(outputs)).any(axis=1).sum()):
         raise GalmerhpcError(
             f"model.keras predicts no number for {bad} of {len(rows)} images; "
             "train again with a lower training.learning_rate"
@@ -309,11 +322,29 @@ def predict(
         dataset.parameters,
         settings,
     )
-    return {
-        "network": predicted,
+    return outputs, {
+        "network": labels_of(config, outputs).astype(np.float64),
         "lookup": lookup.predict(over("look-up", rows, thumbs)),
         "mean": mean_prediction(dataset.labels[training], len(rows)),
     }
+
+
+def class_choices(
+    outputs: NDArray[np.float64],
+    predictions: dict[str, NDArray[np.float64]],
+    names: Sequence[str],
+    width_deg: float,
+) -> dict[str, NDArray[np.floating]]:
+    """Return each predictor's probabilities of the classes, (N, classes).
+
+    The network's are its outputs; a baseline is sure of the classes that its predictions fall into.
+    """
+    low, high = np.transpose([(named(n).low, named(n).high) for n in names])
+    choices: dict[str, NDArray[np.floating]] = {
+        name: encode_classes(np.clip(predicted, low, high), width_deg, names)
+        for name, predicted in predictions.items()
+    }
+    return choices | {"network": outputs}
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -473,6 +504,17 @@ def result_table(metrics: dict[str, Any]) -> str:
             if with_accuracy:
                 cells.append(f"{100 * by_name[SPIN.name]['accuracy']:.1f} %")
             lines.append(_row(label, cells, [*names, "average", "spin right"]))
+    if "classes" in scores["network"]:
+        heads = [*names, "all of them", "binary"]
+        lines += ["", _row("class right", heads)]
+        for predictor, (label, _) in figures.PREDICTORS.items():
+            right = scores[predictor]["classes"]
+            shares = [*right["accuracy"].values(), right["all_accuracy"], right["binary_accuracy"]]
+            lines.append(_row(label, [f"{100 * share:.2f} %" for share in shares], heads))
+        trivial = scores["network"]["classes"]["trivial_binary_accuracy"]
+        lines.append(
+            f"Binary: every class by itself, as Keras counts; always no is {100 * trivial:.2f} %."
+        )
     unit = "MAE in degrees, spin as 0 or 1; the average is the plain mean over parameters."
     return "\n".join([*lines, "", unit, *textwrap.wrap(verdict(metrics), 88)])
 

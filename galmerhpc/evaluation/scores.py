@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from galmerhpc.metrics import regression_metrics, spin_accuracy
+from galmerhpc.metrics import ClassifierSums, regression_metrics, spin_accuracy
 from galmerhpc.parameters import AZIMUTH, INCLINATION, SPIN, circular_error
 
 
@@ -93,3 +93,34 @@ def score(
         for metric, v in values.items()
     }
     return {"parameters": scores, "average": average}
+
+
+def class_scores(
+    parameters: Sequence[str],
+    true: NDArray[np.float64],
+    probabilities: NDArray[np.floating],
+    width_deg: float,
+) -> dict[str, Any]:
+    """Return how often classes are right (`metrics.ClassifierSums`).
+
+    Parameters
+    ----------
+    parameters : sequence of str
+        Names of the P labels.
+    true : ndarray, shape (N, P)
+        In the labels' units.
+    probabilities : ndarray, shape (N, classes)
+        In the layout of `parameters.encode_classes`.
+    width_deg : float
+        Width of the azimuth's and viewing angle's classes, degrees.
+
+    Returns
+    -------
+    dict
+        ``accuracy``: by name, the share of images whose class is right; ``all_accuracy``,
+        ``binary_accuracy`` and ``trivial_binary_accuracy``.
+    """
+    metrics = ClassifierSums.of(true, probabilities, parameters, width_deg).metrics()
+    shares = ("all_accuracy", "binary_accuracy", "trivial_binary_accuracy")
+    each = dict(zip(parameters, metrics["accuracy"], strict=True))
+    return {"accuracy": each, **{name: metrics[name] for name in shares}}

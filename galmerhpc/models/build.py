@@ -2,68 +2,63 @@
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from galmerhpc.config import Config
-from galmerhpc.errors import InputError
-from galmerhpc.models.resnet50 import SMALLEST_IMAGE, resnet50_features
+from galmerhpc.config import Config, Model
+from galmerhpc.models.resnet50 import resnet50_map
+from galmerhpc.models.table1_cnn import table1_map
+from galmerhpc.models.targets import Targets
 
 if TYPE_CHECKING:
     import keras
 
 
-def check_supported(config: Config) -> None:
-    """Refuse what cannot be trained, before any data are read.
-
-    Raises
-    ------
-    InputError
-        The configured network does not exist yet or does not fit its images.
-    """
-    model, size = config.model, config.preprocess.image_size
-    if model.architecture != "resnet50" or model.task != "regression":
-        raise InputError(
-            f"model.architecture {model.architecture} with model.task {model.task} cannot be "
-            "trained yet: this version trains architecture resnet50 with task regression"
-        )
-    if size < SMALLEST_IMAGE:
-        raise InputError(
-            f"preprocess.image_size {size} is too small for resnet50: use {SMALLEST_IMAGE} or more"
-        )
-
-
-def build(
-    config: Config,
-    image_shape: tuple[int, int, int],
-    mean: NDArray[np.float32],
-    scale: NDArray[np.float32],
-) -> "keras.Model":
-    """Build the configured network.
+def build(config: Config, image_shape: tuple[int, int, int], targets: Targets) -> "keras.Model":
+    """Build the configured network, to be trained.
 
     Parameters
     ----------
     config : Config
-        Its `model` section and `parameters` are used.
+        Its `model` section is used.
     image_shape : (H, W, C)
         Shape of an image.
-    mean, scale : ndarray, shape (P,), float32
-        The network's last layer works in units of `scale` about `mean`; the model undoes that.
+    targets : Targets
+        What the last layer gives, R outputs.
 
     Returns
     -------
     keras.Model
-        Takes uint8 images (B, H, W, C), gives labels (B, P) float32 in their own units (degrees
-        where an angle).
+        Takes uint8 images (B, H, W, C). Gives the last layer's outputs (B, R), which the loss
+        compares with `Targets.encode` (logits, where probabilities are learnt), and the predictions
+        that follow from them (`Targets.decode`), both float32.
     """
     import keras
 
-    check_supported(config)
     images = keras.Input(image_shape, dtype="uint8", name="images")
     scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="to_unit_range")(images)
-    features = resnet50_features(scaled, config.model)
-    standardised = keras.layers.Dense(len(mean), name="standardised", dtype="float32")(features)
-    labels = keras.layers.Normalization(
-        mean=mean, variance=scale**2, invert=True, name="labels", dtype="float32"
-    )(standardised)
-    return keras.Model(images, labels, name=config.model.architecture)
+    features = _head(_map(scaled, config.model), config.model)
+    raw = keras.layers.Dense(targets.width, name="raw", dtype="float32")(features)
+    return keras.Model(images, (raw, targets.decode(raw)), name=config.model.architecture)
+
+
+def exported(model: "keras.Model") -> "keras.Model":
+    """Return the model to be saved: uint8 images in, predictions out, the same layers within."""
+    import keras
+
+    _, predictions = model.outputs
+    return keras.Model(model.input, predictions, name=model.name)
+
+
+def _map(images: "keras.KerasTensor", model: Model) -> "keras.KerasTensor":
+    """Return the architecture's feature map, (B, h, w, F)."""
+    if model.architecture == "table1_cnn":
+        return table1_map(images)
+    return resnet50_map(images, model.batchnorm_momentum)
+
+
+def _head(features: "keras.KerasTensor", model: Model) -> "keras.KerasTensor":
+    """Return the inputs of the last layer, (B, F) or (B, h w F)."""
+    import keras
+
+    pool = {"flatten": keras.layers.Flatten, "gap": keras.layers.GlobalAveragePooling2D}[model.head]
+    pooled = pool(name=model.head)(features)
+    # Table 1 drops before it flattens: the same, since each value is dropped by itself.
+    return keras.layers.Dropout(model.dropout)(pooled) if model.dropout else pooled

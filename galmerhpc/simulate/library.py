@@ -22,7 +22,7 @@ A position beyond +-655.34 kpc, twenty times what a picture shows, is moved to t
 encounter's attribute ``clamped`` counts how often this happened.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -330,14 +330,26 @@ def write_encounter(path: Path, encounter: Encounter, neighbours: int) -> None:
     """
     with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
         _write_root(file)
-        group = file.create_group(f"encounters/{encounter.name}")
-        group["time_myr"] = np.asarray(encounter.time_myr, np.float64)
-        for name, dtype in (("mass", np.float32), ("component", np.uint8), ("galaxy", np.uint8)):
-            values = np.asarray(getattr(encounter, name), dtype)[_order(encounter)]
-            group.create_dataset(name, data=values, compression="gzip", shuffle=True)
-        clamped = _write_snapshots(group, encounter, neighbours)
-        results = {"clamped": clamped, "code_version": __version__}
-        group.attrs.update({**encounter.attributes, **results})
+        _write_group(file, encounter, neighbours)
+
+
+def write_library(path: Path, encounters: Iterable[tuple[int, Encounter]], neighbours: int) -> None:
+    """Write encounters of one snapshot each, whose numbers are given, to a library, atomically.
+
+    Parameters
+    ----------
+    path : Path
+        The library.
+    encounters : iterable of (int, Encounter)
+        Number of the snapshot, and the encounter; one at a time is held in memory.
+    neighbours : int
+        As for `write_encounter`.
+    """
+    with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+        _write_root(file)
+        for number, encounter in encounters:
+            group = _write_group(file, encounter, neighbours)
+            group["snapshot_id"] = np.array([number], np.int64)
 
 
 def merge(library: Path, sources: Mapping[str, Path], first_snapshot_id: int) -> None:
@@ -371,6 +383,18 @@ def merge(library: Path, sources: Mapping[str, Path], first_snapshot_id: int) ->
 
 def _write_root(file: h5py.File) -> None:
     file.attrs.update({"format": FORMAT, "code_version": __version__})
+
+
+def _write_group(file: h5py.File, encounter: Encounter, neighbours: int) -> h5py.Group:
+    group = file.create_group(f"encounters/{encounter.name}")
+    group["time_myr"] = np.asarray(encounter.time_myr, np.float64)
+    for name, dtype in (("mass", np.float32), ("component", np.uint8), ("galaxy", np.uint8)):
+        values = np.asarray(getattr(encounter, name), dtype)[_order(encounter)]
+        group.create_dataset(name, data=values, compression="gzip", shuffle=True)
+    clamped = _write_snapshots(group, encounter, neighbours)
+    results = {"clamped": clamped, "code_version": __version__}
+    group.attrs.update({**encounter.attributes, **results})
+    return group
 
 
 def _write_snapshots(group: h5py.Group, encounter: Encounter, neighbours: int) -> int:

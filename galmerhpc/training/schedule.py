@@ -16,18 +16,19 @@ def learning_rate(
     Parameters
     ----------
     training : Training
-        Peak rate and schedule.
+        Rate, batch size and schedule.
     steps : int
         Steps of the whole training. A warm-up longer than half of it is cut to half.
     """
     import keras
 
+    peak = training.peak_rate()
     warmup = min(training.schedule.warmup_steps, steps // 2)
     return keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=0.0 if warmup else training.learning_rate,
+        initial_learning_rate=0.0 if warmup else peak,
         decay_steps=steps - warmup,
         # The share of the peak that is left at the end: all of it makes a constant.
         alpha=1.0 if training.schedule.kind == "constant" else 0.0,
-        warmup_target=training.learning_rate if warmup else None,
+        warmup_target=peak if warmup else None,
         warmup_steps=warmup,
     )

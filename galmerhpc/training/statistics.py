@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from galmerhpc.dataset.batches import Batch
+from galmerhpc.models import sky
 from galmerhpc.training import horovod
 
 if TYPE_CHECKING:
@@ -24,9 +25,12 @@ class StatisticsEstimator:
     ----------
     model : keras.Model
         The model to evaluate. Its moving statistics are replaced by `estimate`.
+    augment : callable
+        The training's augmentation: the weights were learnt under it, and the statistics of
+        unchanged images are not those that the weights expect.
     """
 
-    def __init__(self, model: "keras.Model") -> None:
+    def __init__(self, model: "keras.Model", augment: sky.Augment) -> None:
         import keras
         import tensorflow as tf
 
@@ -36,34 +40,40 @@ class StatisticsEstimator:
 
         @tf.function(
             autograph=False,
-            input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)],
+            input_signature=[
+                tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8),
+                tf.TensorSpec((), tf.int64),
+                tf.TensorSpec((None,), tf.int64),
+            ],
         )
-        def observe(images: "tf.Tensor") -> None:
+        def observe(images: "tf.Tensor", epoch: "tf.Tensor", rows: "tf.Tensor") -> None:
             # With momentum 0 the moving statistics become those of this batch. The momentum is
             # read while the function is traced, so it is put back for every other use.
             for layer in self._layers:
                 layer.momentum = 0.0
-            model(images, training=True)
+            model(augment(images, epoch, rows), training=True)
             for layer, momentum in zip(self._layers, momenta, strict=True):
                 layer.momentum = momentum
 
         self._observe = observe
 
-    def estimate(self, batches: Iterable[NDArray[np.uint8]], count: int) -> None:
+    def estimate(self, batches: Iterable[Batch], epoch: int, count: int) -> None:
         """Set the moving statistics to the mean over batches and ranks of the batches' own.
 
         Parameters
         ----------
-        batches : iterable of ndarray, shape (B, H, W, C), uint8
-            This rank's training images; every rank has at least one.
+        batches : iterable of Batch
+            This rank's share of training batches; every rank has at least one image.
+        epoch : int
+            Epoch of the batches, for the augmentation.
         count : int
             Batches to use.
         """
         totals = [np.zeros(v.shape, np.float64) for v in self._variables]
         seen = 0
-        for images in itertools.islice(batches, count):
-            if len(images):
-                self._observe(images)
+        for batch in itertools.islice(batches, count):
+            if len(batch.images):
+                self._observe(batch.images, np.int64(epoch), batch.rows)
                 seen += 1
                 for total, variable in zip(totals, self._variables, strict=True):
                     total += variable.numpy()

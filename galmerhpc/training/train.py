@@ -8,7 +8,6 @@ losses by the global batch size, and gradients are summed over ranks, so that un
 import hashlib
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +26,14 @@ from galmerhpc.dataset.batches import (
 )
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
-from galmerhpc.metrics import PartialSums, to_json
-from galmerhpc.models.build import build, check_supported
+from galmerhpc.metrics import ClassifierSums, PartialSums, Sums, describe_answers, to_json
+from galmerhpc.models import sky
+from galmerhpc.models.build import build, exported
+from galmerhpc.models.targets import make_targets
 from galmerhpc.training import checkpoint, horovod
 from galmerhpc.training.interrupt import StopRequest
-from galmerhpc.training.schedule import learning_rate
+from galmerhpc.training.losses import Losses, make_losses
+from galmerhpc.training.optimizer import make_optimizer
 from galmerhpc.training.statistics import StatisticsEstimator
 from galmerhpc.training.watchdog import Watchdog
 
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Row = dict[str, float | None]
-Losses = Callable[[Any, Any], Any]
 
 SMALL_LOCAL_BATCH = 8
 """Below this, a rank's batch normalisation sees too few images."""
@@ -62,13 +63,13 @@ class Progress:
         Seconds of training so far, over all sessions.
     loss : float
         Sum of the losses of the epoch's images so far, over all ranks.
-    sums : PartialSums
+    sums : PartialSums or ClassifierSums
         Training metrics of the epoch so far; of this rank while it runs.
     history : list of dict
         The finished epochs' rows of metrics.csv.
     """
 
-    sums: PartialSums
+    sums: Sums
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
@@ -96,7 +97,6 @@ def train(config: Config) -> None:
     GalmerhpcError
         The loss is not finite any more, or the ranks' weights differ.
     """
-    check_supported(config)
     inputs = config.inputs("train")
     record = files.StageRecord(config.run_dir / "checkpoints", inputs)
     if record.complete:
@@ -143,18 +143,17 @@ class Trainer:
         self._reader = SplitReader(dataset, "train", config.data.memory_gb)
         self._validation = SplitReader(dataset, "validation", config.data.memory_gb)
         set_up_tensorflow(self._training)
-        mean, scale = target_scale(
-            dataset.labels[dataset.rows("train")], self._training.standardise_targets
-        )
-        self._model = build(config, dataset.image_shape, mean, scale)
-        self._evaluated = build(config, dataset.image_shape, mean, scale)
+        self._targets = make_targets(config, self._reader.labels)
+        self._model = build(config, dataset.image_shape, self._targets)
+        self._evaluated = build(config, dataset.image_shape, self._targets)
         self._steps = steps_per_epoch(self._reader.count, self._training.batch_size)
         self._optimizer = make_optimizer(self._training, self._steps * self._training.epochs)
         self._optimizer.build(self._model.trainable_variables)
-        self._losses = make_losses(self._training.loss, scale)
-        self._step = make_step(self._model, self._optimizer, self._losses)
+        self._losses = make_losses(self._training, self._targets)
+        augment = sky.make_augment(self._training.augment, self._training.seed)
+        self._step = make_step(self._model, self._optimizer, self._losses, augment)
         self._predict = make_predict(self._evaluated)
-        self._statistics = StatisticsEstimator(self._evaluated)
+        self._statistics = StatisticsEstimator(self._evaluated, augment)
         self.progress = Progress(self._no_sums())
         self._traced, self._timed_seconds, self._timed_images = False, 0.0, 0
 
@@ -198,14 +197,15 @@ class Trainer:
 
     def _do_step(self, batch: Batch, stop_requested: bool) -> bool:
         """Do one step and return whether any rank was asked to stop."""
-        images, labels = batch.images, batch.labels  # (B, H, W, C) uint8, (B, P) float32
-        weights = np.ones(len(images), np.float32)
-        if not len(images):  # a rank without images in a short last batch: one that weighs nothing
-            images, labels = self._reader.images[:1], self._reader.labels[:1]
-            weights = np.zeros(1, np.float32)
+        empty = not len(batch.images)
+        if empty:  # a rank without images in a short last batch: one that weighs nothing
+            batch = self._reader.batch(batch.step, slice(0, 1), batch.global_size)
+        weights = np.full(len(batch.images), not empty, np.float32)
         loss, stops, predicted = self._step(
-            images, labels, weights, np.float32(batch.global_size), np.float32(stop_requested)
-        )
+            batch.images, self._targets.encode(batch.labels), batch.rows,
+            np.int64(self.progress.epoch), weights,
+            np.float32(batch.global_size), np.float32(stop_requested),
+        )  # fmt: skip
         self.progress.step += 1
         if not np.isfinite(loss):
             raise GalmerhpcError(
@@ -214,8 +214,8 @@ class Trainer:
                 "checkpoints or choose another run_dir"
             )
         self.progress.loss += float(loss) * batch.global_size
-        if len(batch.images):
-            self.progress.sums += PartialSums.of(labels, predicted)
+        if not empty:
+            self.progress.sums += self._sums_of(batch.labels, predicted)
         return bool(stops > 0)
 
     def _count_time(self, seconds: float, images: int) -> None:
@@ -258,6 +258,8 @@ class Trainer:
                 row["epoch"], self._training.epochs, row["training_loss"],
                 row["training_mae"], row["validation_mae"], row["images_per_s"],
             )  # fmt: skip
+            if self._config.model.task == "classification":
+                log.info("validation: %s", describe_answers(validation_sums.metrics()))
 
     # --- evaluation -------------------------------------------------------------------------------
 
@@ -281,7 +283,8 @@ class Trainer:
                 horovod.rank(), horovod.size(),
             )  # fmt: skip
             self._statistics.estimate(
-                (b.images for b in self._watchdog.watched(batches)),
+                self._watchdog.watched(batches),
+                self._training.epochs,
                 self._training.statistics_batches,
             )
             return
@@ -293,16 +296,16 @@ class Trainer:
         ):
             target.assign(mean)
 
-    def _validate(self) -> tuple[PartialSums, float]:
+    def _validate(self) -> tuple[Sums, float]:
         """Return the sums and the mean loss of the validation split, over all ranks."""
         sums, loss = self._no_sums(), 0.0
         batches = evaluation_batches(
             self._validation, self._training.evaluation_batch, horovod.rank(), horovod.size()
         )
         for batch in self._watchdog.watched(batches):
-            predicted = self._predict(batch.images)
-            sums += PartialSums.of(batch.labels, predicted)
-            loss += float(np.sum(self._losses(batch.labels, predicted)))
+            raw, predicted = self._predict(batch.images)
+            sums += self._sums_of(batch.labels, predicted)
+            loss += float(np.sum(self._losses(self._targets.encode(batch.labels), raw)))
         total = horovod.sum_array(np.array([loss]))
         return merged(sums), float(total[0]) / self._validation.count
 
@@ -311,11 +314,18 @@ class Trainer:
         self._refresh_evaluated()
         if horovod.rank() == 0:
             with files.atomic_path(self._config.run_dir / "model.keras") as temporary:
-                self._evaluated.save(temporary)
+                exported(self._evaluated).save(temporary)
             write_history(self._config, self.progress.history)
 
-    def _no_sums(self) -> PartialSums:
-        return PartialSums.none(len(self._dataset.parameters))
+    def _no_sums(self) -> Sums:
+        kind = ClassifierSums if self._config.model.task == "classification" else PartialSums
+        return kind.none(len(self._dataset.parameters))
+
+    def _sums_of(self, labels: NDArray[np.float32], predicted: Any) -> Sums:
+        if self._config.model.task == "classification":
+            width = self._config.model.class_width_deg
+            return ClassifierSums.of(labels, predicted, self._dataset.parameters, width)
+        return PartialSums.of(labels, predicted)
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -376,7 +386,7 @@ class Trainer:
         for variable, value in zip(self._model.non_trainable_variables, own, strict=True):
             variable.assign(value)
         self.progress = Progress(
-            PartialSums.from_vector(found[0]["sums"]) if found else self._no_sums(),
+            type(self._no_sums()).from_vector(found[0]["sums"]) if found else self._no_sums(),
             meta["epoch"], meta["step"], meta["seconds"], meta["loss"], meta["history"],
         )  # fmt: skip
         if horovod.rank() == 0:
@@ -425,64 +435,32 @@ def set_up_tensorflow(training: Training) -> None:
         tf.config.experimental.set_memory_growth(mine, True)
 
 
-def target_scale(
-    labels: NDArray[np.float32], standardise: bool
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return mean and scale of the targets, each of shape (P,).
-
-    Parameters
-    ----------
-    labels : ndarray, shape (N, P), float32
-        Training labels.
-    standardise : bool
-        If not, the mean is 0 and the scale 1: raw degrees, as in the paper.
-    """
-    if not standardise:
-        return np.zeros(labels.shape[1], np.float32), np.ones(labels.shape[1], np.float32)
-    mean, scale = labels.mean(axis=0, dtype=np.float64), labels.std(axis=0, dtype=np.float64)
-    return mean.astype(np.float32), np.where(scale > 0, scale, 1.0).astype(np.float32)
-
-
-def make_optimizer(training: Training, steps: int) -> "keras.optimizers.Optimizer":
-    """Return Adam (paper, section 3.2) with the configured schedule and averaging."""
-    import keras
-
-    return keras.optimizers.Adam(
-        learning_rate(training, steps),
-        use_ema=training.ema_momentum > 0,
-        ema_momentum=training.ema_momentum or 0.99,
-    )
-
-
-def make_losses(name: str, scale: NDArray[np.float32]) -> Losses:
-    """Return the function from labels and predictions (B, P) to each sample's loss (B,).
-
-    Errors count in units of `scale`, shape (P,).
-    """
-    import tensorflow as tf
-
-    error = {"mae": tf.abs, "mse": tf.square, "huber": huber}[name]
-    return lambda labels, predicted: tf.reduce_mean(error((predicted - labels) / scale), axis=1)
-
-
-def make_step(model: "keras.Model", optimizer: "keras.optimizers.Optimizer", losses: Losses) -> Any:
+def make_step(
+    model: "keras.Model",
+    optimizer: "keras.optimizers.Optimizer",
+    losses: Losses,
+    augment: sky.Augment,
+) -> Any:
     """Return the compiled training step.
 
-    It takes images (B, H, W, C) uint8, labels (B, P) float32, weights (B,) float32, the global
-    batch size and whether this rank was asked to stop; it returns the global batch's mean loss, the
-    number of ranks asked to stop, and this rank's predictions (B, P).
+    It takes images (B, H, W, C) uint8, targets (B, R) float32, the images' rows in the data set
+    (B,) int64, the epoch, weights (B,) float32, the global batch size and whether this rank was
+    asked to stop; it returns the global batch's mean loss, the number of ranks asked to stop, and
+    this rank's predictions.
     """
     import tensorflow as tf
 
     variables = [v.value for v in model.trainable_variables]
-    image, label = model.input_shape[1:], model.output_shape[1:]
+    raw, _ = model.outputs
 
     # Without autograph, which rewrites the optimiser's update of every variable: half the tracing.
     @tf.function(
         autograph=False,
         input_signature=[
-            tf.TensorSpec((None, *image), tf.uint8),
-            tf.TensorSpec((None, *label), tf.float32),
+            tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8),
+            tf.TensorSpec((None, raw.shape[1]), tf.float32),
+            tf.TensorSpec((None,), tf.int64),
+            tf.TensorSpec((), tf.int64),
             tf.TensorSpec((None,), tf.float32),
             tf.TensorSpec((), tf.float32),
             tf.TensorSpec((), tf.float32),
@@ -490,14 +468,17 @@ def make_step(model: "keras.Model", optimizer: "keras.optimizers.Optimizer", los
     )
     def step(
         images: "tf.Tensor",
-        labels: "tf.Tensor",
+        targets: "tf.Tensor",
+        rows: "tf.Tensor",
+        epoch: "tf.Tensor",
         weights: "tf.Tensor",
         global_size: "tf.Tensor",
         stop: "tf.Tensor",
     ) -> tuple[Any, Any, Any]:
+        images = augment(images, epoch, rows)
         with tf.GradientTape() as tape:
-            predicted = model(images, training=True)  # (B, P)
-            share = tf.reduce_sum(weights * losses(labels, predicted)) / global_size
+            raw, predicted = model(images, training=True)  # (B, R) and labels or probabilities
+            share = tf.reduce_sum(weights * losses(targets, raw)) / global_size
         gradients = tape.gradient(share, variables)
         # Loss and stop flag travel with the gradients: no message of their own.
         *gradients, mean_loss, stops = horovod.sum_tensors([*gradients, share, stop])
@@ -507,41 +488,35 @@ def make_step(model: "keras.Model", optimizer: "keras.optimizers.Optimizer", los
     return step
 
 
-def huber(error: "tf.Tensor") -> "tf.Tensor":
-    """Return the Huber loss with its bend at 1."""
-    import tensorflow as tf
-
-    size = tf.abs(error)
-    return tf.where(size <= 1.0, 0.5 * tf.square(error), size - 0.5)
-
-
 def make_predict(model: "keras.Model") -> Any:
-    """Return the compiled prediction: images (B, H, W, C) uint8 to labels (B, P) float32."""
+    """Return the compiled prediction: images (B, H, W, C) uint8 to what `build` says, a pair."""
     import tensorflow as tf
 
     @tf.function(
         autograph=False, input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)]
     )
-    def predict(images: "tf.Tensor") -> "tf.Tensor":
-        return model(images, training=False)
+    def predict(images: "tf.Tensor") -> tuple[Any, Any]:
+        raw, predicted = model(images, training=False)
+        return raw, predicted
 
     return predict
 
 
-def merged(sums: PartialSums) -> PartialSums:
+def merged(sums: Sums) -> Sums:
     """Return the sums over all ranks."""
-    return PartialSums.from_vector(horovod.sum_array(sums.as_vector()))
+    return type(sums).from_vector(horovod.sum_array(sums.as_vector()))
 
 
-def metric_columns(name: str, sums: PartialSums, parameters: tuple[str, ...]) -> Row:
+def metric_columns(name: str, sums: Sums, parameters: tuple[str, ...]) -> Row:
     """Return the columns of metrics.csv for one split: means over parameters, then each parameter.
 
     R2 is None where it is not defined: for labels that are all equal.
     """
     metrics = sums.metrics()
-    columns = {f"{name}_{key}": metrics[key].mean() for key in ("mae", "mse", "r2")}
+    columns = {f"{name}_{key}": np.mean(value) for key, value in metrics.items()}
+    each = [key for key in ("mae", "r2", "accuracy") if key in metrics]
     for k, parameter in enumerate(parameters):
-        columns |= {f"{name}_{key}_{parameter}": metrics[key][k] for key in ("mae", "r2")}
+        columns |= {f"{name}_{key}_{parameter}": metrics[key][k] for key in each}
     return to_json(columns)
 
 

@@ -107,8 +107,7 @@ def another_picture(run: Path) -> Path:
         start, end = file["offset"][4:6]
         body = body.ljust(end - start, b"\0")
         file["response"][start:end] = np.frombuffer(body, np.uint8)
-        file["sha256"][4] = hashlib.sha256(body).hexdigest()
-    return path
+    return edit(path, "sha256", 4, hashlib.sha256(body).hexdigest())
 
 
 def image_byte(run: Path) -> Path:

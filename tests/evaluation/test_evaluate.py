@@ -232,11 +232,6 @@ def test_shards_of_another_configuration_are_refused(model: Path, tmp_path: Path
     assert "32 there, 64 now" in line
 
 
-def test_a_classifier_is_refused_by_name(model: Path, tmp_path: Path) -> None:
-    config = write_run(tmp_path, model, model={"task": "classification"})
-    assert "model.task" in refusal(config)
-
-
 def test_a_report_needs_an_evaluation(model: Path, tmp_path: Path) -> None:
     write_run(tmp_path, model)
     done = galmerhpc("report", str(tmp_path / "run.yaml"))

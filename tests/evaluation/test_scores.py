@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from galmerhpc.evaluation.scores import score, sky_weights
+from galmerhpc.evaluation.evaluate import class_choices
+from galmerhpc.evaluation.scores import class_scores, score, sky_weights
 from galmerhpc.parameters import NAMES
 
 SIMULATED = np.array([0.0, 45.0, 75.0, 90.0])
@@ -80,3 +81,18 @@ def test_averages_leave_out_a_parameter_without_r2() -> None:
     assert np.isnan(found["parameters"]["inclination"]["r2"])
     assert found["average"]["r2"] == found["parameters"]["viewing_angle"]["r2"]
     assert found["average"]["mae"] == pytest.approx(1)
+
+
+def test_a_baseline_chooses_the_classes_that_its_predictions_fall_into() -> None:
+    names = ("spin", "azimuth")
+    true = np.array([[0, 10], [1, 180], [1, 90]], float)
+    lookup = np.array([[0.2, 12], [1, 180.0001], [0.1, 94]])  # rounding may leave the range
+    outputs = np.full((3, 2 + 4), 0.1)
+    outputs[:, [1, 2]] = 0.9  # retrograde and the first azimuths, sure of it
+    choices = class_choices(outputs, {"network": np.empty((3, 2)), "lookup": lookup}, names, 45)
+    found = {name: class_scores(names, true, chosen, 45) for name, chosen in choices.items()}
+    assert found["lookup"]["accuracy"] == pytest.approx({"spin": 2 / 3, "azimuth": 1})
+    assert found["lookup"]["all_accuracy"] == pytest.approx(2 / 3)
+    assert found["network"]["accuracy"] == pytest.approx({"spin": 2 / 3, "azimuth": 1 / 3})
+    assert found["network"]["all_accuracy"] == 0
+    assert found["network"]["trivial_binary_accuracy"] == pytest.approx(4 / 6)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from galmerhpc.training import checkpoint
-from tests.conftest import write_run
-from tests.support import environment, galmerhpc, mpirun, mpirun_command, run, wait_for
+from tests.conftest import catalogue_runs, write_run
+from tests.support import ROOT, environment, galmerhpc, mpirun, mpirun_command, run, wait_for
+from tests.training.workers import CLIP_NORM, HUGE
 
 WORKER = (sys.executable, "-m", "tests.training.workers")
 TRAIN = (sys.executable, "-m", "galmerhpc.cli", "train")
@@ -156,11 +157,15 @@ def test_a_signal_saves_the_work_and_another_number_of_ranks_goes_on(
 def test_uneven_shares_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
     changes = []
     for ranks in (1, 2):  # 25; 13 + 12
-        out = tmp_path / f"{ranks}.npy"
+        out = tmp_path / f"{ranks}.npz"
         done = mpirun(ranks, *WORKER, "gradients", str(out))
         assert done.returncode == 0, done.stderr
-        changes.append(np.load(out).astype(np.float64))
-    assert np.linalg.norm(changes[1] - changes[0]) < 1e-6 * np.linalg.norm(changes[0])
+        changes.append({name: c.astype(np.float64) for name, c in np.load(out).items()})
+    for name in ("whole", "clipped"):
+        one, two = (change[name] for change in changes)
+        assert np.linalg.norm(two - one) < 1e-6 * np.linalg.norm(one)
+    # It is the gradient of the whole batch that is cut, not a rank's share of it.
+    assert np.linalg.norm(changes[1]["clipped"]) == pytest.approx(HUGE * CLIP_NORM, rel=1e-5)
 
 
 def test_the_order_of_samples_does_not_depend_on_the_ranks(tiny_run: Path) -> None:
@@ -206,9 +211,51 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_with_one_message(tiny_run: Pat
     assert "Traceback" not in done.stderr
 
 
-def test_an_untrainable_network_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    config = Path(__file__).parents[2] / "configs/paper_classification.yaml"
-    done = galmerhpc("train", str(config), f"run_dir={tmp_path / 'run'}")
-    assert done.returncode == 2
-    assert "cannot be trained yet" in done.stderr
-    assert not (tmp_path / "run").exists()
+# Twelve directions of the tiny run's snapshots, as an override of a committed configuration.
+FEW_VIEWS = {
+    "runs": catalogue_runs(),
+    "views": {
+        "theta_deg": {"start": 0, "stop": 90, "step": 45},
+        "phi_deg": {"start": 0, "stop": 180, "step": 60},
+    },
+}
+
+
+def test_the_paper_s_classification_runs_from_scrape_to_report(tmp_path: Path) -> None:
+    done = galmerhpc(
+        "run", str(ROOT / "configs/paper_classification.yaml"),
+        f"run_dir={tmp_path / 'run'}", f"catalogue={json.dumps(FEW_VIEWS)}", "training.epochs=2",
+        "training.augment.rotation_deg=180", "training.augment.noise=5", ranks=2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("(always no: 93.33 %)") == 2  # one line an epoch, from rank 0
+    rows = list(csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    for split in ("training", "validation"):
+        assert all(0.5 < float(row[f"{split}_binary_accuracy"]) <= 1 for row in rows)
+        assert all(0 <= float(row[f"{split}_all_accuracy"]) <= 1 for row in rows)
+    assert 0 <= float(rows[0]["validation_accuracy_azimuth"]) <= 1
+    metrics = json.loads((tmp_path / "run/evaluation/metrics.json").read_text())
+    for predictor in ("network", "lookup", "mean"):
+        classes = metrics["scores"][predictor]["classes"]
+        assert classes["trivial_binary_accuracy"] == pytest.approx(56 / 60)
+        assert classes["accuracy"].keys() == metrics["scores"][predictor]["parameters"].keys()
+    assert "always no is 93.33 %" in done.stdout
+    report = (tmp_path / "run/evaluation/report.html").read_text()
+    assert "93.63 %" in report
+    assert "a network that always says no has 93.33 %" in report
+
+
+def test_every_option_of_the_regression_trains_together(tiny_run: Path) -> None:
+    done = galmerhpc(
+        "train", str(tiny_run), "model.architecture=table1_cnn", "model.dropout=0.1",
+        "model.spin=probability", "model.sine_cosine=[azimuth]",
+        "training.loss=huber", "training.loss_weights={spin: 2}",
+        "training.optimizer={kind: adamw, weight_decay: 0.01, clip_norm: 1}",
+        "training.schedule={batch_scaling: sqrt}",
+        "training.augment={rotation_deg: 90, intensity: 0.2, psf_fwhm_px: 2, blur_px: 1, noise: 5}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tiny_run.parent / "run/metrics.csv").read_text().splitlines()))
+    assert float(rows[2]["training_loss"]) < float(rows[0]["training_loss"])
+    assert float(rows[2]["validation_mae_azimuth"]) < 180  # degrees, decoded

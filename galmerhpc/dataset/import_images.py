@@ -1,0 +1,187 @@
+"""Pictures from a folder into raw shards, as if they had been scraped; the rest goes on as usual.
+
+What comes in is what preprocessing will take: one still picture of 8 bits a channel and of the
+catalogue's size, its bytes untouched. docs/format.md describes the table of labels.
+"""
+
+import csv
+import hashlib
+import io
+import itertools
+import logging
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from galmerhpc import files, parallel
+from galmerhpc.catalogue import View, Views
+from galmerhpc.config import Config, require_catalogue
+from galmerhpc.dataset.client import FORMATS
+from galmerhpc.dataset.raw import RawStore, RawWriter, Response, pack_leftovers
+from galmerhpc.dataset.scrape import MISSING
+from galmerhpc.errors import InputError
+
+log = logging.getLogger(__name__)
+
+_MODES = ("1", "L", "P", "RGB")
+"""Pillow's names of what becomes grey or RGB without loss of meaning."""
+
+_TOGETHER = 64  # pictures between two waits for the disk
+_NAMED = 3  # bad pictures that the message names; the file has them all
+
+
+class Refused(NamedTuple):
+    """A picture that cannot be taken, and why."""
+
+    view: str
+    file: Path
+    why: str
+
+
+def import_images(config: Config) -> None:
+    """Bring the catalogue's pictures into ``run_dir/raw``. Collective.
+
+    Parameters
+    ----------
+    config : Config
+        The run; its catalogue has a table of images.
+
+    Raises
+    ------
+    InputError
+        The catalogue has no table of images, the table is wrong, the folder is another
+        configuration's, or pictures are missing or refused: ``raw/missing.csv`` lists them, the
+        others are kept.
+    GalmerhpcError
+        The disk is full.
+    """
+    catalogue = require_catalogue(config)
+    if catalogue.images is None:
+        raise InputError(
+            "catalogue.images: missing; name the table of labels, or run galmerhpc scrape to "
+            "fetch the runs of this catalogue"
+        )
+    folder, views = config.run_dir / "raw", Views(catalogue)
+    record = files.StageRecord(folder, config.inputs("scrape"))
+    if parallel.broadcast(record.complete):
+        log.info("import: complete, nothing to do")
+        return
+    old, missing = parallel.broadcast(
+        _take_stock(folder, record, views) if parallel.rank() == 0 else ([], [])
+    )
+    writer = RawWriter(folder, parallel.rank(), config.scrape.views_per_shard)
+    refused: list[Refused] = []
+    handfuls = [missing[k : k + _TOGETHER] for k in range(0, len(missing), _TOGETHER)]
+    with tqdm(
+        total=len(missing), desc="import", unit="img",
+        disable=None if parallel.rank() == 0 else True,
+    ) as bar:  # fmt: skip
+        for handful in parallel.work(handfuls, lambda handful: bar.update(len(handful))):
+            pictures = [_read(views[index]) for index in handful]
+            writer.append([p for p in pictures if isinstance(p, Response)])
+            refused += [p for p in pictures if isinstance(p, Refused)]
+    writer.close()
+    shards = [*old, *itertools.chain(*parallel.gather([path.name for path in writer.shards]))]
+    bad = list(itertools.chain(*parallel.gather(refused)))
+    if fault := parallel.broadcast(_report(folder, bad) if bad else ""):
+        raise InputError(fault)
+    if parallel.rank() == 0:
+        record.finish({name: files.sha256(folder / name) for name in shards})
+    log.info("import: %d pictures in %d raw shards", len(views), len(shards))
+    parallel.barrier()
+
+
+def _take_stock(
+    folder: Path, record: files.StageRecord, views: Views
+) -> tuple[list[str], list[int]]:
+    """Tidy up after killed jobs; return the shards that are there and the views that are not."""
+    record.begin()
+    files.remove_temporaries(folder)
+    (folder / MISSING).unlink(missing_ok=True)
+    pack_leftovers(folder)
+    store = RawStore(folder)
+    there = store.ids()
+    missing = [index for index, view in enumerate(views.ids()) if view not in there]
+    return [path.name for path in store.paths], missing
+
+
+def _read(view: View) -> Response | Refused:
+    assert view.file is not None
+    try:
+        body = view.file.read_bytes()
+        kind = check(body, view.render.nbins)
+    except OSError as error:
+        return Refused(view.id, view.file, str(error.strerror))
+    except ValueError as error:
+        return Refused(view.id, view.file, str(error))
+    return Response(
+        view=view.id,
+        labels=view.labels,
+        simulation=view.run.simulation,
+        snapshot_id=view.snapshot.id,
+        time_myr=view.snapshot.time_myr,
+        url=view.file.as_uri(),
+        content_type=f"image/{kind.lower()}",
+        fetched_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        sha256=hashlib.sha256(body).hexdigest(),
+        body=body,
+    )
+
+
+def check(body: bytes, nbins: int) -> str:
+    """Return the format of a picture that is good to train on.
+
+    Parameters
+    ----------
+    body : bytes
+        The file.
+    nbins : int
+        Width and height of all pictures of the catalogue, pixels.
+
+    Raises
+    ------
+    ValueError
+        It is none; the message says why.
+    """
+    try:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
+            kind, size, mode = str(image.format), image.size, image.mode
+            animated = getattr(image, "is_animated", False)
+            # Only a picture of the right size is decoded: a bomb is told by its header.
+            good = size == (nbins, nbins) and not animated and mode in _MODES
+            blank = good and image.convert("RGB").getcolors(1) is not None
+    except UnidentifiedImageError:
+        raise ValueError(f"no {', '.join(FORMATS)} picture") from None
+    except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
+        raise ValueError(f"a broken picture ({' '.join(str(error).split())[:120]})") from None
+    if size[0] != size[1]:
+        raise ValueError(f"{size[0]} x {size[1]} pixels, not square; cut it to a square")
+    if size != (nbins, nbins):
+        raise ValueError(
+            f"{size[0]} x {size[1]} pixels, not {nbins} x {nbins}; all pictures have one size, "
+            "that of catalogue.render.nbins"
+        )
+    if animated:
+        raise ValueError("an animated picture")
+    if mode not in _MODES:
+        raise ValueError(f"pixels of kind {mode}; save it as 8-bit grey or RGB without alpha")
+    if blank:
+        raise ValueError("a blank picture")
+    return kind
+
+
+def _report(folder: Path, bad: list[Refused]) -> str:
+    """Write the list of refused pictures; return the message that names the first ones."""
+    rows = io.StringIO()
+    writer = csv.writer(rows)
+    writer.writerow(["view", "reason"])
+    writer.writerows((refused.view, refused.why) for refused in bad)
+    files.write_text(folder / MISSING, rows.getvalue())
+    first = "; ".join(f"{refused.file}: {refused.why}" for refused in bad[:_NAMED])
+    return (
+        f"{first}{f'; and {len(bad) - _NAMED} more' if len(bad) > _NAMED else ''} "
+        f"(all in {folder / MISSING}); mend the pictures and run the same command again"
+    )

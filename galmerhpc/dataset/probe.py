@@ -1,0 +1,77 @@
+"""One preview from the service, looked at: how a user finds out what a snapshot's number shows."""
+
+import contextlib
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from galmerhpc import files
+from galmerhpc.config import Config
+from galmerhpc.dataset.client import FORMATS, Client, ViewFailedError
+from galmerhpc.errors import GalmerhpcError
+from galmerhpc.preview import Preview
+
+
+def probe(config: Config, source: str, preview: Preview, output: Path | None) -> str:
+    """Fetch one preview, save it, and say what it is.
+
+    Parameters
+    ----------
+    config : Config
+        Time-out, tries and contact.
+    source : str
+        Address of the service, without the path.
+    preview : Preview
+        What to ask for.
+    output : Path or None
+        File to save it in; ``snapshot-<id>.gif`` (or .png, .jpg) in this folder by default.
+
+    Returns
+    -------
+    str
+        Address, content type, format, sizes and the file's name, a line each.
+
+    Raises
+    ------
+    GalmerhpcError
+        No picture came, and why: a page is quoted. Or the file cannot be written or is there.
+    """
+    settings = config.scrape
+    client = Client(
+        source,
+        connections=1,
+        timeout_s=settings.timeout_s,
+        attempts=settings.attempts,
+        backoff_s=settings.backoff_s,
+        contact=settings.contact,
+    )
+    with contextlib.closing(client):
+        try:
+            answer = client.fetch(preview)
+        except ViewFailedError as error:
+            raise GalmerhpcError(
+                f"snapshot {preview.snap_id} of {source}: no picture that scraping would keep: "
+                f"{error}; the query was {preview.query()}"
+            ) from None
+    with Image.open(io.BytesIO(answer.body), formats=FORMATS) as image:
+        kind, (width, height) = str(image.format), image.size
+    suffix = "jpg" if kind == "JPEG" else kind.lower()
+    saved = _save(output or Path(f"snapshot-{preview.snap_id}.{suffix}"), answer.body)
+    return "\n".join(
+        [
+            f"address       {answer.url}",
+            f"status        200, {answer.content_type or 'no content type'}",
+            f"picture       {kind}, {width} x {height} pixels, {len(answer.body):,} bytes",
+            "verdict       scraping keeps it",
+            f"saved as      {saved}",
+        ]
+    )
+
+
+def _save(path: Path, body: bytes) -> Path:
+    if path.exists():
+        raise GalmerhpcError(f"{path}: is there already; name another file with --output")
+    with files.atomic_path(path) as temporary:
+        temporary.write_bytes(body)
+    return path

@@ -1,0 +1,98 @@
+"""CSV tables that users write: read whole or refused with file, line and column."""
+
+import csv
+import difflib
+import io
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from galmerhpc.errors import InputError
+
+Row = TypeVar("Row")
+
+_LONGEST_MESSAGE = 300
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file that a user named.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read: {why}") from None
+
+
+def parse(
+    path: Path,
+    content: bytes,
+    needed: Sequence[str],
+    optional: Sequence[str] | None,
+    row: Callable[[dict[str, str]], Row],
+) -> list[Row]:
+    """Read a CSV table with a header, UTF-8; empty lines do not count.
+
+    Parameters
+    ----------
+    path : Path
+        Its name, for messages.
+    content : bytes
+        The file.
+    needed : sequence of str
+        Columns that must be there.
+    optional : sequence of str or None
+        Columns that may be there besides; None allows any.
+    row : callable
+        Makes a row of its cells by column, stripped; raises ValueError where one is wrong.
+
+    Raises
+    ------
+    InputError
+        It is no such table, or a row is wrong; the message names the line.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file in UTF-8") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _check_header(header, needed, optional)
+        rows = [row(_by_column(header, cells)) for cells in reader if cells]
+    except (csv.Error, ValueError) as error:
+        # A cell that is quoted may be of any length.
+        why = textwrap.shorten(str(error), _LONGEST_MESSAGE, placeholder=" ...")
+        raise InputError(f"{path}:{reader.line_num}: {why}") from None
+    if not rows:
+        raise InputError(f"{path}: the table has no rows")
+    return rows
+
+
+def _check_header(
+    header: Sequence[str], needed: Sequence[str], optional: Sequence[str] | None
+) -> None:
+    for name in needed:
+        if name not in header:
+            near = difflib.get_close_matches(name, set(header) - set(needed), 1)
+            hint = f"is it {near[0]!r}?" if near else f"needed are {', '.join(needed)}"
+            raise ValueError(f"no column {name} ({hint})")
+    if len(set(header)) < len(header):
+        raise ValueError("a column is there twice")
+    if optional is not None:
+        for name in header:
+            if name not in (*needed, *optional):
+                allowed = ", ".join((*needed, *optional))
+                raise ValueError(f"unknown column {name!r} (allowed: {allowed})")
+
+
+def _by_column(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
+    if len(cells) != len(header):
+        raise ValueError(f"{len(cells)} cells, while the header has {len(header)}")
+    return dict(zip(header, (cell.strip() for cell in cells), strict=True))

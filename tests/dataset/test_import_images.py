@@ -1,0 +1,247 @@
+"""A folder of pictures with a table of labels becomes raw shards, and the run goes on."""
+
+import csv
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from galmerhpc.catalogue import Views
+from galmerhpc.config import Catalogue, Images, load
+from galmerhpc.dataset.import_images import check, import_images
+from galmerhpc.dataset.preprocess import preprocess
+from galmerhpc.dataset.shards import Dataset, read_columns
+from galmerhpc.errors import GalmerhpcError, InputError
+from tests.support import galmerhpc
+
+SIZE = 40
+HEADER = "file,spin,inclination,azimuth,viewing_angle,simulation,snapshot_id,time_myr,mass_ratio"
+KINDS = ("GIF", "PNG", "JPEG")
+
+
+def encode(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape or (SIZE, SIZE), np.uint8)
+
+
+def rows() -> list[str]:
+    return [
+        f"sub/{k}.{KINDS[k % 3].lower()},{('prograde', '1')[k % 2]},{(0, 45.5)[k % 2]},{3 * k},{k},"
+        f"{k % 3},{k // 8},{50 * (k // 8)},{1 + k % 2}"
+        for k in range(24)
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with pictures of three kinds, grey and in colour, table and configuration."""
+    pictures = tmp_path / "pictures"
+    (pictures / "sub").mkdir(parents=True)
+    for k, row in enumerate(rows()):
+        pixels = noise(k) if k % 2 else noise(k, SIZE, SIZE, 3)
+        (pictures / row.split(",")[0]).write_bytes(encode(pixels, KINDS[k % 3]))
+    (pictures / "labels.csv").write_text("\n".join([HEADER, *rows()]))
+    write_config(tmp_path)
+    return tmp_path
+
+
+def write_config(folder: Path, **images: object) -> Path:
+    table = {"table": "pictures/labels.csv", "labels": ["mass_ratio"], **images}
+    values = {
+        "run_dir": str(folder / "run"),
+        "catalogue": {"images": table, "render": {"nbins": SIZE}},
+        "parameters": ["spin", "azimuth", "mass_ratio"],
+        "scrape": {"views_per_shard": 10},
+        "preprocess": {"image_size": 40, "samples_per_shard": 9},
+        "split": {"kind": "simulation"},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_pictures_go_all_the_way_to_training_shards(folder: Path) -> None:
+    config = load(folder / "run.yaml")
+    import_images(config)
+    shards = sorted((folder / "run/raw").glob("raw-*.h5"))
+    assert len(shards) == 3
+    with h5py.File(shards[0]) as shard:
+        start, end = shard["offset"][:2]
+        (name,) = parse_qs(shard["view"].asstr()[0])["file"]
+        body = (folder / "pictures" / name).read_bytes()
+        assert shard["response"][start:end].tobytes() == body
+    preprocess(config)
+    dataset = Dataset.open(folder / "run/shards")
+    assert dataset.parameters == ("spin", "azimuth", "mass_ratio")
+    wanted = [(k % 2, 3 * k, 1 + k % 2) for k in range(24)]
+    assert np.array_equal(dataset.labels, wanted)
+    columns = [
+        read_columns(path, ["view", "simulation", "snapshot_id", "time_myr"])
+        for path in sorted((folder / "run/shards").glob("shard-*.h5"))
+    ]
+    whole = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
+    names = [row.split(",")[0] for row in rows()]
+    views = [parse_qs(view.decode()) for view in whole["view"].tolist()]
+    assert [view["file"] for view in views] == [[name] for name in names]
+    assert [view["phi"] for view in views] == [[str(3 * k)] for k in range(24)]
+    assert whole["simulation"].tolist() == [k % 3 for k in range(24)]
+    assert whole["time_myr"].tolist() == [50 * (k // 8) for k in range(24)]
+    # PNG and GIF of grey pixels come through untouched.
+    images = dataset.images(np.array([1, 3]))
+    assert np.array_equal(images[0, :, :, 0], noise(1))
+    assert np.array_equal(images[1, :, :, 0], noise(3))
+
+
+def test_what_was_imported_is_not_read_again_and_bad_pictures_are_listed(folder: Path) -> None:
+    bad = {"sub/0.gif": encode(noise(0, 20, 20)), "sub/1.png": b"<html>", "sub/2.jpeg": None}
+    for name, content in bad.items():
+        (folder / "pictures" / name).unlink()
+        if content is not None:
+            (folder / "pictures" / name).write_bytes(content)
+    done = galmerhpc("images", "import", str(folder / "run.yaml"), ranks=2)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if "galmerhpc: " in line]
+    assert "sub/0.gif: 20 x 20 pixels, not 40 x 40" in line
+    assert "sub/2.jpeg: No such file" in line
+    listed = (folder / "run/raw/missing.csv").read_text().splitlines()[1:]
+    assert sorted(row.split("&")[0] for row in listed) == [f"file={name}" for name in sorted(bad)]
+    # Mended, only they are read: the others may even be gone.
+    shutil.rmtree(folder / "pictures/sub")
+    (folder / "pictures/sub").mkdir()
+    for k, name in enumerate(bad):
+        (folder / "pictures" / name).write_bytes(encode(noise(100 + k)))
+    done = galmerhpc("images", "import", str(folder / "run.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert not (folder / "run/raw/missing.csv").exists()
+    preprocess(load(folder / "run.yaml"))
+
+
+def test_a_table_that_changed_is_noticed(folder: Path) -> None:
+    config = load(folder / "run.yaml")
+    import_images(config)
+    table = folder / "pictures/labels.csv"
+    table.write_text(table.read_text().replace("45.5", "75"))
+    for step in (import_images, preprocess):
+        with pytest.raises(InputError, match=r"labels.csv: has changed"):
+            step(config)
+        with pytest.raises(InputError, match=r"another catalogue.images.sha256"):
+            step(load(folder / "run.yaml"))
+
+
+def test_a_table_may_move_with_its_pictures(folder: Path) -> None:
+    import_images(load(folder / "run.yaml"))
+    (folder / "pictures").rename(folder / "elsewhere")
+    preprocess(load(write_config(folder, table="elsewhere/labels.csv")))
+
+
+def test_the_resolved_configuration_reads_back_from_the_run_folder(folder: Path) -> None:
+    done = galmerhpc("images", "import", str(folder / "run.yaml"))
+    assert done.returncode == 0, done.stderr
+    resolved = load(folder / "run/config.yaml")
+    assert resolved == load(folder / "run.yaml")
+    assert len(Views(resolved.catalogue)) == 24
+    assert "galmerhpc images import" in galmerhpc("scrape", str(folder / "run.yaml")).stderr
+
+
+def test_any_name_of_a_file_is_an_id_that_can_be_read_back(tmp_path: Path) -> None:
+    names = ["a b.png", "c&theta=3.png", "50%.png", "é+/x.png", '"q".png']
+    table = tmp_path / "labels.csv"
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "spin", "inclination", "azimuth", "viewing_angle"])
+        writer.writerows([name, 0, 45, 30.5, k] for k, name in enumerate(names))
+    views = Views(Catalogue(images=Images(table=table)))
+    assert list(views.ids()) == [view.id for view in views]
+    for k, view in enumerate(views):
+        assert parse_qs(view.id) == {"file": [names[k]], "phi": ["30.5"], "theta": [str(k)]}
+        assert view.file == tmp_path / names[k]
+
+
+def edit(old: str, new: str) -> Callable[[str], str]:
+    return lambda text: text.replace(old, new, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (edit("azimuth", "azimut"), ":1: no column azimuth (is it 'azimut'?)"),
+        (edit(",mass_ratio", ",seeing"), ":1: no column mass_ratio"),
+        (edit("time_myr", "time"), ":1: unknown column 'time'"),
+        (edit("snapshot_id", "spin"), ":1: a column is there twice"),
+        (edit("prograde", "up"), ":2: spin: 'up' is neither prograde (0) nor retrograde (1)"),
+        (edit("45.5", "190"), ":3: inclination: 190 is outside 0..180"),
+        (edit("45.5", "nan"), ":3: inclination: nan is outside 0..180"),
+        (edit("45.5", "x"), ":3: inclination: 'x' is no number"),
+        (edit("sub/1.png", "sub/0.gif"), ": sub/0.gif is listed more than once"),
+        (edit("sub/1.png", "./sub//0.gif"), ": sub/0.gif is listed more than once"),
+        (edit("sub/1.png", "../a.png"), ":3: file: '../a.png' names no file beside or below"),
+        (edit("sub/1.png", "/etc/a.png"), ":3: file: '/etc/a.png' names no file beside"),
+        (edit("sub/1.png", "'a\0"), ":3: file: "),
+        (edit("sub/1.png,", ""), ":3: 8 cells, while the header has 9"),
+        (edit("0,0,0,0,0,1\n", "0,0,0.5,0,0,1\n"), ":2: simulation: 0.5 is no whole number"),
+        (lambda _: "", ":0: no column file"),
+        (lambda text: text.splitlines()[0], ": the table has no rows"),
+        (lambda text: text + '\n"', ":26: "),
+    ],
+)
+def test_a_wrong_table_is_named_with_its_line(
+    folder: Path, change: Callable[[str], str], expected: str
+) -> None:
+    table = folder / "pictures/labels.csv"
+    table.write_text(change(table.read_text()))
+    with pytest.raises(InputError) as caught:
+        import_images(load(folder / "run.yaml"))
+    assert str(caught.value).startswith(f"{table}{expected}")
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"", "no GIF, PNG, JPEG picture"),
+        (encode(noise(1), "BMP"), "no GIF, PNG, JPEG picture"),
+        (encode(noise(1))[:-99], "a broken picture"),
+        (encode(noise(1, SIZE, SIZE + 1)), "41 x 40 pixels, not square"),
+        (encode(noise(1, 50, 50)), "50 x 50 pixels, not 40 x 40"),
+        (encode(noise(1, SIZE, SIZE, 4)), "pixels of kind RGBA"),
+        (encode(noise(1).astype(np.uint16) * 256), "pixels of kind I;16"),
+        (encode(np.full((SIZE, SIZE), 7, np.uint8)), "a blank picture"),
+        (
+            encode(noise(1), "GIF", save_all=True, append_images=[Image.fromarray(noise(2))]),
+            "an animated picture",
+        ),
+    ],
+    ids=["nothing", "bmp", "cut", "oblong", "size", "alpha", "16 bit", "blank", "animated"],
+)
+def test_what_is_no_picture_to_train_on_is_refused(body: bytes, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        check(body, SIZE)
+
+
+def test_a_catalogue_has_runs_or_images(tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    (tmp_path / "labels.csv").write_text("")
+    images = "images: {table: labels.csv}"
+    run = "{spin: prograde, inclination_deg: 0, first_id: 1}"
+    for catalogue, expected in [
+        (f"{images}, runs: [{run}]", "leave out runs and views"),
+        (f"{images}, views: {{phi_deg: {{start: 0, stop: 9, step: 1}}}}", "leave out runs"),
+        ("images: {table: nowhere.csv}", "nowhere.csv: cannot be read: No such file"),
+        ("images: {table: labels.csv, labels: [spin]}", "spin cannot be given again"),
+        (f"runs: [{run}]", "run galmerhpc scrape"),
+    ]:
+        config.write_text(f"catalogue: {{{catalogue}}}")
+        with pytest.raises(GalmerhpcError, match=expected):
+            import_images(load(config))
