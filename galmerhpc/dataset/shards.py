@@ -459,7 +459,8 @@ class _FilteredImages:
     def __init__(self, shard: Shard) -> None:
         self._path = shard.path
         try:
-            self._file = h5py.File(shard.path, "r", locking=False)
+            # Images are a chunk each: HDF5's cache of chunks would only hold memory.
+            self._file = h5py.File(shard.path, "r", locking=False, rdcc_nbytes=0)
             self._images = self._file["images"]
         except _HDF5_ERRORS as error:
             raise _broken(shard.path, error) from None
