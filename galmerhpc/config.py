@@ -507,8 +507,8 @@ class Data(Section):
     stage_dir: Path | None = None
     """Folder on node-local storage; by default TMPDIR, or /tmp where that is not set. Later jobs on
     the node use the same copy again, so name a folder that outlives the job where there is one."""
-    threads: Count = 4
-    """Threads a rank that read ahead; a parallel file system may want more."""
+    threads: Count = 2
+    """Threads a rank that read ahead; more help on a parallel file system, not on a local disk."""
     ahead_mb: Positive = 64.0
     """Images that a rank reads ahead; at least a batch a thread."""
 

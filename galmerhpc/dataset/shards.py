@@ -392,6 +392,8 @@ class _PlainImages:
         self._size = int(np.prod(shard.shape[1:]))
         try:
             self._descriptor = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
+            # We know what comes next, and say so; the system would guess, and read too much.
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         except OSError as error:
             raise _unreadable(shard.path, error) from None
 
@@ -416,9 +418,8 @@ class _PlainImages:
         """
         requests = list(self._requests(rows, into))
         try:
-            if len(requests) > 1:
-                for position, size, _ in requests:  # the disk works on all of them meanwhile
-                    os.posix_fadvise(self._descriptor, position, size, os.POSIX_FADV_WILLNEED)
+            for position, size, _ in requests:  # the disk works on all of them at once
+                os.posix_fadvise(self._descriptor, position, size, os.POSIX_FADV_WILLNEED)
             for position, size, buffers in requests:
                 if os.preadv(self._descriptor, buffers, position) < size:
                     self._read_slowly(position, buffers)
