@@ -1,6 +1,6 @@
 """Random batches per second, warm and cold, against TFRecord, WebDataset, files and h5py.
 
-    python benchmarks/read.py [--gb 1] [--runs 5]
+    python benchmarks/read.py [--gb 0.75] [--runs 5]
 
 Every contender holds the same raw uint8 images, of 64, 128, 256 and 400 pixels, and labels in its
 own format, and delivers batches of 128: images (128, H, W, 3) uint8 in one piece and labels
@@ -77,7 +77,7 @@ BATCH = 128
 PARTS = 8
 SHUFFLE_BYTES = 128e6
 SHARD_BYTES = 100e6
-SLICE_S = 0.8
+SLICE_S = 0.5
 LEAST_RATIO, MOST_GROWTH = 1.0, 0.05
 PARAMETERS = ("spin", "inclination", "azimuth", "viewing_angle")
 
@@ -471,7 +471,7 @@ def measure(folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--gb", type=float, default=1.0, help="data of each size, 1e9 bytes")
+    parser.add_argument("--gb", type=float, default=0.75, help="data of each size, 1e9 bytes")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)

@@ -149,7 +149,7 @@ class SplitReader:
         self.rows: Positions = table["row"]
         self.labels: NDArray[np.float32] = table["labels"]
         self._source: _Source
-        if 0 < self.count * self.image_bytes <= data.memory_gb * 1e9:
+        if self.count * self.image_bytes <= data.memory_gb * 1e9:
             self._source = _InMemory(dataset, table, split, data.threads)
         else:
             self._source = _InShards(staged(dataset, data) if data.stage else dataset, table)
@@ -202,7 +202,8 @@ def _node_table(dataset: Dataset, split: str) -> NDArray[Any]:
         [
             ("row", _index_type(len(dataset))), ("crc32", np.uint32), ("checked", np.bool_),
             ("labels", np.float32, (len(dataset.parameters),)),
-        ]
+        ],
+        align=True,
     )  # fmt: skip
     table = np.asarray(parallel.node_array((parallel.node_broadcast(count),), record))
     if parallel.local_rank() == 0:
