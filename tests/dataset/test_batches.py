@@ -172,10 +172,8 @@ def test_a_shard_lost_in_an_epoch_fails_the_step_that_needs_it(
     if kind == "compressed":
         compress(tmp_path)
     order = training_order(SplitReader(Dataset.open(tmp_path), "train", BY_BATCH))
-    reader, path = (
-        SplitReader(Dataset.open(tmp_path), "train", BY_BATCH),
-        tmp_path / "shard-00002.h5",
-    )
+    reader = SplitReader(Dataset.open(tmp_path), "train", BY_BATCH)
+    path = tmp_path / "shard-00002.h5"
     if fault == "gone":
         path.unlink()
     else:

@@ -10,7 +10,7 @@ import pytest
 
 from galmerhpc.config import Data
 from galmerhpc.dataset.batches import SplitReader, training_batches
-from galmerhpc.dataset.shards import Dataset
+from galmerhpc.dataset.shards import Dataset, Shard
 from galmerhpc.dataset.stage import staged
 from galmerhpc.errors import InputError
 from tests.dataset.runs import write_dataset
@@ -86,7 +86,7 @@ def test_what_lies_there_already_is_not_copied(source: Path, tmp_path: Path) -> 
 def test_a_shard_damaged_at_the_source_is_refused(source: Path, local_storage: Path) -> None:
     path = source / "shard-00001.h5"
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content[Shard.open(path).offset] ^= 1
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"{path}.*SHA-256"):
         SplitReader(Dataset.open(source), "train", data(local_storage))
