@@ -67,6 +67,7 @@ def write_run(folder: Path, views: int, bodies: list[bytes]) -> Path:
     values = {
         "run_dir": str(folder / "run"),
         "catalogue": {"render": {"nbins": PICTURE_PX}, "views": grid, "runs": runs},
+        "scrape": {"allow_duplicates": True},
         "preprocess": {"image_size": IMAGE_PX, "samples_per_shard": 250},
         "split": {"kind": "random"},
     }

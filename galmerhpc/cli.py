@@ -144,9 +144,12 @@ def make_parser() -> argparse.ArgumentParser:
         )
         return command
 
-    add_stage("run", run, "do the whole job, skipping what is complete", RUN_HELP)
+    command = add_stage("run", run, "do the whole job, skipping what is complete", RUN_HELP)
+    command.set_defaults(slice="1/1", retry_failed=False, allow_missing=False, dry_run=False)
     add_stage("simulate", simulate, "compute N-body encounters into a snapshot library (MPI)")
-    add_stage("scrape", scrape, "fetch the catalogue's previews into raw shards (MPI)")
+    add_scrape_options(
+        add_stage("scrape", scrape, "fetch the catalogue's previews into raw shards (MPI)")
+    )
     add_stage("preprocess", preprocess, "turn raw shards into training shards (MPI)")
     add_stage("train", train, "train the network (Horovod)")
     add_stage(
@@ -218,6 +221,26 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def add_scrape_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that say how much of the catalogue one job of `scrape` takes on."""
+    command.add_argument(
+        "--slice", metavar="K/N", default="1/1",
+        help="fetch every N-th view from the K-th on, as one of N tasks that share the run folder, "
+        "the rate and the connections",
+    )  # fmt: skip
+    command.add_argument(
+        "--retry-failed", action="store_true", help="ask again for views that failed before"
+    )
+    command.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="finish without the views that failed; raw/missing.csv lists them",
+    )
+    command.add_argument(
+        "--dry-run", action="store_true", help="say what would be asked for, and ask for nothing"
+    )
+
+
 def read_config(given: argparse.Namespace) -> Config:
     """Read the configuration that a command was given, a file or a run folder."""
     path = Path(given.config)
@@ -260,16 +283,49 @@ def simulate(given: argparse.Namespace) -> None:
 
 def scrape(given: argparse.Namespace) -> None:
     """Fetch the previews, from a mirror of our own where the configuration says so."""
-    from galmerhpc.dataset.scrape import scrape
+    from galmerhpc.dataset import scrape
+    from galmerhpc.dataset.slices import Slice
 
-    config = read_config(given)
+    config, part = read_config(given), Slice.parse(given.slice)
     if require_catalogue(config).images:
         raise InputError("catalogue.images: pictures of a folder; run galmerhpc images import")
-    if files.StageRecord(config.run_dir / "raw", config.inputs("scrape")).complete:
+    require_snapshots(config)
+    if given.dry_run:
+        if parallel.rank() == 0:
+            print(scrape.forecast(config, part, given.retry_failed), flush=True)
+        return
+    if parallel.broadcast(parallel.rank() == 0 and scrape.is_done(config, given.retry_failed)):
         log.info("scrape: complete, nothing to do")
         return
     with preview_service(config) as source:
-        scrape(open_run(config), source)
+        scrape.scrape(
+            open_run(config),
+            source,
+            part=part,
+            retry_failed=given.retry_failed,
+            allow_missing=given.allow_missing,
+        )
+
+
+def require_snapshots(config: Config) -> None:
+    """Refuse a catalogue with snapshots that the mirror's library does not hold.
+
+    Which ones a service elsewhere has, only asking it can tell.
+    """
+    catalogue = require_catalogue(config)
+    if config.scrape.source != "mirror" or parallel.rank() > 0:
+        return
+    from galmerhpc.simulate.library import Library, library_path
+
+    with Library(library_path(config.library)) as library:
+        known = set(library.snapshot_ids)
+    for number, run in enumerate(catalogue.runs):
+        for snapshot in run.all_snapshots():
+            if snapshot.id not in known:
+                raise InputError(
+                    f"catalogue.runs.{number}: the library ({config.library}) holds no snapshot "
+                    f"{snapshot.id}; it holds {len(known)}, from {min(known)} to {max(known)}"
+                )
 
 
 @contextlib.contextmanager

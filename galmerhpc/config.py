@@ -412,22 +412,42 @@ def _refuse_equivalent_views(views: ViewGrid) -> None:
 # --- the data -------------------------------------------------------------------------------------
 
 
+POLITE_RATE_PER_S = 2.0
+"""Requests a second that an old CGI host can be asked for days; the paper's grid takes 18 hours."""
+
+
 class Scrape(Section):
     """Fetching previews."""
 
     source: str = "mirror"
     """`mirror` renders `library` on this node; else the service's address, without the path."""
+    rate_per_s: Positive | None = None
+    """Requests started a second, over all ranks and slices; null: no budget. Where it is not given,
+    an address gets 2, and the mirror, which is our own process, no budget."""
     connections: Count = 8
-    """Requests at once, over all ranks."""
+    """Requests at once, over all ranks and slices."""
     timeout_s: Positive = 60.0
-    """Seconds without an answer after which a request is tried again."""
+    """Seconds without an answer after which a request is tried again; also the longest pause."""
     attempts: Count = 5
     """Tries per view before it counts as failed."""
     backoff_s: Positive = 0.5
-    """Pause before the second try; it doubles each time."""
+    """Pause before a view's second try, and while the host refuses; it doubles each time."""
+    time_limit_s: Positive | None = None
+    """Seconds after which a job leaves with exit code 75, to be run again; null: none."""
+    allow_duplicates: bool = False
+    """Accept byte for byte the same picture for several views. By default it counts as an error's,
+    and none of these views as fetched."""
     contact: Annotated[str, Field(pattern=r"^[ -~]*$")] = ""
     """Address named in User-Agent, so that an archive's keeper can write to you."""
     views_per_shard: Count = 1024
+
+    @model_validator(mode="before")
+    @classmethod
+    def _be_polite(cls, values: Any) -> Any:
+        """Set the rate that an address gets, so that config.yaml shows it."""
+        if isinstance(values, dict) and values.get("source", "mirror") != "mirror":
+            return {"rate_per_s": POLITE_RATE_PER_S} | values
+        return values
 
     @field_validator("source")
     @classmethod

@@ -1,16 +1,23 @@
 """Files that are whole or not there: atomic writes, checksums, and the record of a stage."""
 
 import contextlib
+import errno
+import fcntl
+import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from galmerhpc import __version__
 from galmerhpc.errors import GalmerhpcError, InputError
+
+log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
 _TEMPORARY = ".tmp-"
@@ -34,7 +41,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         The disk is full or the folder cannot be written; the message names the file.
     """
     path = Path(path)
-    temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+    writer = f"{socket.gethostname()}-{os.getpid()}"  # nodes count their processes alike
+    temporary = path.with_name(f"{_TEMPORARY}{writer}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -43,13 +51,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.rename(path)
         sync(path.parent)
     except OSError as error:
-        # HDF5 puts a whole page into strerror.
-        why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-        raise GalmerhpcError(
-            f"{path}: cannot be written: {why}; make room or choose another run_dir, then run again"
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         _remove(temporary)
+
+
+def _unwritable(path: Path, error: OSError) -> GalmerhpcError:
+    # HDF5 puts a whole page into strerror.
+    why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+    return GalmerhpcError(
+        f"{path}: cannot be written: {why}; make room or choose another run_dir, then run again"
+    )
 
 
 def sync(path: Path) -> None:
@@ -61,9 +73,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what killed writers left in a folder; nobody else may be writing there."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
+def remove_temporaries(folder: Path, chosen: Callable[[Path], bool] = lambda _: True) -> None:
+    """Remove what killed writers left in a folder; nobody may be writing the chosen files."""
+    for path in filter(chosen, folder.glob(f"{_TEMPORARY}*")):
         _remove(path)
 
 
@@ -108,6 +120,92 @@ def sha256(path: Path) -> str:
         while block := file.read(_BLOCK):
             hasher.update(block)
     return hasher.hexdigest()
+
+
+def hold(file: IO[Any], wait: bool = False) -> bool:
+    """Take the system's lock on an open file; it ends when the file is closed, or its process.
+
+    Returns
+    -------
+    held : bool
+        False where another process has it. True also where the file system knows no locks, which
+        is logged: there the care of whoever starts jobs has to do.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        _warn_of_no_locks(Path(file.name).parent)
+    return True
+
+
+@functools.cache
+def _warn_of_no_locks(folder: Path) -> None:
+    log.warning("%s: this file system has no locks; start one job at a time", folder)
+
+
+@contextlib.contextmanager
+def lock(path: Path, wait: bool = False) -> Iterator[None]:
+    """Be the only process, on whatever node, that is in here for this path.
+
+    The file says who it is, for people; what counts is the system's lock on it, so that a killed
+    job leaves nothing that has to be removed.
+
+    Parameters
+    ----------
+    path : Path
+        Lock file; it is there only meanwhile, or after a kill.
+    wait : bool
+        Wait for another process to leave, instead of refusing.
+
+    Raises
+    ------
+    InputError
+        Another process is in; the message says which.
+    """
+    try:
+        file = _take(path, wait)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _take(path: Path, wait: bool) -> IO[str]:
+    """Return the lock file, open and held."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = path.open("a+")
+        if not hold(file, wait):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise InputError(
+                f"{path.parent}: in use by {holder}; wait for it to end, or choose another run_dir"
+            )
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            break
+        file.close()  # its holder has just removed it
+    job = os.environ.get("SLURM_JOB_ID")
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}{f' (job {job})' if job else ''}\n")
+    file.flush()
+    return file
+
+
+def is_locked(path: Path) -> bool:
+    """Say whether a process is in `lock` for this path."""
+    try:
+        with path.open("r+") as file:
+            return not hold(file)
+    except FileNotFoundError:
+        return False
 
 
 class StageRecord:

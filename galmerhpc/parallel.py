@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from mpi4py import MPI
 
 T = TypeVar("T")
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 # Set in every task by Open MPI's mpirun, by PMIx (srun --mpi=pmix) and by PMI (MPICH, Cray).
 LAUNCHER_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_SIZE")
@@ -31,6 +34,7 @@ LAUNCHER_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_SIZE")
 SHARED_MEMORY = "/dev/shm"
 
 _POLL_S = 0.001
+_ASK, _LEAVE = 0, 1
 _GRACE_S = 1.0
 
 
@@ -188,11 +192,103 @@ def _agree_on_room(fault: str) -> None:
         )
 
 
+class Desk(Generic[Q, A]):
+    """A desk on rank 0 at which one function answers the questions of all ranks, one at a time.
+
+    A collective context: every rank enters it and leaves it. A thread of rank 0 answers the others
+    while rank 0 does its own part. Nobody waits in a busy loop.
+
+    Parameters
+    ----------
+    answer : callable
+        Called on rank 0 alone, never twice at once. What it raises, rank 0 raises.
+
+    Examples
+    --------
+    >>> with Desk(lambda question: 2 * question) as desk:
+    ...     desk.ask(21)
+    42
+    """
+
+    def __init__(self, answer: Callable[[Q], A]) -> None:
+        self._answer, self._lock = answer, threading.Lock()
+        self._fault: Exception | None = None
+
+    def __enter__(self) -> "Desk[Q, A]":
+        """Open the desk."""
+        world = communicator()
+        # Messages of its own cannot meet anybody else's.
+        self._messages = world.Dup() if world and world.Get_size() > 1 else None
+        self._here = self._messages is None or self._messages.Get_rank() == 0
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        if self._messages and self._here:
+            self._thread.start()
+        return self
+
+    def ask(self, question: Q) -> A:
+        """Return the answer to a question; one thread of a rank may ask."""
+        if self._messages is None or self._here:
+            return self._say(question)
+        self._messages.send(question, dest=0, tag=_ASK)
+        while not self._messages.iprobe(source=0):
+            time.sleep(_POLL_S)
+        return self._messages.recv(source=0)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave it, when all ranks do; after an error, which ends the job, at once."""
+        if self._messages is None or kind is not None:
+            return
+        if self._here:
+            self._thread.join()
+            if self._fault:
+                raise self._fault
+        else:
+            self._messages.send(None, dest=0, tag=_LEAVE)
+        everybody = self._messages.Ibarrier()
+        while not everybody.Test():
+            time.sleep(_POLL_S)
+        self._messages.Free()
+
+    def _say(self, question: Q) -> A:
+        with self._lock:
+            if self._fault:
+                raise self._fault
+            return self._answer(question)
+
+    def _serve(self) -> None:
+        """Answer the other ranks until all have left."""
+        from mpi4py import MPI
+
+        messages, status = self._messages, MPI.Status()
+        assert messages is not None
+        there = messages.Get_size() - 1
+        while there:
+            # A blocking receive would spin on the core that rank 0 works on.
+            if not messages.iprobe(source=MPI.ANY_SOURCE, tag=MPI.ANY_TAG, status=status):
+                time.sleep(_POLL_S)
+                continue
+            question = messages.recv(source=status.Get_source(), tag=status.Get_tag())
+            if status.Get_tag() == _LEAVE:
+                there -= 1
+                continue
+            try:
+                answer = self._say(question)
+            except Exception as error:  # noqa: BLE001 - raised again by rank 0's own thread
+                self._fault = error
+                return
+            messages.send(answer, dest=status.Get_source())
+
+
 def work(items: Sequence[T], told: Callable[[T], object] | None = None) -> Iterator[T]:
     """Yield items of a list that all ranks hold, each to exactly one rank: whoever is free next.
 
-    Collective: every rank must run it to its end. Rank 0 works too; a thread of it answers the
-    others, so that no rank waits for another one's item.
+    Collective: every rank must run it to its end. Rank 0 works too, and no rank waits for another
+    one's item.
 
     Parameters
     ----------
@@ -201,57 +297,17 @@ def work(items: Sequence[T], told: Callable[[T], object] | None = None) -> Itera
     told : callable, optional
         Called on rank 0 with every item that is handed out, to whatever rank: for a progress bar.
     """
-    world = communicator()
-    if world is None or world.Get_size() == 1:
-        for item in items:
-            if told:
-                told(item)
-            yield item
-        return
-    desk = world.Dup()  # its messages cannot meet anybody else's
-    if world.Get_rank() == 0:
-        yield from _hand_out(desk, items, told)
-    else:
-        while (index := desk.sendrecv(None, dest=0, source=0)) < len(items):
+    left = iter(range(len(items)))
+
+    def take(_: None) -> int:
+        index = next(left, len(items))
+        if told and index < len(items):
+            told(items[index])
+        return index
+
+    with Desk(take) as desk:
+        while (index := desk.ask(None)) < len(items):
             yield items[index]
-    # Not after an error, which ends the job: the others, and rank 0's thread, are still using it.
-    desk.Barrier()
-    desk.Free()
-
-
-def _hand_out(
-    desk: "MPI.Intracomm", items: Sequence[T], told: Callable[[T], object] | None
-) -> Iterator[T]:
-    """Yield rank 0's own items while a thread gives the others theirs."""
-    from mpi4py import MPI
-
-    lock, taken = threading.Lock(), iter(range(len(items)))
-
-    def take() -> int:
-        with lock:
-            index = next(taken, len(items))
-            if told and index < len(items):
-                told(items[index])
-            return index
-
-    def answer() -> None:
-        waiting = desk.Get_size() - 1
-        status = MPI.Status()
-        while waiting:
-            # A blocking receive would spin on the core that rank 0 works on.
-            if not desk.iprobe(source=MPI.ANY_SOURCE, status=status):
-                time.sleep(_POLL_S)
-                continue
-            desk.recv(source=status.Get_source())
-            index = take()
-            waiting -= index >= len(items)
-            desk.send(index, dest=status.Get_source())
-
-    thread = threading.Thread(target=answer, daemon=True)
-    thread.start()
-    while (index := take()) < len(items):
-        yield items[index]
-    thread.join()
 
 
 def fail(message: str, exit_code: int) -> NoReturn:

@@ -20,7 +20,7 @@ from astropy.io import fits
 from galmerhpc.catalogue import Views, describe
 from galmerhpc.config import dump, load
 from galmerhpc.dataset import shards
-from galmerhpc.dataset.client import Client, ViewFailedError
+from galmerhpc.dataset.client import Client, TryAgainError, ViewFailedError
 from galmerhpc.dataset.import_images import check
 from galmerhpc.dataset.preprocess import picture_of
 from galmerhpc.errors import InputError
@@ -247,9 +247,7 @@ def pictures(folder: Path) -> tuple[list[bytes], Judge]:
     """Judge GIFs from a service, from a shard and from a folder."""
     size, body = 48, [b""]
     url = UNTIL_THE_END.enter_context(serve(lambda _query, _attempt: Reply(body[0]))).url
-    client = Client(
-        url, connections=1, timeout_s=20, attempts=1, backoff_s=0.01, contact=""
-    )  # fmt: skip
+    client = Client(url, connections=1, timeout_s=20, contact="")
     query = Preview(size, 1, 30, 45, 1 / 6, 4, 0, 0, True, True, False, 0)
     settings = load(write_config(folder / "settings", preprocess={"image_size": 48})).preprocess
 
@@ -264,7 +262,7 @@ def pictures(folder: Path) -> tuple[list[bytes], Judge]:
         try:
             assert client.fetch(query).body == content
             accepted.append("scrape")
-        except ViewFailedError as error:
+        except (ViewFailedError, TryAgainError) as error:
             why.append(str(error))
         try:
             assert picture_of(content, size, settings).size == (size, size)

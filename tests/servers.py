@@ -2,7 +2,10 @@
 
 import hashlib
 import io
+import socket
+import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +37,8 @@ class Reply:
     """What a service answers.
 
     `cut` ends the connection after so many bytes of the body; `hang` sends nothing until the
-    service ends; `drip` sends a byte at a time, and never the last one.
+    service ends; `drip` sends a byte at a time, and never the last one; `reset` sends nothing and
+    breaks the connection; `after_s` is what the service takes to think.
     """
 
     body: bytes = b""
@@ -44,6 +48,8 @@ class Reply:
     cut: int | None = None
     hang: bool = False
     drip: bool = False
+    reset: bool = False
+    after_s: float = 0.0
 
 
 Behaviour = Callable[[str, int], Reply]
@@ -64,6 +70,8 @@ class Service:
         Its address.
     asked : Counter
         Requests by query string.
+    arrivals : list of float
+        When they came, by `time.monotonic`.
     agents : set of str
         User-Agents seen.
     connections : int
@@ -73,6 +81,7 @@ class Service:
     def __init__(self, url: str) -> None:
         self.url = url
         self.asked: Counter[str] = Counter()
+        self.arrivals: list[float] = []
         self.agents: set[str] = set()
         self.connections = 0
         self.ending = threading.Event()
@@ -82,6 +91,7 @@ class Service:
         """Count a request; return how often the same was asked before."""
         with self._news:
             self.asked[query] += 1
+            self.arrivals.append(time.monotonic())
             self.agents.add(agent)
             self._news.notify_all()
             return self.asked[query] - 1
@@ -110,8 +120,14 @@ def serve(behaviour: Behaviour = well) -> Iterator[Service]:
             path, _, query = self.path.partition("?")
             attempt = service.note(query, self.headers["User-Agent"])
             reply = behaviour(query, attempt) if path == PATH else Reply(status=404)
+            if reply.after_s:
+                service.ending.wait(reply.after_s)
             if reply.hang:
                 service.ending.wait()
+            if reply.reset:  # closing then sends RST
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            if reply.hang or reply.reset:
                 self.close_connection = True
                 return
             self.send_response(reply.status)

@@ -37,6 +37,15 @@ def test_every_item_is_done_once_by_one_rank(tmp_path: Path, ranks: int) -> None
     assert all(rank["told"] == [] for rank in out[1:])
 
 
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_one_desk_answers_all_ranks_one_at_a_time(tmp_path: Path, ranks: int) -> None:
+    out = results("ask_the_desk", tmp_path, ranks)
+    assert [len(numbers) for numbers in out] == [COUNT * k for k in range(ranks)][::-1]
+    together = [number for numbers in out for number in numbers]
+    assert sorted(together) == list(range(0, 10 * len(together), 10))
+    assert all(numbers == sorted(numbers) for numbers in out)
+
+
 def test_whoever_is_free_takes_the_next_item(tmp_path: Path) -> None:
     first, last = results("hold_one_item", tmp_path, 2)
     assert len(last) == 1
@@ -94,6 +103,7 @@ def test_too_little_shared_memory_is_known_to_every_rank(shared_memory: Path) ->
         ("fail_on_rank_1", 3, "rank 1: something is wrong"),
         ("fail_everywhere", 2, "something is wrong"),
         ("fail_at_work", 2, "something is wrong"),
+        ("fail_at_the_desk", 2, "something is wrong"),
     ],
 )
 def test_a_failure_is_said_once_and_ends_every_rank(

@@ -3,6 +3,7 @@
 Each rank writes what came out, as JSON, into the folder under its number.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -27,6 +28,27 @@ def share_work(folder: Path) -> Any:  # noqa: ARG001
         list(parallel.work(items, told.append)) for items in (range(COUNT), range(100, 101), ())
     ]
     return {"taken": taken, "told": told}
+
+
+def ask_the_desk(folder: Path) -> list[int]:  # noqa: ARG001
+    """Ask for numbers; each rank asks another number of times, the last one never."""
+    asked = itertools.count()
+    with parallel.Desk(lambda step: step * next(asked)) as desk:
+        return [desk.ask(10) for _ in range(COUNT * (parallel.size() - 1 - parallel.rank()))]
+
+
+def fail_at_the_desk(folder: Path) -> None:  # noqa: ARG001
+    """Ask rank 0 what it cannot answer, while it has something else to do."""
+
+    def answer(_: int) -> int:
+        raise GalmerhpcError("something is wrong")
+
+    try:
+        with parallel.Desk(answer) as desk:
+            if parallel.rank() > 0:
+                desk.ask(0)
+    except GalmerhpcError as error:
+        parallel.fail(str(error), 2)
 
 
 def hold_one_item(folder: Path) -> list[int]:

@@ -29,7 +29,7 @@ from galmerhpc.dataset.preprocess import (
     sources_of,
     stage_inputs,
 )
-from galmerhpc.dataset.raw import HDF5_ERRORS, RawShard, RawStore
+from galmerhpc.dataset.raw import HDF5_ERRORS, RawShard, open_store
 from galmerhpc.dataset.split import SPLITS, TRAIN
 from galmerhpc.errors import InputError
 
@@ -238,7 +238,7 @@ def _belongs(folder: Path, inputs: Callable[[], dict[str, Any]], report: Report)
 def _plan(config: Config, there: _Inventory, report: Report) -> tuple[Plan, list[Fault]]:
     """Lay out what the training shards must hold, from the raw shards that are good."""
     folder, bad = config.run_dir / "raw", [fault.path for fault in report.faults]
-    plan = lay_out(config, RawStore(folder, bad))
+    plan = lay_out(config, open_store(config, without=bad))
     finished = any(path in there.sha256 for path in there.raw)
     lost = np.unique(plan.samples.view[plan.rows[plan.samples.view] < 0])
     if not finished or any(path.parent == folder for path in bad) or not len(lost):
@@ -341,7 +341,7 @@ def _check_shard(
                 return [Fault(path, f"{name} of image {row - 1} is not the catalogue's")], groups
     except InputError as error:
         return [Fault(path, _reason(path, error))], groups
-    sources = [sha256.decode() for sha256 in columns["source_sha256"].tolist()]
+    sources = columns["source_sha256"].tolist()
     for row, (made_from, there_now) in enumerate(
         zip(sources, sources_of(plan, samples), strict=True)
     ):

@@ -1,30 +1,28 @@
-"""Views from the preview service: asked for politely, tried again, checked to be pictures."""
+"""Views from the preview service: asked for once, checked to be pictures."""
 
+import contextlib
 import email.utils
 import html
-import http.cookiejar
 import io
 import ipaddress
-import logging
-import random
 import re
 import textwrap
-import threading
 import time
+import urllib.request
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from urllib.parse import urljoin, urlsplit
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit
 
-import requests
 import urllib3
 from PIL import Image, UnidentifiedImageError
+from urllib3 import exceptions
 
 from galmerhpc import __version__
-from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.errors import InputError
 from galmerhpc.preview import PATH, Preview
-
-log = logging.getLogger(__name__)
 
 FORMATS = ("GIF", "PNG", "JPEG")
 """What is decoded; Pillow's other formats are no previews, and some start programs."""
@@ -34,7 +32,6 @@ _BYTES_PER_PIXEL, _HEADER_BYTES = 4, 1 << 16
 _BLOCK = 1 << 16
 # A host that is there takes a connection within seconds; a firewall that drops it never answers.
 _CONNECT_S = 10.0
-_LONGEST_RETRY_AFTER_S = 3600.0
 _REDIRECTS = 5
 _PAGE_BYTES, _PAGE_TEXT = 4096, 120
 
@@ -43,21 +40,28 @@ warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 class ViewFailedError(Exception):
-    """One view could not be fetched; the text says why. Others may well be."""
+    """The service has no right picture of a view; the text says why. Of others it may."""
 
 
-class _TryAgainError(Exception):
-    """A fault that may pass.
+class TryAgainError(Exception):
+    """A fault that may pass; the text says what it is.
 
     Attributes
     ----------
+    trouble : bool
+        Whether it shows that the host is asked too much: statuses 429 and 503, Retry-After,
+        time-outs, refused connections.
+    heard : bool
+        Whether the host answered at all.
     retry_after_s : float
         Seconds for which the host asks to be left alone.
     """
 
-    def __init__(self, why: str, retry_after_s: float = 0.0) -> None:
+    def __init__(
+        self, why: str, *, trouble: bool = False, heard: bool = True, retry_after_s: float = 0.0
+    ) -> None:
         super().__init__(why)
-        self.retry_after_s = retry_after_s
+        self.trouble, self.heard, self.retry_after_s = trouble, heard, retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ class Answer:
 
 
 class Client:
-    """Fetches previews from one host; several threads may share it.
+    """Asks one host for previews; several threads may share it.
 
     Parameters
     ----------
@@ -93,10 +97,6 @@ class Client:
         Threads that will ask at once; as many connections are kept open.
     timeout_s : float
         Seconds that a whole answer may take.
-    attempts : int
-        Tries per view.
-    backoff_s : float
-        Mean pause before the second try; it doubles each time, up to `timeout_s`.
     contact : str
         Address to write to, named in User-Agent.
 
@@ -107,104 +107,71 @@ class Client:
     """
 
     def __init__(
-        self,
-        source_url: str,
-        *,
-        connections: int,
-        timeout_s: float,
-        attempts: int,
-        backoff_s: float,
-        contact: str,
+        self, source_url: str, *, connections: int, timeout_s: float, contact: str
     ) -> None:
         self._source = source_url.rstrip("/")
-        self._timeout_s, self._attempts, self._backoff_s = timeout_s, attempts, backoff_s
         self._host = _host(self._source)
-        self._session = _session(connections, contact)
-        # A site's proxy does not lead to this machine.
-        self._session.trust_env = not _is_loopback(self._host)
-        self._last_answer = float("-inf")
-        self._silent_until = float("-inf")
-        self._closed = threading.Event()
+        self._timeout_s, self._connect_s = timeout_s, min(_CONNECT_S, timeout_s)
+        self._pool = _pool(self._source, self._host, connections, contact)
 
     def fetch(self, preview: Preview) -> Answer:
-        """Fetch one view.
-
-        Time-outs, lost connections, statuses 408, 429 and 5xx and broken pictures are tried
-        again; another status, a page or another picture than asked for is final.
+        """Ask for one view, once, and check what comes.
 
         Raises
         ------
-        ViewFailedError
-            The service has no right picture for this view.
-        GalmerhpcError
-            The host cannot be reached, or asks to be left alone for long: nothing else will be
-            fetched either.
+        TryAgainError, ViewFailedError
+            As `ask` and `check_picture` do.
         """
-        url = f"{self._source}{PATH}?{preview.query()}"
-        began, pause_s = time.monotonic(), self._backoff_s
-        for attempt in range(1, self._attempts + 1):
-            self._wait(self._silent_until - time.monotonic())
-            try:
-                return self._ask(url, preview.nbins)
-            except _TryAgainError as error:
-                failure = error
-            self._keep_silent(failure.retry_after_s)
-            if attempt < self._attempts:
-                self._wait(pause_s * random.uniform(0.5, 1.5))
-                pause_s = min(2 * pause_s, self._timeout_s)
-        if self._last_answer < began:  # no request got an answer, not even an error
-            raise GalmerhpcError(
-                f"{self._source}: cannot be reached ({failure}); check scrape.source and this "
-                "node's network, then run the same command again"
-            )
-        raise ViewFailedError(f"{failure} ({self._attempts} tries)")
+        answer = self.ask(preview)
+        check_picture(answer.body, answer.content_type, preview.nbins)
+        return answer
+
+    def ask(self, preview: Preview) -> Answer:
+        """Ask for one view, once; `check_picture` says what its answer is worth.
+
+        Raises
+        ------
+        TryAgainError
+            Lost connections, time-outs, statuses 408, 429 and 5xx.
+        ViewFailedError
+            Another status, a redirect elsewhere, or more bytes than a picture needs.
+        """
+        url = target = f"{self._source}{PATH}?{preview.query()}"
+        deadline = time.monotonic() + self._timeout_s
+        limit = _BYTES_PER_PIXEL * preview.nbins**2 + _HEADER_BYTES
+        for _ in range(_REDIRECTS):
+            with self._answer(target) as response:
+                if location := response.get_redirect_location():
+                    target = self._redirect(target, location)
+                    continue
+                body = self._read(response, limit, deadline)
+                content_type = _plain(response.headers.get("Content-Type", ""))
+                _check_status(response, body)
+                now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+                return Answer(url, body, content_type, now)
+        raise ViewFailedError(f"more than {_REDIRECTS} redirects")
 
     def close(self) -> None:
-        """Give up what is waiting to be tried again, and close the connections."""
-        self._closed.set()
-        self._session.close()
+        """Close the connections."""
+        self._pool.clear()
 
-    def _wait(self, seconds: float) -> None:
-        if seconds > 0 and self._closed.wait(seconds):
-            raise ViewFailedError("given up")
-
-    def _keep_silent(self, seconds: float) -> None:
-        """Heed the host's wish to get no request, of whatever view, for so long."""
-        if seconds > _LONGEST_RETRY_AFTER_S:
-            raise GalmerhpcError(
-                f"{self._source}: asks to be left alone for {seconds:.0f} s (Retry-After); "
-                "run the same command again then"
-            )
-        if seconds > self._timeout_s:
-            log.warning("%s: asks for a pause of %.0f s", self._source, seconds)
-        self._silent_until = max(self._silent_until, time.monotonic() + seconds)
-
-    def _ask(self, url: str, nbins: int) -> Answer:
-        """Ask once."""
-        deadline = time.monotonic() + self._timeout_s
-        target = url
+    @contextlib.contextmanager
+    def _answer(self, url: str) -> Iterator[urllib3.BaseHTTPResponse]:
+        """Give the response to one request; its connection is kept if it was read to the end."""
+        heard = False
         try:
-            for _ in range(_REDIRECTS):
-                with self._session.get(
-                    target,
-                    stream=True,
-                    allow_redirects=False,
-                    timeout=(min(_CONNECT_S, self._timeout_s), self._timeout_s),
-                ) as response:
-                    self._last_answer = time.monotonic()
-                    if response.is_redirect:
-                        target = self._redirect(target, response.headers["Location"])
-                        continue
-                    limit = _BYTES_PER_PIXEL * nbins**2 + _HEADER_BYTES
-                    body = self._read(response, limit, deadline)
-                    content_type = _plain(response.headers.get("Content-Type", ""))
-                    _check_status(response, body)
-                    _check_picture(body, content_type, nbins)
-                    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-                    return Answer(url, body, content_type, now)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            raise _TryAgainError(self._why(error)) from error
-        raise ViewFailedError(f"more than {_REDIRECTS} redirects")
+            response = self._pool.urlopen(
+                "GET", url, redirect=False, preload_content=False,
+                timeout=urllib3.Timeout(connect=self._connect_s, read=self._timeout_s),
+            )  # fmt: skip
+            heard = True
+            try:
+                yield response
+            finally:
+                response.close()  # one that was read to its end has given its connection back
+        except exceptions.HTTPError as error:
+            slow = isinstance(error, exceptions.TimeoutError)
+            raise TryAgainError(self._why(error), trouble=slow, heard=heard) from error
 
     def _redirect(self, url: str, location: str) -> str:
         try:
@@ -216,22 +183,23 @@ class Client:
             raise ViewFailedError(f"redirected to {_plain(target)}, another host: not followed")
         return target
 
-    def _read(self, response: requests.Response, limit: int, deadline: float) -> bytes:
+    def _read(self, response: urllib3.BaseHTTPResponse, limit: int, deadline: float) -> bytes:
         """Read a response of at most `limit` bytes, whose bytes may not drip in for ever."""
         body = bytearray()
-        while block := response.raw.read1(_BLOCK, decode_content=False):
+        while block := response.read1(_BLOCK, decode_content=False):
             body += block
             if len(body) > limit:
                 raise ViewFailedError(f"the answer is longer than {limit} bytes")
             if time.monotonic() > deadline:
-                raise _TryAgainError(f"no whole answer within {self._timeout_s:g} s")
+                raise TryAgainError(f"no whole answer within {self._timeout_s:g} s", trouble=True)
         return bytes(body)
 
     def _why(self, error: BaseException) -> str:
-        """Name a transport fault in a few words; requests' own text repeats the whole address."""
-        if isinstance(error, requests.ConnectTimeout):
-            return f"no connection within {min(_CONNECT_S, self._timeout_s):g} s"
-        if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+        """Name a transport fault in a few words; urllib3's own text repeats the whole address."""
+        refused = isinstance(error, exceptions.NewConnectionError)  # a time-out too, to urllib3
+        if isinstance(error, exceptions.ConnectTimeoutError) and not refused:
+            return f"no connection within {self._connect_s:g} s"
+        if isinstance(error, exceptions.TimeoutError) and not refused:
             return f"no answer within {self._timeout_s:g} s"
         cause: BaseException | None = error
         while cause is not None:
@@ -242,16 +210,12 @@ class Client:
 
 
 def _host(source: str) -> str:
-    try:
-        requests.Request("GET", source + PATH).prepare()
-        host = urlsplit(source).hostname
-    except (requests.RequestException, ValueError):
-        host = None
-    if not host:
-        raise InputError(
-            f"scrape.source: {source!r} is no address; give one such as http://galmer.obspm.fr"
-        )
-    return host
+    with contextlib.suppress(exceptions.LocationValueError, ValueError):
+        if urllib3.util.parse_url(source).host and (host := urlsplit(source).hostname):
+            return host
+    raise InputError(
+        f"scrape.source: {source!r} is no address; give one such as http://galmer.obspm.fr"
+    )
 
 
 def _is_loopback(host: str) -> bool:
@@ -261,38 +225,45 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class _Session(requests.Session):
-    """A session that leaves redirects alone: requests would read their pages, however long."""
+def _pool(source: str, host: str, connections: int, contact: str) -> urllib3.PoolManager:
+    """Return the connections, through the site's proxy where the environment names one."""
+    settings: dict[str, Any] = {
+        "maxsize": connections,
+        "retries": False,
+        "headers": {
+            "User-Agent": f"galmerhpc/{__version__}" + (f" ({contact})" if contact else ""),
+            "Accept-Encoding": "identity",  # the bytes are kept as they come
+        },
+    }
+    proxy = _proxy(source, host)
+    if proxy is None:
+        return urllib3.PoolManager(**settings)
+    user = urllib3.util.parse_url(proxy).auth
+    headers = urllib3.make_headers(proxy_basic_auth=unquote(user)) if user else None
+    return urllib3.ProxyManager(proxy, proxy_headers=headers, **settings)
 
-    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002
+
+def _proxy(source: str, host: str) -> str | None:
+    # A site's proxy does not lead to this machine.
+    if _is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
+    proxies = urllib.request.getproxies()
+    return proxies.get(urlsplit(source).scheme, proxies.get("all"))
 
 
-def _session(connections: int, contact: str) -> requests.Session:
-    session = _Session()
-    session.headers["User-Agent"] = f"galmerhpc/{__version__}" + (
-        f" ({contact})" if contact else ""
-    )
-    session.headers["Accept-Encoding"] = "identity"  # the bytes are kept as they come
-    # Without cookies a session holds nothing that threads could get in each other's way with.
-    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=connections)
-    session.mount("http://", adapter)
-    session.mount("https://", adapter)
-    return session
-
-
-def _check_status(response: requests.Response, body: bytes) -> None:
-    status = response.status_code
+def _check_status(response: urllib3.BaseHTTPResponse, body: bytes) -> None:
+    status = response.status
     if status == 200:
         return
     text = f"HTTP {status} {_page(body)}".rstrip()
     if status in (408, 429) or status >= 500:
-        raise _TryAgainError(text, retry_after_s=_retry_after(response))
+        pause_s = _retry_after(response)
+        trouble = status in (429, 503) or pause_s > 0
+        raise TryAgainError(text, trouble=trouble, retry_after_s=pause_s)
     raise ViewFailedError(text)
 
 
-def _retry_after(response: requests.Response) -> float:
+def _retry_after(response: urllib3.BaseHTTPResponse) -> float:
     """Return the seconds of Retry-After, which is a number or a date (RFC 9110, 10.2.3)."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():
@@ -303,11 +274,19 @@ def _retry_after(response: requests.Response) -> float:
         return 0.0
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
-    return (moment - datetime.now(timezone.utc)).total_seconds()
+    return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
 
 
-def _check_picture(body: bytes, content_type: str, nbins: int) -> None:
-    """Accept one still picture of the asked size that shows something."""
+def check_picture(body: bytes, content_type: str, nbins: int) -> None:
+    """Accept one still picture of `nbins` x `nbins` pixels that shows something.
+
+    Raises
+    ------
+    TryAgainError
+        It is broken.
+    ViewFailedError
+        It is a page, or another picture than was asked for.
+    """
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS) as image:
             size = image.size
@@ -318,11 +297,11 @@ def _check_picture(body: bytes, content_type: str, nbins: int) -> None:
     except UnidentifiedImageError:
         if content_type.startswith("text/") or body.lstrip().startswith(b"<"):
             raise ViewFailedError(f"a page instead of a picture {_page(body)}".rstrip()) from None
-        raise _TryAgainError(f"{len(body)} bytes that are no picture") from None
+        raise TryAgainError(f"{len(body)} bytes that are no picture") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ViewFailedError("a picture of far more pixels than asked for") from None
     except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
-        raise _TryAgainError(f"a broken picture: {_plain(str(error))}") from None
+        raise TryAgainError(f"a broken picture: {_plain(str(error))}") from None
     if animated:
         raise ViewFailedError("an animated picture")
     if size != (nbins, nbins):

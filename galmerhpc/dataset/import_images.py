@@ -4,7 +4,6 @@ What comes in is what preprocessing will take: one still picture of 8 bits a cha
 catalogue's size, its bytes untouched. docs/format.md describes the table of labels.
 """
 
-import csv
 import hashlib
 import io
 import itertools
@@ -20,8 +19,8 @@ from galmerhpc import files, parallel
 from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset.client import FORMATS
-from galmerhpc.dataset.raw import RawStore, RawWriter, Response, pack_leftovers
-from galmerhpc.dataset.scrape import MISSING
+from galmerhpc.dataset.missing import list_path, write
+from galmerhpc.dataset.raw import RawWriter, Response, open_store, tidy
 from galmerhpc.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ def import_images(config: Config) -> None:
         log.info("import: complete, nothing to do")
         return
     old, missing = parallel.broadcast(
-        _take_stock(folder, record, views) if parallel.rank() == 0 else ([], [])
+        _take_stock(config, record, views) if parallel.rank() == 0 else ([], [])
     )
     writer = RawWriter(folder, parallel.rank(), config.scrape.views_per_shard)
     refused: list[Refused] = []
@@ -95,14 +94,14 @@ def import_images(config: Config) -> None:
 
 
 def _take_stock(
-    folder: Path, record: files.StageRecord, views: Views
+    config: Config, record: files.StageRecord, views: Views
 ) -> tuple[list[str], list[int]]:
     """Tidy up after killed jobs; return the shards that are there and the views that are not."""
+    folder = config.run_dir / "raw"
     record.begin()
-    files.remove_temporaries(folder)
-    (folder / MISSING).unlink(missing_ok=True)
-    pack_leftovers(folder)
-    store = RawStore(folder)
+    list_path(folder).unlink(missing_ok=True)
+    tidy(folder)
+    store = open_store(config)
     there = store.ids()
     missing = [index for index, view in enumerate(views.ids()) if view not in there]
     return [path.name for path in store.paths], missing
@@ -175,13 +174,9 @@ def check(body: bytes, nbins: int) -> str:
 
 def _report(folder: Path, bad: list[Refused]) -> str:
     """Write the list of refused pictures; return the message that names the first ones."""
-    rows = io.StringIO()
-    writer = csv.writer(rows)
-    writer.writerow(["view", "reason"])
-    writer.writerows((refused.view, refused.why) for refused in bad)
-    files.write_text(folder / MISSING, rows.getvalue())
+    write(list_path(folder), {refused.view: refused.why for refused in bad})
     first = "; ".join(f"{refused.file}: {refused.why}" for refused in bad[:_NAMED])
     return (
         f"{first}{f'; and {len(bad) - _NAMED} more' if len(bad) > _NAMED else ''} "
-        f"(all in {folder / MISSING}); mend the pictures and run the same command again"
+        f"(all in {list_path(folder)}); mend the pictures and run the same command again"
     )

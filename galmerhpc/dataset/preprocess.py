@@ -19,9 +19,10 @@ from tqdm import tqdm
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import Views
 from galmerhpc.config import Config, Preprocess, digest, require_catalogue
-from galmerhpc.dataset import augment, raw, shards
+from galmerhpc.dataset import augment, shards
 from galmerhpc.dataset.client import FORMATS
-from galmerhpc.dataset.raw import RawStore
+from galmerhpc.dataset.missing import missing_views
+from galmerhpc.dataset.raw import RawStore, open_store
 from galmerhpc.dataset.split import Samples, ViewTable, assign
 from galmerhpc.errors import InputError
 
@@ -149,9 +150,21 @@ def stage_inputs(config: Config) -> dict[str, Any]:
         The list of these is damaged.
     """
     inputs = config.inputs("preprocess")
-    if absent := raw.left_out(config.run_dir / "raw"):
+    if absent := left_out(config):
         inputs["raw.left_out"] = f"{len(absent)} views, SHA-256 {digest(sorted(absent))}"
     return inputs
+
+
+def left_out(config: Config) -> set[str]:
+    """Return the ids of the views that a finished scrape went without.
+
+    Raises
+    ------
+    InputError
+        The list of these is damaged.
+    """
+    folder = config.run_dir / "raw"
+    return set(missing_views(folder)) if (folder / "stage.json").exists() else set()
 
 
 def make_plan(config: Config) -> Plan:
@@ -165,7 +178,7 @@ def make_plan(config: Config) -> Plan:
     folder = config.run_dir / "raw"
     if not files.StageRecord(folder, config.inputs("scrape")).complete:
         raise InputError(f"{folder}: not complete; run galmerhpc scrape first")
-    plan = lay_out(config, RawStore(folder))
+    plan = lay_out(config, open_store(config))
     missing = np.unique(plan.samples.view[plan.rows[plan.samples.view] < 0])
     if len(missing):
         raise InputError(
@@ -187,7 +200,7 @@ def lay_out(config: Config, store: RawStore) -> Plan:
     InputError
         The split is impossible.
     """
-    views, absent = Views(require_catalogue(config)), raw.left_out(config.run_dir / "raw")
+    views, absent = Views(require_catalogue(config)), left_out(config)
     samples = assign(ViewTable(**views.table()), config.split, config.preprocess.copies)
     if absent:
         present = np.fromiter((view not in absent for view in views.ids()), bool, len(views))
@@ -245,11 +258,11 @@ def _is_finished(path: Path, plan: Plan, number: int) -> bool:
     return (
         shard.identity == plan.identity(number)
         and shard.shape == (samples.stop - samples.start, *plan.image_shape)
-        and [sha256.decode() for sha256 in sources.tolist()] == sources_of(plan, samples)
+        and sources.tolist() == sources_of(plan, samples)
     )
 
 
-def sources_of(plan: Plan, samples: slice) -> list[str]:
+def sources_of(plan: Plan, samples: slice) -> list[bytes]:
     """Return the SHA-256 of the responses that samples are made from."""
     return plan.raw.sha256(plan.rows[plan.samples.view[samples]])
 

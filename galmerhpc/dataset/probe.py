@@ -8,7 +8,7 @@ from PIL import Image
 
 from galmerhpc import files
 from galmerhpc.config import Config
-from galmerhpc.dataset.client import FORMATS, Client, ViewFailedError
+from galmerhpc.dataset.client import FORMATS, Client, TryAgainError, ViewFailedError
 from galmerhpc.errors import GalmerhpcError
 from galmerhpc.preview import Preview
 
@@ -19,7 +19,7 @@ def probe(config: Config, source: str, preview: Preview, output: Path | None) ->
     Parameters
     ----------
     config : Config
-        Time-out, tries and contact.
+        Time-out and contact.
     source : str
         Address of the service, without the path.
     preview : Preview
@@ -42,14 +42,12 @@ def probe(config: Config, source: str, preview: Preview, output: Path | None) ->
         source,
         connections=1,
         timeout_s=settings.timeout_s,
-        attempts=settings.attempts,
-        backoff_s=settings.backoff_s,
         contact=settings.contact,
     )
     with contextlib.closing(client):
         try:
             answer = client.fetch(preview)
-        except ViewFailedError as error:
+        except (ViewFailedError, TryAgainError) as error:
             raise GalmerhpcError(
                 f"snapshot {preview.snap_id} of {source}: no picture that scraping would keep: "
                 f"{error}; the query was {preview.query()}"

@@ -2,12 +2,11 @@
 
 HDF5 is not safe while it is written, so a rank appends to a spool and packs it into the shard of
 the same name once it is full: ``raw/raw-<rank>-<number>.spool`` and ``.h5``. Whoever finds a spool
-without its shard can finish the work; a spool beside its shard is done with. docs/format.md
+that no process holds can finish the work; one beside its shard is done with. docs/format.md
 describes both files.
 """
 
 import contextlib
-import csv
 import dataclasses
 import hashlib
 import io
@@ -16,7 +15,9 @@ import logging
 import os
 import struct
 import zlib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -29,6 +30,8 @@ from tqdm import tqdm
 
 from galmerhpc import __version__, files
 from galmerhpc.catalogue import Places
+from galmerhpc.config import Config
+from galmerhpc.dataset.slices import WHOLE, Slice
 from galmerhpc.errors import GalmerhpcError, InputError
 
 log = logging.getLogger(__name__)
@@ -36,7 +39,6 @@ log = logging.getLogger(__name__)
 FORMAT = "galmerhpc raw"
 FORMAT_VERSION = 2
 
-_MISSING = "missing.csv"
 _MAGIC = b"GHR1"
 _HEADER = struct.Struct("<4sIII")  # magic, bytes of metadata, bytes of body, CRC-32 of both
 # Readable by HDF5 1.10 (2016) and later; its object headers carry checksums, older ones' do not.
@@ -89,27 +91,33 @@ class Response:
 class RawWriter:
     """Writes one rank's responses: what `append` has returned from survives any kill.
 
+    Full spools are packed by a thread, so that nobody waits for it.
+
     Parameters
     ----------
     folder : Path
-        The run's ``raw`` folder. Its leftover spools have been packed (`pack_leftovers`).
+        The run's ``raw`` folder. Its leftover spools have been packed (`tidy`).
     rank : int
         This rank; no other process writes under its names.
     views_per_shard : int
         Responses a shard.
+    part : Slice
+        The slice that this job fetches; it is part of the names.
 
     Attributes
     ----------
     shards : list of Path
-        Shards made so far.
+        Shards made, once the writer is closed.
     """
 
-    def __init__(self, folder: Path, rank: int, views_per_shard: int) -> None:
+    def __init__(self, folder: Path, rank: int, views_per_shard: int, part: Slice = WHOLE) -> None:
         self.shards: list[Path] = []
         self._folder, self._views_per_shard = folder, views_per_shard
-        self._rank, self._number = rank, -1
-        self._spool: Path | None = None
+        self._name, self._number = f"raw{part.suffix}-{rank:04d}", -1
+        self._spool: FileIO | None = None
         self._count = 0
+        self._packer = ThreadPoolExecutor(1)
+        self._packed: Future[Path | None] | None = None
 
     def append(self, responses: Sequence[Response]) -> None:
         """Write responses and force them to disk; pack the spool where it is full.
@@ -125,49 +133,99 @@ class RawWriter:
             self._write(b"".join(_encode(response) for response in now))
             self._count += len(now)
             if self._count == self._views_per_shard:
-                self.close()
+                self._hand_over()
 
     def close(self) -> None:
-        """Pack what is left in the spool."""
-        if self._spool is not None and (shard := pack(self._spool)):
-            self.shards.append(shard)
+        """Pack what is left in the spool, and wait until all is packed.
+
+        Raises
+        ------
+        GalmerhpcError
+            The disk is full or cannot be written.
+        """
+        self._hand_over()
+        self._take_shard()
+        self._packer.shutdown()
+
+    def _hand_over(self) -> None:
+        """Let the spool be packed, one at a time; what went wrong with the one before is raised."""
+        self._take_shard()
+        if self._spool is not None:
+            self._packed = self._packer.submit(_pack_held, self._spool)
         self._spool, self._count = None, 0
 
+    def _take_shard(self) -> None:
+        if self._packed and (shard := self._packed.result()):
+            self.shards.append(shard)
+        self._packed = None
+
     def _write(self, data: bytes) -> None:
+        path = self._folder
         try:
             if self._spool is None:
                 self._spool = self._new_spool()
-            # Not made anew: a spool that is gone has been packed by a job that should not run.
-            with self._spool.open("rb+") as file:
-                file.seek(0, os.SEEK_END)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            path = Path(self._spool.name)
+            left = memoryview(data)
+            while left:  # a disk that gets full takes a part
+                left = left[self._spool.write(left) :]
+            os.fsync(self._spool.fileno())
         except OSError as error:
             raise GalmerhpcError(
-                f"{self._spool or self._folder}: cannot be written: {error.strerror}; make room or "
+                f"{path}: cannot be written: {error.strerror}; make room or "
                 "choose another run_dir, then run again: what was fetched before is kept"
             ) from error
 
-    def _new_spool(self) -> Path:
-        """Claim a name that is no spool's and no shard's, whatever a stale listing would say."""
+    def _new_spool(self) -> FileIO:
+        """Claim a name that is no spool's and no shard's, whatever a stale listing would say.
+
+        The spool is held while this process lives, so that nobody packs it meanwhile.
+        """
         while True:
             self._number += 1
-            spool = self._folder / f"raw-{self._rank:04d}-{self._number:05d}.spool"
-            if spool.with_suffix(".h5").exists():
+            path = self._folder / f"{self._name}-{self._number:05d}.spool"
+            if path.with_suffix(".h5").exists():
                 continue
             with contextlib.suppress(FileExistsError):
-                spool.touch(exist_ok=False)
+                spool = FileIO(path, "xb")
+                files.hold(spool)
+                files.sync(self._folder)
                 return spool
 
 
-def pack_leftovers(folder: Path) -> None:
-    """Pack the spools of jobs that were killed, of whatever ranks; nobody may be writing there."""
-    for spool in sorted(folder.glob("raw-*.spool")):
-        pack(spool)
+def tidy(folder: Path, part: Slice = WHOLE) -> None:
+    """Pack the spools that killed jobs left, of whatever ranks, and remove their temporary files.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's ``raw`` folder.
+    part : Slice
+        The slice of this job; what belongs to its siblings is left alone, as they may be at work.
+
+    Raises
+    ------
+    InputError
+        A process is still writing one of the spools.
+    """
+
+    def ours(path: Path) -> bool:
+        return not part.is_sibling(Slice.of_file(path))
+
+    files.remove_temporaries(folder, ours)
+    for spool in sorted(filter(ours, folder.glob("raw-*.spool"))):
+        with spool.open("rb") as file:
+            if not files.hold(file):
+                raise InputError(f"{spool}: still being written by another job; wait for its end")
+            _pack(spool)
 
 
-def pack(spool: Path) -> Path | None:
+def _pack_held(spool: FileIO) -> Path | None:
+    """Pack a spool that is held until then."""
+    with spool:
+        return _pack(Path(spool.name))
+
+
+def _pack(spool: Path) -> Path | None:
     """Turn a spool into the shard of its name, or into nothing if it holds no whole record.
 
     Raises
@@ -270,42 +328,21 @@ def _text_column(texts: Sequence[str]) -> NDArray[Any]:
     return np.array(encoded, h5py.string_dtype("utf-8", width))
 
 
-def left_out(folder: Path) -> set[str]:
-    """Return the ids of the views that a finished scrape went without; ``missing.csv`` lists them.
-
-    Parameters
-    ----------
-    folder : Path
-        The run's ``raw`` folder.
-
-    Raises
-    ------
-    InputError
-        A file is damaged.
-    """
-    record, missing = folder / "stage.json", folder / _MISSING
-    if not (record.exists() and missing.exists()):
-        return set()
-    if not files.read_json(record).get("files"):
-        return set()
-    try:
-        with missing.open(encoding="utf-8", newline="") as file:
-            return {row["view"] for row in csv.DictReader(file)}
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise InputError(
-            f"{missing}: damaged ({error}); remove {record} and run galmerhpc scrape again"
-        ) from None
-
-
 class RawStore:
     """All responses of a run's raw shards, by row: shard after shard, in the order of their names.
 
-    Only where things stand in the files is held in memory, whatever the number of responses.
+    Only where things stand in the files is held in memory, whatever the number of responses. A view
+    that stands twice counts once. A picture that came for several views is none of theirs: it is an
+    error's, sent as an image.
 
     Parameters
     ----------
     folder : Path
         The run's ``raw`` folder; one that does not exist has no views.
+    allow_duplicates : bool
+        Several views may look alike (`config.Scrape.allow_duplicates`).
+    made : iterable of str
+        Names of shards that other nodes have just made, which a listing may not show yet.
     without : collection of Path
         Shards to pass over.
 
@@ -313,6 +350,9 @@ class RawStore:
     ----------
     paths : list of Path
         The shards, sorted by name.
+    duplicates : dict of str to bytes
+        Views that are not there because their picture came for others too, and its SHA-256,
+        hexadecimal.
 
     Raises
     ------
@@ -320,27 +360,62 @@ class RawStore:
         A shard is damaged; the message names it and says what to do.
     """
 
-    def __init__(self, folder: Path, without: Collection[Path] = ()) -> None:
-        self.paths = sorted(set(folder.glob("raw-*.h5")) - set(without))
+    def __init__(
+        self,
+        folder: Path,
+        allow_duplicates: bool = False,
+        made: Iterable[str] = (),
+        without: Collection[Path] = (),
+    ) -> None:
+        listed = {*folder.glob("raw-*.h5"), *(folder / name for name in made)}
+        self.paths = sorted(listed.difference(without))
         paths = tqdm(self.paths, "raw shards", unit="shard", leave=False, disable=None)
         self._shards = [RawShard.open(path) for path in paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
+        self._shared: dict[int, tuple[str, bytes]] = {} if allow_duplicates else self._find_shared()
+        self.duplicates = self._lost_to_others()
+
+    def _find_shared(self) -> dict[int, tuple[str, bytes]]:
+        """Return view and checksum of the rows whose picture came for another view too."""
+        sums = (one for shard in self._shards for one in shard.column("sha256").tolist())
+        hashes = np.fromiter(map(hash, sums), np.int64, len(self))
+        _, place, count = np.unique(hashes, return_inverse=True, return_counts=True)
+        rows = np.flatnonzero(count[place.reshape(-1)] > 1)
+        views = [view.decode() for view in self._cells("view", rows)]
+        views_of: dict[bytes, set[str]] = defaultdict(set)
+        sha256 = self.sha256(rows)
+        for view, one in zip(views, sha256, strict=True):
+            views_of[one].add(view)
+        several = zip(rows.tolist(), views, sha256, strict=True)
+        return {row: (view, one) for row, view, one in several if len(views_of[one]) > 1}
+
+    def _lost_to_others(self) -> dict[str, bytes]:
+        """Return the shared pictures' views that do not stand elsewhere, as themselves."""
+        views = dict(self._shared.values())
+        elsewhere = self.find(views, len(views)) >= 0 if views else ()
+        found = zip(views.items(), elsewhere, strict=True)
+        return {view: sha256 for (view, sha256), there in found if not there}
 
     def __len__(self) -> int:
         """Return the number of responses."""
         return int(self._ends[-1]) if self._shards else 0
 
+    def _views(self) -> Iterator[str]:
+        """Yield the ids of all rows; that of a row which does not count is empty."""
+        views = (view for shard in self._shards for view in shard.texts("view"))
+        shared = self._shared
+        return ("" if row in shared else view for row, view in enumerate(views))
+
     def ids(self) -> set[str]:
         """Return the ids of the views that are there."""
-        return {view for shard in self._shards for view in shard.texts("view")}
+        return set(self._views()) - {""}
 
     def find(self, ids: Iterable[str], count: int) -> NDArray[np.int64]:
         """Return the rows of so many views, shape (count,); -1 where a view is in no shard.
 
         A view that stands twice has its first row.
         """
-        there = (view for shard in self._shards for view in shard.texts("view"))
-        return Places(there, len(self)).of(ids, count)
+        return Places(self._views(), len(self)).of(ids, count)
 
     def read(self, rows: Rows, ids: Sequence[str]) -> Iterator[tuple[int, bytes, str]]:
         """Read responses file by file, verify them, and yield them as they come.
@@ -371,19 +446,46 @@ class RawStore:
             for place, (body, sha256) in zip(here, responses, strict=True):
                 yield place, body, sha256
 
-    def sha256(self, rows: Rows) -> list[str]:
-        """Return the recorded SHA-256 of responses by row; an empty text for row -1."""
+    def sha256(self, rows: Rows) -> list[bytes]:
+        """Return the SHA-256 taken on arrival, hexadecimal, by row; an empty one for row -1."""
+        return self._cells("sha256", rows)
+
+    def _cells(self, name: str, rows: Rows) -> list[bytes]:
+        """Read texts of a column by row."""
         number = np.where(rows < 0, -1, np.searchsorted(self._ends, rows, side="right"))
-        found = np.zeros(len(rows), "S64")
+        found = np.full(len(rows), b"", object)
         for k in np.unique(number[number >= 0]).tolist():
             first = int(self._ends[k]) - len(self._shards[k])
             here = number == k
-            found[here] = self._shards[k].column("sha256")[rows[here] - first]
-        return [sha256.decode() for sha256 in found.tolist()]
+            found[here] = self._shards[k].column(name)[rows[here] - first]
+        return found.tolist()
 
     def path_of(self, row: int) -> Path:
         """Return the shard that holds a row."""
         return self.paths[int(np.searchsorted(self._ends, row, side="right"))]
+
+
+def open_store(
+    config: Config, made: Iterable[str] = (), without: Collection[Path] = ()
+) -> RawStore:
+    """Open a run's raw shards; pictures of a folder may look alike.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    made : iterable of str
+    without : collection of Path
+        As `RawStore` takes them.
+
+    Raises
+    ------
+    InputError
+        A shard is damaged.
+    """
+    of_folder = config.catalogue is not None and config.catalogue.images is not None
+    allow = of_folder or config.scrape.allow_duplicates
+    return RawStore(config.run_dir / "raw", allow, made, without)
 
 
 @dataclass(frozen=True, slots=True)

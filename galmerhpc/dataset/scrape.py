@@ -1,52 +1,65 @@
 """Fetch the previews of a catalogue's views into raw shards, on any number of ranks.
 
-Every rank asks with threads of its own and writes shards of its own; rank 0 hands out the views
-that are missing, a few at a time, to whoever is free. Nothing that was written is fetched again.
+Rank 0 keeps the schedule of what is missing; every rank gets views from it, asks for them with
+threads of its own and writes shards of its own. Nothing that was written is fetched again.
 """
 
-import csv
+import contextlib
 import hashlib
-import io
 import itertools
 import logging
 import queue
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import View, Views
-from galmerhpc.config import Config, require_catalogue
-from galmerhpc.dataset.client import Answer, Client, ViewFailedError
-from galmerhpc.dataset.raw import RawStore, RawWriter, Response, pack_leftovers
-from galmerhpc.errors import ViewsMissingError
+from galmerhpc.config import Catalogue, Config, Scrape, require_catalogue
+from galmerhpc.dataset import missing
+from galmerhpc.dataset.client import Answer, Client, TryAgainError, ViewFailedError, check_picture
+from galmerhpc.dataset.pace import Pace
+from galmerhpc.dataset.raw import RawStore, RawWriter, Response, open_store, read_spool, tidy
+from galmerhpc.dataset.schedule import (
+    LATE_S,
+    Failed,
+    Fault,
+    Grant,
+    Outcome,
+    Report,
+    Schedule,
+    Stored,
+    Unasked,
+    duplicate,
+)
+from galmerhpc.dataset.slices import WHOLE, Slice
+from galmerhpc.errors import InputError, InterruptedRunError, ViewsMissingError
+from galmerhpc.interrupt import StopRequest
+from galmerhpc.preview import Preview
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-MISSING = "missing.csv"
-"""Views that failed in the latest run and why; not there when all came."""
-
-_NAMED = 3
-"""Failed views that the message names; the file has them all."""
+_SPARE = 2  # views that wait behind each request, so that a slow disk stops no connection
+_PROGRESS_S = 60.0  # between the lines that a log file gets
+_GRACE_S = 5.0  # for answers that are under way when the job is told to stop
+_NAMED = 3  # failed views that the message names; the file has them all
+_BYTES_PER_PIXEL = 0.4  # of the mirror's GIFs of 400 x 400
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A view that could not be fetched, and why."""
-
-    view: str
-    why: str
-
-
-def scrape(config: Config, source: str) -> None:
+def scrape(
+    config: Config,
+    source: str,
+    *,
+    part: Slice = WHOLE,
+    retry_failed: bool = False,
+    allow_missing: bool = False,
+) -> None:
     """Fetch what is missing of the catalogue into ``run_dir/raw``. Collective.
 
     Parameters
@@ -55,142 +68,486 @@ def scrape(config: Config, source: str) -> None:
         The run.
     source : str
         Address of the preview service, without the path.
+    part : Slice
+        The slice to fetch; jobs with the other slices may share the folder.
+    retry_failed : bool
+        Ask again for views that failed before.
+    allow_missing : bool
+        Finish without the views that failed; ``raw/missing.csv`` lists them.
 
     Raises
     ------
     ViewsMissingError
-        Some views could not be fetched; the rest is there, and ``raw/missing.csv`` lists them.
+        Some views could not be fetched; the rest is there, and the list names them.
+    InterruptedRunError
+        A signal or the time limit came; what was fetched is there.
     InputError
-        The folder is another configuration's, a raw shard is damaged, or `source` is no address.
+        The folder is another configuration's or in use, a raw shard is damaged, the catalogue
+        holds impossible views, or `source` is no address.
     GalmerhpcError
         The host cannot be reached, or the disk is full.
     """
-    folder = config.run_dir / "raw"
-    views = Views(require_catalogue(config))
-    record = files.StageRecord(folder, config.inputs("scrape"))
-    if parallel.broadcast(record.complete):
+    began = time.monotonic()
+    folder, settings = config.run_dir / "raw", config.scrape
+    views = Views(check_catalogue(require_catalogue(config)))
+    connections = _connections(config, part)
+    if parallel.broadcast(parallel.rank() == 0 and is_done(config, retry_failed)):
         log.info("scrape: complete, nothing to do")
         return
-    old, missing = parallel.broadcast(_take_stock(folder, record, views))
-    new, failed = _fetch_all(config, source, views, missing)
-    shards = parallel.broadcast([*old, *itertools.chain(*parallel.gather(new))])
-    failures = list(itertools.chain(*parallel.gather(failed)))
-    if fault := parallel.broadcast(
-        _report_missing(folder, failures, len(views)) if failures else ""
-    ):
-        raise ViewsMissingError(fault)
-    _finish(record, folder, shards)
-    log.info("scrape: %d views in %d raw shards", len(views), len(shards))
+
+    def stop() -> bool:
+        limit = settings.time_limit_s
+        return signals.requested or (limit is not None and time.monotonic() - began > limit)
+
+    with StopRequest() as signals, _alone(folder, part):
+        desk = _open_desk(config, source, views, part, retry_failed)
+        writer = RawWriter(folder, parallel.rank(), settings.views_per_shard, part)
+        crew = _Crew(settings, source, views, connections)
+        stopped = _fetch(desk, crew, writer, stop)
+        if not parallel.agree(not stopped):
+            raise InterruptedRunError(
+                "scrape: stopped by a signal or scrape.time_limit_s; what was fetched is kept, "
+                "run the same command again"
+            )
+        made = itertools.chain(*parallel.gather([path.name for path in writer.shards]))
+        _conclude(config, views, part, allow_missing, list(made))
+
+
+def is_done(config: Config, retry_failed: bool = False) -> bool:
+    """Say whether there is nothing left to fetch; one rank should ask."""
+    folder = config.run_dir / "raw"
+    record = files.StageRecord(folder, config.inputs("scrape"))
+    return record.complete and not (retry_failed and missing.missing_views(folder))
+
+
+def check_catalogue(catalogue: Catalogue) -> Catalogue:
+    """Return the catalogue if every view of it can be asked for.
+
+    Raises
+    ------
+    InputError
+        A view is outside the preview protocol's ranges; the message names the parameter.
+    """
+    for run in catalogue.runs:
+        grid = run.views or catalogue.views
+        for snapshot, end in itertools.product(run.all_snapshots(), (0, -1)):
+            theta, phi = grid.theta_deg.values()[end], grid.phi_deg.values()[end]
+            view = View(run, snapshot, float(theta), float(phi), catalogue.render)
+            try:
+                Preview.parse(view.preview.query())
+            except ValueError as error:
+                raise InputError(f"catalogue: snapshot {snapshot.id}: {error}") from None
+    return catalogue
+
+
+def _connections(config: Config, part: Slice) -> int:
+    """Return this rank's connections: its share of the slice's share."""
+    total, rank, size = config.scrape.connections, parallel.rank(), parallel.size()
+    ours = part.share(total)
+    if ours == 0:
+        raise InputError(
+            f"--slice {part.number}/{part.count}: scrape.connections, {total}, must reach for "
+            "every slice; raise it or make fewer slices"
+        )
+    if rank == 0 and ours < size:
+        log.warning(
+            "scrape: %d of %d ranks have no connection: scrape.connections allows %d",
+            size - ours, size, ours,
+        )  # fmt: skip
+    return ours // size + (rank < ours % size)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, part: Slice) -> Iterator[None]:
+    """Keep other jobs off this slice, and off the folder those that divide it otherwise."""
+    if parallel.rank() > 0:
+        yield
+        return
+    with files.lock(folder / f"scrape{part.suffix}.lock"):
+        for path in folder.glob("scrape*.lock"):
+            if Slice.of_file(path).count != part.count and files.is_locked(path):
+                raise InputError(
+                    f"{path}: a job with other slices is at work in this folder; wait for its "
+                    "end, or choose another run_dir"
+                )
+        yield
+
+
+def _stage_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Let one slice at a time change what all slices share."""
+    if parallel.rank() > 0:
+        return contextlib.nullcontext()
+    return files.lock(folder / "stage.lock", wait=True)
+
+
+# --- what is missing: known to rank 0 ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What a run folder holds of a slice.
+
+    Attributes
+    ----------
+    there : int
+        Views of the slice that are there.
+    wanted : list of int
+        Numbers of the views to ask for.
+    failed : dict of str to str
+        Views of the slice that failed in earlier jobs, and why.
+    sha256 : dict of bytes to int
+        The pictures' checksums (hexadecimal) and their views' numbers, of all slices.
+    duplicates : set of bytes
+        Checksums of pictures that came for several views.
+    """
+
+    there: int
+    wanted: list[int]
+    failed: dict[str, str]
+    sha256: dict[bytes, int]
+    duplicates: set[bytes]
 
 
 def _take_stock(
-    folder: Path, record: files.StageRecord, views: Views
-) -> tuple[list[str], NDArray[np.int64]]:
-    """Tidy up after killed jobs; return the shards that are there and the views that are not.
+    config: Config,
+    views: Views,
+    part: Slice,
+    retry_failed: bool,
+    spooled: AbstractSet[str] = frozenset(),
+) -> Stock:
+    """Compare the catalogue with the raw shards, and with views that are in spools."""
+    folder = config.run_dir / "raw"
+    store = open_store(config)
+    rows, failures = store.find(views.ids(), len(views)), _failures(folder, store)
+    stored = np.flatnonzero(rows >= 0)
+    sha256 = dict(zip(store.sha256(rows[stored]), stored.tolist(), strict=True))
+    stock = Stock(0, [], {}, sha256, set(store.duplicates.values()))
+    there, ours = 0, part.of(len(views))
+    bar = tqdm(
+        views.ids(), "scrape: what is missing", len(views), unit="view", leave=False, disable=None
+    )
+    for number, name in enumerate(bar):
+        if number not in ours:
+            continue
+        if rows[number] >= 0 or name in spooled:
+            there += 1
+            continue
+        if name in failures:
+            stock.failed[name] = failures[name]
+        if retry_failed or name not in failures:
+            stock.wanted.append(number)
+    return replace(stock, there=there)
 
-    Rank 0 does so; the others get nothing.
+
+def _failures(folder: Path, store: RawStore) -> dict[str, str]:
+    """Return all views that failed in earlier jobs, and why; some may be there by now."""
+    doubtful = {view: duplicate(sha256) for view, sha256 in store.duplicates.items()}
+    return missing.read_failures(folder) | doubtful
+
+
+def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) -> str:
+    """Say what a scrape would do, in a few lines; nothing is asked and nothing is written.
+
+    Raises
+    ------
+    InputError
+        The folder is another configuration's, or holds a damaged shard.
     """
+    folder, settings = config.run_dir / "raw", config.scrape
+    catalogue = check_catalogue(require_catalogue(config))
+    files.StageRecord(folder, config.inputs("scrape"))  # refuses another configuration's folder
+    views = Views(catalogue)
+    spools = sorted(folder.glob("raw-*.spool"))
+    spooled = {response.view for spool in spools for response in read_spool(spool)}
+    stock = _take_stock(config, views, part, retry_failed, spooled)
+    bytes_there = sum(path.stat().st_size for path in folder.glob("raw-*.h5"))
+    if stock.sha256:
+        each, basis = bytes_there / len(stock.sha256), "the mean of those that are there"
+    else:
+        each = _BYTES_PER_PIXEL * catalogue.render.nbins**2
+        basis = "an estimate from the mirror's"
+    requests = len(stock.wanted)
+    left = " (--retry-failed adds the failed ones)" if stock.failed and not retry_failed else ""
+    if settings.rate_per_s is None:
+        hours = "no budget (scrape.rate_per_s: null): as fast as the source answers"
+    else:
+        rate = settings.rate_per_s / part.count
+        hours = f"{requests / rate / 3600:.2f} at {rate:g} requests a second"
+    return (
+        f"views     {len(part.of(len(views)))}: {stock.there} there, "
+        f"{len(stock.failed)} failed before\n"
+        f"requests  {requests}{left}\n"
+        f"GB        {requests * each / 1e9:.3g} ({each / 1e3:.1f} kB a picture, {basis})\n"
+        f"hours     {hours}"
+    )
+
+
+# --- fetching -------------------------------------------------------------------------------------
+
+
+def _open_desk(
+    config: Config, source: str, views: Views, part: Slice, retry_failed: bool
+) -> "parallel.Desk[Report, Grant]":
+    """Return the desk where all ranks get their views."""
     if parallel.rank() > 0:
-        return [], np.empty(0, np.int64)
-    record.begin()
-    files.remove_temporaries(folder)
-    (folder / MISSING).unlink(missing_ok=True)
-    pack_leftovers(folder)
-    store = RawStore(folder)
-    missing = np.flatnonzero(store.find(views.ids(), len(views)) < 0)
-    return [path.name for path in store.paths], missing
+        return parallel.Desk(_nobody)
+    folder = config.run_dir / "raw"
+    list_path = missing.list_path(folder, part)
+    with _stage_lock(folder):
+        if not is_done(config, retry_failed):  # a sibling may have finished meanwhile
+            files.StageRecord(folder, config.inputs("scrape")).begin()
+        tidy(folder, part)
+        stock = _take_stock(config, views, part, retry_failed)
+        missing.write(list_path, stock.failed)
+    schedule = _schedule(config, source, part, stock)
+    progress = _Progress(stock)
+    noted = 0
+
+    def answer(report: Report) -> Grant:
+        nonlocal noted
+        grant = schedule.answer(report, time.monotonic())
+        if new := list(itertools.islice(schedule.failures.items(), noted, None)):
+            missing.append(list_path, [(views[number].id, why) for number, why in new])
+            noted += len(new)
+        progress.show(schedule.stored + noted, noted, schedule.share, grant.over)
+        return grant
+
+    return parallel.Desk(answer)
 
 
-def _fetch_all(
-    config: Config, source: str, views: Views, missing: NDArray[np.int64]
-) -> tuple[list[str], list[Failure]]:
-    """Fetch this rank's part of the missing views; return its new shards and its failures."""
-    settings, rank, size = config.scrape, parallel.rank(), parallel.size()
-    connections = max(1, settings.connections // size + (rank < settings.connections % size))
-    client = Client(
+class _Progress:
+    """A line with rate, failures and time left: a bar on a terminal, else one now and then."""
+
+    def __init__(self, stock: Stock) -> None:
+        self._began = self._said = time.monotonic()
+        self._there, self._total = stock.there, stock.there + len(stock.wanted)
+        self._bar = tqdm(
+            total=self._total, initial=self._there, desc="scrape", unit="view", disable=None
+        )
+
+    def show(self, done: int, failed: int, share: float, over: bool) -> None:
+        """Show that so many views are done with, `failed` of them in vain."""
+        postfix = f"{failed} failed, pace {share:.0%}"
+        now = time.monotonic()
+        if not self._bar.disable:
+            self._bar.set_postfix_str(postfix, refresh=False)
+            self._bar.update(self._there + done - self._bar.n)
+            if over:
+                self._bar.close()
+        elif now > self._said + _PROGRESS_S:
+            self._said = now
+            log.info(
+                tqdm.format_meter(
+                    self._there + done, self._total, now - self._began, initial=self._there,
+                    prefix="scrape", unit="view", postfix=postfix, ncols=0,
+                )
+            )  # fmt: skip
+
+
+def _nobody(_: Report) -> Grant:
+    raise AssertionError("only rank 0's desk answers")
+
+
+def _schedule(config: Config, source: str, part: Slice, stock: Stock) -> Schedule:
+    settings, connections = config.scrape, part.share(config.scrape.connections)
+    rate = None if settings.rate_per_s is None else settings.rate_per_s / part.count
+    return Schedule(
         source,
-        connections=connections,
-        timeout_s=settings.timeout_s,
+        stock.wanted,
+        Pace(connections, rate, settings.backoff_s, settings.timeout_s),
+        spare=0 if rate else _SPARE * connections,
         attempts=settings.attempts,
         backoff_s=settings.backoff_s,
-        contact=settings.contact,
+        longest_backoff_s=settings.timeout_s,
+        there=stock.sha256,
+        duplicates=stock.duplicates,
+        allow_duplicates=settings.allow_duplicates,
     )
-    writer = RawWriter(config.run_dir / "raw", rank, settings.views_per_shard)
-    failures = []
-    # Handed out by the few: one round of a rank's connections, the same number on all ranks.
-    few = max(1, settings.connections // size)
-    handfuls = range(0, len(missing), few)
-    with tqdm(
-        total=len(views),
-        initial=len(views) - len(missing),
-        desc="scrape",
-        unit="view",
-        disable=None if rank == 0 else True,
-    ) as bar:
-        mine = (
-            views[index]
-            for start in parallel.work(
-                handfuls, lambda start: bar.update(len(missing[start : start + few]))
-            )
-            for index in missing[start : start + few].tolist()
-        )
-        for outcomes in _fetch(client, mine, connections):
-            writer.append([o for o in outcomes if isinstance(o, Response)])
-            failures += [o for o in outcomes if isinstance(o, Failure)]
-            if fatal := next((o for o in outcomes if isinstance(o, Exception)), None):
-                raise fatal
-    writer.close()
-    client.close()
-    return [path.name for path in writer.shards], failures
 
 
 def _fetch(
-    client: Client, views: Iterable[View], connections: int
-) -> Iterator[list[Response | Failure | Exception]]:
-    """Yield what became of each view, as it comes; at most `connections` are unfinished at once.
+    desk: "parallel.Desk[Report, Grant]",
+    crew: "_Crew",
+    writer: RawWriter,
+    stop: Callable[[], bool],
+) -> bool:
+    """Fetch what the desk gives this rank until it has no more; return whether it was stopped."""
+    outcomes: list[Outcome] = []
+    with desk:
+        while not (grant := desk.ask(crew.report(outcomes, stop()))).over:
+            crew.take_on(grant)
+            outcomes = _keep(writer, crew.results(grant.wait_s))
+        crew.dismiss()
+        end = time.monotonic() + _GRACE_S
+        while crew.busy and (left := end - time.monotonic()) > 0:
+            _keep(writer, crew.results(left))
+        crew.close()
+        writer.close()
+    return grant.stopped
 
-    A view is unfinished until its outcome has been taken, so that a kill cannot lose more.
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    number: int
+    response: Response
+
+
+@dataclass(frozen=True, slots=True)
+class _Came:
+    number: int
+    view: View
+    began: float
+    answer: Answer | Exception
+
+
+_Result = _Picture | Failed | Fault | Unasked
+
+
+def _keep(writer: RawWriter, results: Sequence[_Result]) -> list[Outcome]:
+    """Write the pictures among the results; return what to report."""
+    writer.append([result.response for result in results if isinstance(result, _Picture)])
+    return [
+        Stored(result.number, result.response.sha256.encode())
+        if isinstance(result, _Picture)
+        else result
+        for result in results
+    ]
+
+
+class _Crew:
+    """The threads of a rank: some ask, with one request each at a time, and one checks what came.
+
+    Where there is a rate to keep, they begin at their moments or not at all; else each has its next
+    views at hand.
+
+    Parameters
+    ----------
+    settings : config.Scrape
+        How to fetch.
+    source : str
+        The host's address.
+    views : Views
+        All views.
+    threads : int
+        How many ask; there may be none.
+
+    Attributes
+    ----------
+    busy : int
+        Views taken on whose results were not taken yet.
     """
-    todo: queue.SimpleQueue[View | None] = queue.SimpleQueue()
-    done: queue.SimpleQueue[Response | Failure | Exception] = queue.SimpleQueue()
 
-    def outcome(view: View) -> Response | Failure | Exception:
+    def __init__(self, settings: Scrape, source: str, views: Views, threads: int) -> None:
+        self.busy = 0
+        self._views, self._threads = views, threads
+        self._paced = settings.rate_per_s is not None
+        self._client = Client(
+            source,
+            connections=max(1, threads),
+            timeout_s=settings.timeout_s,
+            contact=settings.contact,
+        )
+        self._todo: queue.SimpleQueue[tuple[int, float] | None] = queue.SimpleQueue()
+        self._came: queue.SimpleQueue[_Came | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[_Result | Exception] = queue.SimpleQueue()
+        self._silent_until = float("-inf")
+        self._duplicates: set[bytes] = set()
+        # Daemons: a rank that must end does not wait for answers.
+        for _ in range(threads):
+            threading.Thread(target=self._ask, daemon=True).start()
+        threading.Thread(target=self._check, daemon=True).start()
+
+    def report(self, outcomes: Sequence[Outcome], stop: bool) -> Report:
+        """Return what to tell the desk."""
+        return Report(
+            outcomes=tuple(outcomes),
+            room=self._threads * (1 if self._paced else 1 + _SPARE) - self.busy,
+            duplicates_known=len(self._duplicates),
+            stop=stop,
+            clock=time.monotonic(),
+        )
+
+    def take_on(self, grant: Grant) -> None:
+        """Hand views to the threads."""
+        now = time.monotonic()
+        self._be_silent(grant.silence_s)
+        self._duplicates.update(grant.duplicates)
+        for number, delay_s in grant.views:
+            self._todo.put((number, now + delay_s))
+        self.busy += len(grant.views)
+
+    def dismiss(self) -> None:
+        """Let the requests that are under way be the last."""
+        self._be_silent(float("inf"))
+        for _ in range(self._threads):
+            self._todo.put(None)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._came.put(None)
+        self._client.close()
+
+    def results(self, wait_s: float) -> list[_Result]:
+        """Wait for a result so long; take along what else is there, to be written in one go."""
+        results: list[_Result] = []
+        with contextlib.suppress(queue.Empty):
+            results.append(self._result(wait_s))
+            while True:
+                results.append(self._result(0))
+        self.busy -= len(results)
+        return results
+
+    def _result(self, wait_s: float) -> _Result:
+        result = self._done.get(timeout=wait_s) if wait_s else self._done.get_nowait()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _be_silent(self, seconds: float) -> None:
+        self._silent_until = max(self._silent_until, time.monotonic() + seconds)
+
+    def _ask(self) -> None:
+        """Ask for views at their moments; a connection does not wait while an answer is checked."""
+        while (task := self._todo.get()) is not None:
+            number, moment = task
+            time.sleep(max(0.0, moment - time.monotonic()))
+            began = time.monotonic()
+            if began < self._silent_until or (self._paced and began > moment + LATE_S):
+                self._done.put(Unasked(number))
+            else:
+                view = self._views[number]
+                self._came.put(_Came(number, view, began, self._answer(view)))
+
+    def _answer(self, view: View) -> Answer | Exception:
         try:
-            return _response(view, client.fetch(view.preview))
-        except ViewFailedError as error:
-            return Failure(view.id, str(error))
-        except Exception as error:  # noqa: BLE001 - raised again by the rank's main thread
+            return self._client.ask(view.preview)
+        except Exception as error:  # noqa: BLE001 - `_judge` tells them apart
             return error
 
-    def ask() -> None:
-        while (view := todo.get()) is not None:
-            done.put(outcome(view))
+    def _check(self) -> None:
+        """Check what came."""
+        while (came := self._came.get()) is not None:
+            self._done.put(self._judge(came))
 
-    # Daemons: a rank that must end does not wait for answers.
-    for _ in range(connections):
-        threading.Thread(target=ask, daemon=True).start()
-    unfinished = 0
-    for view in views:
-        if unfinished == connections:
-            outcomes = _take(done)
-            unfinished -= len(outcomes)
-            yield outcomes
-        todo.put(view)
-        unfinished += 1
-    while unfinished:
-        outcomes = _take(done)
-        unfinished -= len(outcomes)
-        yield outcomes
-    for _ in range(connections):
-        todo.put(None)
-
-
-def _take(done: "queue.SimpleQueue[T]") -> list[T]:
-    """Wait for one outcome; take along what else is there, to be written in one go."""
-    outcomes = [done.get()]
-    while not done.empty():
-        outcomes.append(done.get())
-    return outcomes
+    def _judge(self, came: "_Came") -> _Result | Exception:
+        try:
+            if isinstance(came.answer, Exception):
+                raise came.answer
+            check_picture(came.answer.body, came.answer.content_type, came.view.render.nbins)
+            response = _response(came.view, came.answer)
+        except ViewFailedError as error:
+            return Failed(came.number, str(error))
+        except TryAgainError as error:
+            self._be_silent(error.retry_after_s)
+            return Fault(
+                came.number, str(error), came.began, error.trouble, error.heard, error.retry_after_s
+            )
+        except Exception as error:  # noqa: BLE001 - raised again by the rank's main thread
+            return error
+        sha256 = response.sha256.encode()
+        if sha256 in self._duplicates:
+            return Failed(came.number, duplicate(sha256))
+        return _Picture(came.number, response)
 
 
 def _response(view: View, answer: Answer) -> Response:
@@ -208,8 +565,95 @@ def _response(view: View, answer: Answer) -> Response:
     )
 
 
-def _finish(record: files.StageRecord, folder: Path, names: list[str]) -> None:
-    """Declare the stage complete, with the checksums of all shards."""
+# --- the end --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """How things stand when a job has nothing more to ask for.
+
+    Attributes
+    ----------
+    complete : bool
+        Every view of the catalogue is there, or may be left out.
+    files : list of str
+        What the complete stage consists of.
+    fault : str
+        What is missing of this job's slice and may not be.
+    note : str
+        What else there is to say.
+    """
+
+    complete: bool
+    files: list[str]
+    fault: str
+    note: str
+
+
+def _conclude(
+    config: Config, views: Views, part: Slice, allow_missing: bool, made: list[str]
+) -> None:
+    """Declare the stage complete if it is, whichever slice is the last. Collective."""
+    folder = config.run_dir / "raw"
+    with _stage_lock(folder):
+        verdict = parallel.broadcast(
+            _judge(config, views, part, allow_missing, made) if parallel.rank() == 0 else None
+        )
+        assert verdict is not None
+        if verdict.complete:
+            sums = _checksums(folder, verdict.files)
+            if parallel.rank() == 0:
+                files.StageRecord(folder, config.inputs("scrape")).finish(sums)
+    if verdict.fault:
+        raise ViewsMissingError(verdict.fault)
+    log.info("scrape: %s", verdict.note)
+
+
+def _judge(
+    config: Config, views: Views, part: Slice, allow_missing: bool, made: list[str]
+) -> _Verdict:
+    """Look what is there, in all slices, and write the list of what is missing."""
+    folder = config.run_dir / "raw"
+    store = open_store(config, made)
+    rows, failures = store.find(views.ids(), len(views)), _failures(folder, store)
+    ours, own, others, to_come = part.of(len(views)), {}, {}, 0
+    for number in np.flatnonzero(rows < 0).tolist():
+        view = views[number].id
+        if number in ours:
+            own[view] = failures[view]
+        elif view in failures:
+            others[view] = failures[view]
+        else:
+            to_come += 1
+    complete = not to_come and (allow_missing or not (own or others))
+    if complete:
+        for path in folder.glob("missing-*.csv"):
+            path.unlink()
+    list_path = missing.list_path(folder, WHOLE if complete else part)
+    missing.write(list_path, own | others if complete else own)
+    listed = [list_path.name] if list_path.exists() else []
+    fault = "" if allow_missing or not own else _fault(own, len(ours), list_path)
+    note = f"{np.count_nonzero(rows >= 0)} views in {len(store.paths)} raw shards"
+    if own:
+        note += f"; {len(own)} could not be fetched and are left out ({list_path})"
+    if not complete and not fault:
+        note += f"; slice {part.number}/{part.count} is done, others have {to_come} views to fetch"
+    return _Verdict(complete, [*(path.name for path in store.paths), *listed], fault, note)
+
+
+def _fault(lost: dict[str, str], total: int, list_path: Path) -> str:
+    """Return the message that names the first missing views."""
+    first = "; ".join(f"{view}: {why}" for view, why in itertools.islice(lost.items(), _NAMED))
+    return (
+        f"{len(lost)} of {total} views could not be fetched ({first}"
+        f"{'; ...' if len(lost) > _NAMED else ''}); all are listed in {list_path}; "
+        "run the same command with --retry-failed to ask for them again, or with --allow-missing "
+        "to go on without them"
+    )
+
+
+def _checksums(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the checksums of files, on rank 0; every rank takes its part of the work."""
     bar = tqdm(
         total=len(names),
         desc="scrape: checksums",
@@ -223,20 +667,4 @@ def _finish(record: files.StageRecord, folder: Path, names: list[str]) -> None:
             for name in parallel.work(names, lambda _: bar.update())
         }
     parts = parallel.gather(mine)
-    if parallel.rank() == 0:
-        record.finish({name: part[name] for part in parts for name in part})
-
-
-def _report_missing(folder: Path, failures: list[Failure], total: int) -> str:
-    """Write the list of failed views; return the message that names the first ones."""
-    rows = io.StringIO()
-    table = csv.writer(rows)
-    table.writerow(["view", "reason"])
-    table.writerows((failure.view, failure.why) for failure in failures)
-    files.write_text(folder / MISSING, rows.getvalue())
-    first = "; ".join(f"{failure.view}: {failure.why}" for failure in failures[:_NAMED])
-    return (
-        f"{len(failures)} of {total} views could not be fetched ({first}"
-        f"{'; ...' if len(failures) > _NAMED else ''}); all are listed in {folder / MISSING}; "
-        "run the same command again to try just those"
-    )
+    return {name: part[name] for part in parts for name in part}

@@ -26,12 +26,12 @@ from galmerhpc.dataset.batches import (
 )
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
+from galmerhpc.interrupt import StopRequest
 from galmerhpc.metrics import ClassifierSums, PartialSums, Sums, describe_answers, to_json
 from galmerhpc.models import sky
 from galmerhpc.models.build import build, exported
 from galmerhpc.models.targets import make_targets
 from galmerhpc.training import checkpoint, horovod
-from galmerhpc.training.interrupt import StopRequest
 from galmerhpc.training.losses import Losses, make_losses
 from galmerhpc.training.optimizer import make_optimizer
 from galmerhpc.training.statistics import StatisticsEstimator

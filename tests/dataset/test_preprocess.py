@@ -418,6 +418,8 @@ def test_views_left_out_are_counted_named_and_no_one_elses_loss(
     config = scraped(path, chosen=lambda view: view.id not in absent)
     missing = config.run_dir / "raw" / "missing.csv"
     missing.write_text("view,reason\n" + "".join(f"{view},status 500\n" for view in absent))
+    record = files.StageRecord(config.run_dir / "raw", config.inputs("scrape"))
+    record.finish(record.files | {missing.name: files.sha256(missing)})
     done = galmerhpc("preprocess", str(path), ranks=2)
     assert done.returncode == ExitCode.COMPLETE, done.stderr
     assert "4 of 364 views are left out" in done.stderr

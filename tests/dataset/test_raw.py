@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from galmerhpc.dataset import raw
 from galmerhpc.dataset.raw import RawStore, RawWriter, Response
+from galmerhpc.dataset.slices import Slice
 from galmerhpc.errors import InputError
 from tests.dataset.runs import held
 
@@ -24,7 +26,8 @@ FEW = settings(deadline=None, max_examples=40)
 LABELS = ("spin", "inclination", "mass ratio")
 
 
-def response(view: str, body: bytes = b"GIF89a", **more: object) -> Response:
+def response(view: str, body: bytes = b"", **more: object) -> Response:
+    body = body or f"GIF89a {view}".encode()
     values = {
         "labels": dict.fromkeys(LABELS, 1.0),
         "simulation": 0,
@@ -44,7 +47,7 @@ def responses(draw: st.DrawFn, max_size: int = 12) -> list[Response]:
     return [
         response(
             view,
-            draw(st.binary(min_size=1, max_size=40)),
+            view.encode() + draw(st.binary(max_size=40)),  # no two views look alike
             labels={name: draw(numbers) for name in LABELS},
             simulation=draw(st.integers(0, 2**62)),
             snapshot_id=draw(st.integers(0, 2**31)),
@@ -64,9 +67,17 @@ def write(folder: Path, items: Sequence[Response], per_shard: int = 4, rank: int
 
 def spool_of(folder: Path, items: Sequence[Response]) -> Path:
     """Leave a spool behind as a killed rank does."""
-    RawWriter(folder, 0, len(items) + 1).append(items)
+    writer = RawWriter(folder, 0, len(items) + 1)
+    writer.append(items)
     (spool,) = folder.glob("*.spool")
+    die(writer)
     return spool
+
+
+def die(writer: RawWriter) -> None:
+    """Let go of a writer's spool as the system does for a killed rank."""
+    if writer._spool:
+        writer._spool.close()
 
 
 @FEW
@@ -76,12 +87,12 @@ def test_what_was_appended_in_any_portions_is_read_back(
 ) -> None:
     with TemporaryDirectory() as name:
         folder = Path(name)
-        writer, left = RawWriter(folder, 3, per_shard), list(items)
-        while left:
-            portion = data.draw(st.integers(1, len(left)))
-            writer.append(left[:portion])
-            left = left[portion:]
-        writer.close()
+        with closing(RawWriter(folder, 3, per_shard)) as writer:
+            left = list(items)
+            while left:
+                portion = data.draw(st.integers(1, len(left)))
+                writer.append(left[:portion])
+                left = left[portion:]
         store = RawStore(folder)
         assert store.ids() == {item.view for item in items}
         assert held(folder) == {item.view: item.body for item in items}
@@ -126,13 +137,14 @@ def test_a_spool_cut_anywhere_keeps_every_whole_record(items: list[Response], cu
             ends.append(next(folder.iterdir()).stat().st_size)
         if not items:
             return
+        die(writer)
         (spool,) = folder.iterdir()
         size = round(cut * ends[-1])
         with spool.open("rb+") as file:
             file.truncate(size)
         whole = sum(end <= size for end in ends) - 1
         assert raw.read_spool(spool) == items[:whole]
-        raw.pack_leftovers(folder)
+        raw.tidy(folder)
         assert RawStore(folder).ids() == {item.view for item in items[:whole]}
         assert not list(folder.glob("*.spool"))
 
@@ -159,9 +171,9 @@ def test_a_damaged_spool_gives_nothing_that_did_not_come(
 def test_a_spool_beside_its_shard_is_not_packed_twice(tmp_path: Path) -> None:
     spool = spool_of(tmp_path, [response("a"), response("b")])
     copy = shutil.copy(spool, tmp_path / "copy")
-    raw.pack_leftovers(tmp_path)
+    raw.tidy(tmp_path)
     copy.rename(spool)  # as if the job had been killed between the two steps
-    raw.pack_leftovers(tmp_path)
+    raw.tidy(tmp_path)
     (path,) = tmp_path.iterdir()
     assert [item.view for item in rows(path)] == ["a", "b"]
 
@@ -172,6 +184,69 @@ def test_a_view_that_stands_twice_counts_once(tmp_path: Path) -> None:
     store = RawStore(tmp_path)
     assert store.ids() == {"a", "b"}
     assert held(tmp_path) == {"a": b"first", "b": b"other"}
+
+
+@FEW
+@given(data=st.data(), allow=st.booleans())
+def test_a_picture_of_several_views_is_none_of_theirs_wherever_they_stand(
+    data: st.DataObject, allow: bool
+) -> None:
+    pictures = st.sampled_from([b"good 1", b"good 2", b"an error's", b"another error's"])
+    rows_ = data.draw(st.lists(st.tuples(st.sampled_from("abcd"), pictures), max_size=12))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for rank, part in enumerate((rows_[::2], rows_[1::2])):
+            write(folder, [response(view, body) for view, body in part], 2, rank)
+        store = RawStore(folder, allow)
+        views_of = {body: {v for v, b in rows_ if b == body} for _, body in rows_}
+        good = {body for body, views in views_of.items() if allow or len(views) == 1}
+        assert store.ids() == {view for view, body in rows_ if body in good}
+        ids = sorted(store.ids())
+        assert all(body in good for _, body, _ in store.read(store.find(ids, len(ids)), ids))
+        assert store.duplicates.keys() == {view for view, _ in rows_} - store.ids()
+        for view, sha256 in store.duplicates.items():
+            bodies = [body for v, body in rows_ if v == view]
+            assert sha256.decode() in {hashlib.sha256(body).hexdigest() for body in bodies}
+
+
+def test_a_spool_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    with closing(RawWriter(tmp_path, 0, 10)) as writer:
+        writer.append([response("a")])
+        with pytest.raises(InputError, match=r"raw-0000-00000\.spool: still being written"):
+            raw.tidy(tmp_path)
+        writer.append([response("b")])
+    assert RawStore(tmp_path).ids() == {"a", "b"}
+
+
+def test_a_slice_tidies_up_after_all_but_its_siblings(tmp_path: Path) -> None:
+    parts = [Slice(), Slice(1, 2), Slice(1, 3), Slice(2, 3), Slice(12, 13)]
+    writers = [RawWriter(tmp_path, 0, 10, part) for part in parts]
+    for part, writer in zip(parts, writers, strict=True):
+        writer.append([response(f"of {part}")])
+        (tmp_path / f".tmp-node-2of9-1-raw{part.suffix}-0000-00000.h5").touch()
+        if part != Slice(1, 3):
+            die(writer)
+    (tmp_path / ".tmp-node-1-stage.json").touch()
+    raw.tidy(tmp_path, Slice(2, 3))
+    assert {path.name for path in tmp_path.glob("*.spool")} == {"raw-1of3-0000-00000.spool"}
+    (temporary,) = tmp_path.glob(".tmp*")
+    assert temporary.name.endswith("raw-1of3-0000-00000.h5")
+    assert len(RawStore(tmp_path).ids()) == len(parts) - 1
+    die(writers[2])
+    raw.tidy(tmp_path, Slice(1, 3))
+    assert len(RawStore(tmp_path).ids()) == len(parts)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".h5"}
+
+
+@given(size=st.integers(0, 300), count=st.integers(1, 40))
+def test_slices_divide_a_catalogue(size: int, count: int) -> None:
+    parts = [Slice(number, count) for number in range(1, count + 1)]
+    assert sorted(view for part in parts for view in part.of(size)) == list(range(size))
+    assert sum(part.share(size) for part in parts) == size
+    for part in parts:
+        assert Slice.parse(f"{part.number}/{part.count}") == part
+        assert Slice.of_file(Path(f"raw{part.suffix}-0000-00001.h5")) == part
+        assert Slice.of_file(Path(f"missing{part.suffix}.csv")) == part
 
 
 def test_names_are_never_used_again(tmp_path: Path) -> None:
@@ -274,15 +349,3 @@ def test_a_shard_says_what_it_is(shard: bytes, tmp_path: Path) -> None:
         assert file["offset"].dtype == np.int64
         assert file["labels"].shape == (4, len(LABELS))
         assert h5py.check_string_dtype(file["view"].dtype).encoding == "utf-8"
-
-
-def test_a_finished_scrape_says_which_views_it_left_out(tmp_path: Path) -> None:
-    (tmp_path / "missing.csv").write_text('view,reason\na&b,"status 500, twice"\nc,blank\n')
-    assert raw.left_out(tmp_path) == set()
-    (tmp_path / "stage.json").write_text('{"files": null}')
-    assert raw.left_out(tmp_path) == set()
-    (tmp_path / "stage.json").write_text('{"files": {"raw-0000-00000.h5": "0"}}')
-    assert raw.left_out(tmp_path) == {"a&b", "c"}
-    (tmp_path / "missing.csv").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match=r"missing.csv: damaged"):
-        raw.left_out(tmp_path)

@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop: the handler sets a flag, the loop looks at it."""
+"""Signals that ask a long stage to stop: the handler sets a flag, the loop looks at it."""
 
 import signal
 from types import FrameType, TracebackType

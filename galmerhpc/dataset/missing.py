@@ -1,0 +1,102 @@
+"""The list of views that could not be fetched and why: ``raw/missing.csv``, one a slice.
+
+Failures are appended as they happen, so that a job that was killed does not ask for them again. A
+row counts as long as its view is in no raw shard.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from galmerhpc import files
+from galmerhpc.dataset.slices import WHOLE, Slice
+from galmerhpc.errors import GalmerhpcError, InputError
+
+COLUMNS = ("view", "reason")
+
+
+def list_path(folder: Path, part: Slice = WHOLE) -> Path:
+    """Return the path of a slice's list in the run's ``raw`` folder."""
+    return folder / f"missing{part.suffix}.csv"
+
+
+def missing_views(folder: Path) -> dict[str, str]:
+    """Return the views that a finished scrape left out, and why.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's ``raw`` folder.
+
+    Returns
+    -------
+    reasons : dict of str to str
+        By view; empty unless ``galmerhpc scrape --allow-missing`` finished without some.
+
+    Raises
+    ------
+    InputError
+        The list or ``stage.json`` is damaged.
+    """
+    path = list_path(folder)
+    listed = files.read_json(folder / "stage.json").get("files") or {}
+    return _read(path) if path.name in listed else {}
+
+
+def read_failures(folder: Path) -> dict[str, str]:
+    """Return all failures that were noted by jobs on this folder, of whatever slice."""
+    failures: dict[str, str] = {}
+    for path in sorted(folder.glob("missing*.csv")):
+        failures |= _read(path)
+    return failures
+
+
+def _read(path: Path) -> dict[str, str]:
+    # A kill may have cut the last row short.
+    whole = path.read_bytes().rpartition(b"\n")[0].decode("utf-8", "replace")
+    try:
+        rows = list(csv.reader(whole.splitlines()))
+        if rows and tuple(rows[0]) != COLUMNS:
+            raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+        return dict(rows[1:])
+    except (csv.Error, ValueError) as error:
+        raise InputError(
+            f"{path}: damaged ({error}); remove it and run galmerhpc scrape again"
+        ) from None
+
+
+def write(path: Path, failures: Mapping[str, str]) -> None:
+    """Write a list anew; one without rows is removed."""
+    if failures:
+        files.write_text(path, _rows([COLUMNS, *failures.items()]))
+    else:
+        path.unlink(missing_ok=True)
+
+
+def append(path: Path, failures: Iterable[tuple[str, str]]) -> None:
+    """Add rows and force them to disk.
+
+    Raises
+    ------
+    GalmerhpcError
+        The disk is full or cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            head = [] if file.tell() else [COLUMNS]
+            file.write(_rows([*head, *failures]))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise GalmerhpcError(
+            f"{path}: cannot be written: {error.strerror}; make room or choose another run_dir, "
+            "then run again"
+        ) from error
+
+
+def _rows(rows: Iterable[Iterable[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,335 @@
+"""Which view is asked for next, by whom and when: what rank 0 keeps in mind for all ranks.
+
+A rank reports what became of its requests and says how many more it can start; it is given views,
+each with its moment. Views that failed in passing are asked for again, by whatever rank is free.
+Pure like `pace`: the clock is passed in, and nothing here knows of networks, files or ranks.
+"""
+
+import heapq
+import itertools
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from galmerhpc.dataset.pace import Pace
+from galmerhpc.errors import GalmerhpcError
+
+log = logging.getLogger(__name__)
+
+LATE_S = 0.03
+"""A request that could not start within this of its moment gives its slot back: late ones would
+meet those that are on time, and the host would see more than the rate in that second."""
+
+_LONGEST_RETRY_AFTER_S = 3600.0
+_LONG_PAUSE_S = 10.0  # whoever looks on should know why nothing happens
+_SOON_S = 0.02  # slots are given this long before their moment, so that their way costs no time
+_PATIENCE_S = 0.5  # a rank comes back at least this often, to hear of trouble elsewhere
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A view's picture is on disk; `sha256` is its checksum, hexadecimal."""
+
+    number: int
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A view cannot be had, and why."""
+
+    number: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A request failed in a way that may pass.
+
+    Attributes
+    ----------
+    number : int
+        The view.
+    why : str
+        What happened.
+    began : float
+        When the request started, on the rank's own clock.
+    trouble : bool
+        Whether it shows that the host is asked too much.
+    heard : bool
+        Whether the host answered at all.
+    retry_after_s : float
+        Seconds for which it asks to be left alone.
+    """
+
+    number: int
+    why: str
+    began: float
+    trouble: bool
+    heard: bool
+    retry_after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Unasked:
+    """A view's moment had passed, or there was silence: nothing was asked."""
+
+    number: int
+
+
+Outcome = Stored | Failed | Fault | Unasked
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a rank tells.
+
+    Attributes
+    ----------
+    outcomes : tuple of Outcome
+        What became of views since its last report.
+    room : int
+        Views that it could take on now.
+    duplicates_known : int
+        Length of the list of duplicates that it has.
+    stop : bool
+        Whether it was told to stop.
+    clock : float
+        Its clock, which need not be rank 0's.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    room: int
+    duplicates_known: int
+    stop: bool
+    clock: float
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What a rank is given.
+
+    Attributes
+    ----------
+    views : tuple of (int, float)
+        Numbers of views to ask for, each with the seconds until its moment.
+    wait_s : float
+        Seconds after which to come back if nothing happens.
+    silence_s : float
+        Seconds for which nothing may be asked.
+    duplicates : tuple of bytes
+        SHA-256 (hexadecimal) of pictures that are no view's, as they came for several: those that
+        this rank does not know of.
+    over : bool
+        Nothing more will be given.
+    stopped : bool
+        Because a rank was told to stop.
+    """
+
+    views: tuple[tuple[int, float], ...]
+    wait_s: float
+    silence_s: float
+    duplicates: tuple[bytes, ...]
+    over: bool
+    stopped: bool
+
+
+class Schedule:
+    """The views that are missing, until each is there or has failed.
+
+    Parameters
+    ----------
+    source : str
+        The host's address, for messages.
+    missing : iterable of int
+        Numbers of the views to ask for, in order.
+    pace : Pace
+        How fast.
+    spare : int
+        Views that the ranks may hold beyond those being asked for, so that a connection has its
+        next one at hand; given out only while there is no trouble.
+    attempts : int
+        Tries per view.
+    backoff_s, longest_backoff_s : float
+        Pause before a view's second try; it doubles each time, up to the longest.
+    there : dict of bytes to int
+        SHA-256 (hexadecimal) of the pictures that are there, and the view of each; it grows.
+    duplicates : iterable of bytes
+        SHA-256 of pictures that are known to have come for several views.
+    allow_duplicates : bool
+        Whether several views may have the same picture.
+
+    Attributes
+    ----------
+    stored : int
+        Views that came.
+    failures : dict of int to str
+        Views that failed, and why.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        missing: Iterable[int],
+        pace: Pace,
+        *,
+        spare: int,
+        attempts: int,
+        backoff_s: float,
+        longest_backoff_s: float,
+        there: dict[bytes, int],
+        duplicates: Iterable[bytes],
+        allow_duplicates: bool,
+    ) -> None:
+        self.stored = 0
+        self.failures: dict[int, str] = {}
+        self._source, self._pace, self._spare = source, pace, spare
+        self._attempts = attempts
+        self._backoff_s, self._longest_backoff_s = backoff_s, longest_backoff_s
+        self._allow_duplicates = allow_duplicates
+        self._there = there
+        self._duplicates = dict.fromkeys(duplicates)  # in order of discovery
+        self._fresh = iter(missing)
+        self._next_fresh = next(self._fresh, None)
+        self._again: list[tuple[float, int]] = []  # heap: when to ask again, view
+        self._tries: dict[int, tuple[int, float]] = {}  # view -> failed tries, when they began
+        self._out = 0  # views that ranks hold
+        self._stopped = False
+        self._last_answer = float("-inf")
+        self._deaf_rounds = 0
+
+    @property
+    def share(self) -> float:
+        """Share of the full pace that is kept now."""
+        return self._pace.share
+
+    def answer(self, report: Report, now: float) -> Grant:
+        """Take a rank's report and give it work.
+
+        Raises
+        ------
+        GalmerhpcError
+            The host cannot be reached, gives nothing but refusals, or wants a long silence.
+        """
+        for outcome in report.outcomes:
+            self._take(outcome, now, now - report.clock)
+        self._stopped |= report.stop
+        over = self._stopped or not (self._out or self._again or self._next_fresh is not None)
+        views, wait_s = ((), 0.0) if over else self._give(report.room, now)
+        return Grant(
+            views=views,
+            wait_s=wait_s,
+            silence_s=self._pace.silence_s(now),
+            duplicates=tuple(itertools.islice(self._duplicates, report.duplicates_known, None)),
+            over=over,
+            stopped=self._stopped,
+        )
+
+    def _give(self, room: int, now: float) -> tuple[tuple[tuple[int, float], ...], float]:
+        """Return views with the seconds until their moments, and when to come back for more."""
+        spare = self._spare if self._pace.share == 1 else 0
+        free = min(room, self._pace.connections + spare - self._out)
+        views: list[tuple[int, float]] = []
+        # Nobody tells a rank when another one's requests are done.
+        wait_s = _SOON_S if free <= 0 < room else _PATIENCE_S
+        while len(views) < free:
+            ahead = self._pace.next_start(now) - now
+            if ahead > _SOON_S:
+                wait_s = min(wait_s, ahead - _SOON_S / 2)
+                break
+            number = self._take_next(now)
+            if number is None:
+                wait_s = _SOON_S
+                break
+            views.append((number, self._pace.start(now) - now))
+        self._out += len(views)
+        return tuple(views), wait_s
+
+    def _take_next(self, now: float) -> int | None:
+        """Take a view that is due again, else a fresh one."""
+        if self._again and self._again[0][0] <= now:
+            return heapq.heappop(self._again)[1]
+        number, self._next_fresh = self._next_fresh, next(self._fresh, None)
+        return number
+
+    def _take(self, outcome: Outcome, now: float, offset: float) -> None:
+        """Take note of what became of a view; `offset` turns the rank's clock into this one."""
+        self._out -= 1
+        match outcome:
+            case Unasked(number):
+                heapq.heappush(self._again, (now, number))
+            case Stored(number, sha256):
+                self._note_answer(number, now)
+                self._note_picture(number, sha256)
+            case Failed(number, why):
+                self._note_answer(number, now)
+                self.failures[number] = why
+            case Fault():
+                self._note_fault(outcome, now, outcome.began + offset)
+
+    def _note_answer(self, number: int, now: float) -> None:
+        self._tries.pop(number, None)
+        self._pace.answered()
+        self._last_answer = now
+
+    def _note_picture(self, number: int, sha256: bytes) -> None:
+        """Count a picture; one that came for another view too is neither's."""
+        self.stored += 1
+        first = self._there.setdefault(sha256, number)
+        if self._allow_duplicates or (first == number and sha256 not in self._duplicates):
+            return
+        if sha256 not in self._duplicates:
+            self._duplicates[sha256] = None
+            self._reject(first, sha256)
+        self._reject(number, sha256)
+
+    def _reject(self, number: int, sha256: bytes) -> None:
+        self.stored -= 1
+        self.failures[number] = duplicate(sha256)
+
+    def _note_fault(self, fault: Fault, now: float, began: float) -> None:
+        """Slow down if need be; ask again later, or give up the view, or the host."""
+        if fault.retry_after_s > _LONGEST_RETRY_AFTER_S:
+            raise GalmerhpcError(
+                f"{self._source}: asks to be left alone for {fault.retry_after_s:.0f} s "
+                "(Retry-After); run the same command again then"
+            )
+        if fault.retry_after_s > _LONG_PAUSE_S:
+            log.warning("%s: asks for a pause of %.0f s", self._source, fault.retry_after_s)
+        if fault.trouble:
+            new = self._pace.trouble(now, began, fault.retry_after_s)
+            self._deaf_rounds += new and not fault.heard
+        elif fault.heard:
+            self._last_answer = now
+        tries, since = self._tries.get(fault.number, (0, began))
+        tries += 1
+        if tries == 2:  # its first try may have been under way when all was still well
+            since = began
+        never = self._last_answer == float("-inf")
+        if not fault.heard and never and self._deaf_rounds >= self._attempts:
+            raise self._unreachable(fault.why)
+        if tries < self._attempts:
+            self._tries[fault.number] = tries, since
+            pause_s = min(self._backoff_s * 2 ** (tries - 1), self._longest_backoff_s)
+            heapq.heappush(self._again, (now + pause_s, fault.number))
+            return
+        # A view that fails alone is a view's failure; where all do, it is the host's.
+        others = self._next_fresh is not None
+        if self._last_answer < since and (others or (never and not fault.heard)):
+            raise self._unreachable(fault.why)
+        self._tries.pop(fault.number, None)
+        self.failures[fault.number] = f"{fault.why} ({tries} tries)"
+
+    def _unreachable(self, why: str) -> GalmerhpcError:
+        return GalmerhpcError(
+            f"{self._source}: cannot be reached ({why}); check scrape.source and this node's "
+            "network, then run the same command again"
+        )
+
+
+def duplicate(sha256: bytes) -> str:
+    """Return why a picture that came for several views is none of theirs."""
+    return (
+        f"its picture (SHA-256 {sha256[:12].decode('ascii', 'replace')}...) came for other views "
+        "too: an error's, unless they look alike (then set scrape.allow_duplicates: true)"
+    )
