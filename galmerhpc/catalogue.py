@@ -180,34 +180,6 @@ class Views(Sequence[View]):
         }
 
 
-class Places:
-    """Where ids stand in a list of millions; of one that stands twice, the first place.
-
-    Ids are compared by a hash of 64 bits, which takes 16 bytes an id; whoever reads what stands at
-    a place compares the ids themselves.
-
-    Parameters
-    ----------
-    ids : iterable of str
-        The list.
-    count : int
-        Its length.
-    """
-
-    def __init__(self, ids: Iterable[str], count: int) -> None:
-        hashes = np.fromiter(map(hash, ids), np.int64, count)
-        self._order = np.argsort(hashes, kind="stable")
-        self._hashes = hashes[self._order]
-
-    def of(self, ids: Iterable[str], count: int) -> NDArray[np.int64]:
-        """Return the places of so many ids, shape (count,); -1 where one is not in the list."""
-        wanted = np.fromiter(map(hash, ids), np.int64, count)
-        if not len(self._hashes):
-            return np.full(count, -1)
-        place = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
-        return np.where(self._hashes[place] == wanted, self._order[place], -1)
-
-
 class _Grid:
     """The views of one snapshot on a grid of directions."""
 
@@ -470,3 +442,31 @@ def _grid_text(grid: ViewGrid) -> str:
     return ", ".join(
         f"{name} {a.start:g} to {a.at(a.count - 1):g} in steps of {a.step:g}" for name, a in axes
     )
+
+
+class Places:
+    """Where ids stand in a list of millions; of one that stands twice, the first place.
+
+    Ids are compared by a hash of 64 bits, which takes 16 bytes an id; whoever reads what stands at
+    a place compares the ids themselves.
+
+    Parameters
+    ----------
+    ids : iterable of str
+        The list.
+    count : int
+        Its length.
+    """
+
+    def __init__(self, ids: Iterable[str], count: int) -> None:
+        hashes = np.fromiter(map(hash, ids), np.int64, count)
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
+
+    def of(self, ids: Iterable[str], count: int) -> NDArray[np.int64]:
+        """Return the places of so many ids, shape (count,); -1 where one is not in the list."""
+        wanted = np.fromiter(map(hash, ids), np.int64, count)
+        if not len(self._hashes):
+            return np.full(count, -1)
+        place = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
+        return np.where(self._hashes[place] == wanted, self._order[place], -1)

@@ -157,20 +157,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_stage("report", report, "write the evaluation as one HTML file", what="CONFIG|RUN")
 
-    command = add(
-        "check", check, "verify every file of a run (MPI)",
-        "Verify every file of a run. Exit code 1 if anything is bad, set aside or not.",
-    )  # fmt: skip
-    command.add_argument("run", metavar="RUN", help="run folder")
-    command.add_argument(
-        "--repair",
-        action="store_true",
-        help="rename what is bad to *.bad, so that the next run makes just that again",
-    )
-
-    command = add("info", info, "print what is inside a shard, a spool or a snapshot library")
-    command.add_argument("file", metavar="SHARD", help="the file")
-
     show = group("catalogue", "look at a catalogue, or at one preview of its service")
     add_stage("show", catalogue_show, "print runs, views, labels and counts", SHOW_HELP, to=show)
     command = add_stage(
@@ -202,6 +188,20 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--mass-msun", type=float, default=2.3e9, help="unit of MASS in solar masses (2.3e9)"
     )
+
+    command = add(
+        "check", check, "verify every file of a run (MPI)",
+        "Verify every file of a run. Exit code 1 if anything is bad, set aside or not.",
+    )  # fmt: skip
+    command.add_argument("run", metavar="RUN", help="run folder")
+    command.add_argument(
+        "--repair",
+        action="store_true",
+        help="rename what is bad to *.bad, so that the next run makes just that again",
+    )
+
+    command = add("info", info, "print what is inside a shard, a spool or a snapshot library")
+    command.add_argument("file", metavar="SHARD", help="the file")
 
     command = add("mirror", mirror, "serve GalMer's preview protocol from a snapshot library")
     command.add_argument(
@@ -404,42 +404,6 @@ def report(given: argparse.Namespace) -> None:
         report(read_config(given))
 
 
-def check(given: argparse.Namespace) -> None:
-    """Verify a run folder; set aside what is bad where that was asked for."""
-    from galmerhpc.dataset.check import check, set_aside
-
-    folder = Path(given.run)
-    if not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder}: not a run folder (it has no config.yaml)")
-    # The folder may have been moved since.
-    config = load(folder / "config.yaml").model_copy(update={"run_dir": folder})
-    report = check(config)
-    if parallel.rank() == 0:
-        for note in report.notes:
-            print(note)
-        for fault in report.faults:
-            print(f"BAD {fault.path}: {fault.why}")
-        if given.repair:
-            for old, new in set_aside(config, report.faults).items():
-                print(f"set aside: {old} is now {new.name}")
-            if report.faults:
-                print("run the stages again: they make just these files anew")
-        elif report.faults:
-            print(f"galmerhpc check {folder} --repair sets aside what can be made anew")
-        print(f"{report.verified} files verified, {len(report.faults)} faults", flush=True)
-    if report.faults:
-        sys.exit(ExitCode.FAILED)
-
-
-def info(given: argparse.Namespace) -> None:
-    """Print what is inside a file."""
-    from galmerhpc.dataset.info import describe
-    from galmerhpc.simulate import library
-
-    path = Path(given.file)
-    print("\n".join(library.describe(path) if library.is_library(path) else describe(path)))
-
-
 def catalogue_show(given: argparse.Namespace) -> None:
     """Print a catalogue."""
     from galmerhpc.catalogue import Views, describe
@@ -499,6 +463,42 @@ def library_import(given: argparse.Namespace) -> None:
         neighbours=Simulate().smoothing_neighbours,
     )
     print(runs, end="")
+
+
+def check(given: argparse.Namespace) -> None:
+    """Verify a run folder; set aside what is bad where that was asked for."""
+    from galmerhpc.dataset.check import check, set_aside
+
+    folder = Path(given.run)
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder}: not a run folder (it has no config.yaml)")
+    # The folder may have been moved since.
+    config = load(folder / "config.yaml").model_copy(update={"run_dir": folder})
+    report = check(config)
+    if parallel.rank() == 0:
+        for note in report.notes:
+            print(note)
+        for fault in report.faults:
+            print(f"BAD {fault.path}: {fault.why}")
+        if given.repair:
+            for old, new in set_aside(config, report.faults).items():
+                print(f"set aside: {old} is now {new.name}")
+            if report.faults:
+                print("run the stages again: they make just these files anew")
+        elif report.faults:
+            print(f"galmerhpc check {folder} --repair sets aside what can be made anew")
+        print(f"{report.verified} files verified, {len(report.faults)} faults", flush=True)
+    if report.faults:
+        sys.exit(ExitCode.FAILED)
+
+
+def info(given: argparse.Namespace) -> None:
+    """Print what is inside a file."""
+    from galmerhpc.dataset.info import describe
+    from galmerhpc.simulate import library
+
+    path = Path(given.file)
+    print("\n".join(library.describe(path) if library.is_library(path) else describe(path)))
 
 
 def mirror(given: argparse.Namespace) -> None:

@@ -23,10 +23,11 @@ from galmerhpc.dataset import shards
 from galmerhpc.dataset.client import Client, TryAgainError, ViewFailedError
 from galmerhpc.dataset.import_images import check
 from galmerhpc.dataset.preprocess import picture_of
+from galmerhpc.dataset.raw import RawShard
 from galmerhpc.errors import InputError
 from galmerhpc.preview import Preview
 from galmerhpc.simulate import import_fits
-from tests.dataset.runs import held, scraped, write_config, write_dataset
+from tests.dataset.runs import scraped, write_config, write_dataset
 from tests.servers import Reply, gif, serve
 from tests.support import ROOT
 
@@ -281,14 +282,22 @@ def raw_shards(folder: Path) -> tuple[list[bytes], Judge]:
     """Judge raw shards: every view as it was written, or none."""
     config = scraped(write_config(folder / "good", realisations=1, step=90))
     (good,) = (config.run_dir / "raw").glob("raw-*.h5")
-    original = held(good.parent)
+
+    def content(path: Path) -> list[bytes]:
+        shard = RawShard.open(path)
+        bodies = shard.read(range(len(shard)), shard.texts("view"))
+        return [*(body for body, _ in bodies), *(shard.column(name).tobytes() for name in names)]
+
+    with h5py.File(good) as file:
+        names = sorted(file.keys() - {"response"})
+    original = content(good)
 
     def judge(path: Path, _: bytes) -> bool:
         try:
-            bodies = held(path.parent)
+            found = content(path)
         except InputError as error:
             return refused(path, error)
-        assert bodies == original
+        assert found == original
         return True
 
     return [good.read_bytes()], judge

@@ -18,11 +18,11 @@ COMMANDS = (
     "train",
     "evaluate",
     "report",
-    "check",
-    "info",
     "catalogue",
     "images",
     "library",
+    "check",
+    "info",
     "mirror",
     "doctor",
 )
