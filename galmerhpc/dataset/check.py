@@ -145,7 +145,15 @@ def set_aside(config: Config, faults: Iterable[Fault]) -> dict[Path, Path]:
     -------
     dict of Path
         New name by old name; a file that is missing has no new one.
+
+    Raises
+    ------
+    InputError
+        A job is at work on the run.
     """
+    for lock in config.run_dir.glob("*/*.lock"):
+        if files.is_locked(lock):
+            raise InputError(f"{lock}: a job is at work in this folder; repair after its end")
     moved = {}
     for path in {fault.path for fault in faults if fault.repairable}:
         if path.exists():
@@ -341,7 +349,7 @@ def _check_shard(
                 return [Fault(path, f"{name} of image {row - 1} is not the catalogue's")], groups
     except InputError as error:
         return [Fault(path, _reason(path, error))], groups
-    sources = [sha256.decode() for sha256 in columns["source_sha256"].tolist()]
+    sources = columns["source_sha256"].tolist()
     for row, (made_from, there_now) in enumerate(
         zip(sources, sources_of(plan, samples), strict=True)
     ):

@@ -40,10 +40,9 @@ def missing_views(folder: Path) -> dict[str, str]:
     InputError
         The list or ``stage.json`` is damaged.
     """
-    path, record = list_path(folder), folder / "stage.json"
-    if not record.exists():
-        return {}
-    return _read(path) if path.name in (files.read_json(record).get("files") or {}) else {}
+    path = list_path(folder)
+    listed = files.read_json(folder / "stage.json").get("files") or {}
+    return _read(path) if path.name in listed else {}
 
 
 def read_failures(folder: Path) -> dict[str, str]:

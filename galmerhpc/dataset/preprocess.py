@@ -4,6 +4,7 @@ The list of samples and its division into shards follow from the configuration a
 has the same bytes whichever rank makes it, and whoever finds it finished keeps it.
 """
 
+import contextlib
 import io
 import logging
 from collections.abc import Iterator
@@ -101,7 +102,8 @@ def preprocess(config: Config) -> None:
     ------
     InputError
         Scraping is not finished, a raw shard or picture is damaged, the split is impossible, the
-        compression is not installed, or the folder is another configuration's.
+        compression is not installed, the folder is another configuration's, or another job is at
+        work in it.
     GalmerhpcError
         The disk is full.
     """
@@ -115,11 +117,28 @@ def preprocess(config: Config) -> None:
     plan = parallel.broadcast(make_plan(config) if parallel.rank() == 0 else None)
     assert plan is not None
     _report(plan)
-    if parallel.rank() == 0:
-        record.begin()
-        files.remove_temporaries(folder)
-    parallel.barrier()
+    with _alone(folder):
+        if parallel.rank() == 0:
+            record.begin()
+            files.remove_temporaries(folder)
+        parallel.barrier()
+        made = _make_shards(folder, plan)
+        if parallel.rank() == 0:
+            shards.write_virtual(folder, sorted(made), plan.samples.counts())
+            made[shards.VIRTUAL] = files.sha256(folder / shards.VIRTUAL)
+            record.finish(dict(sorted(made.items())))
+        parallel.barrier()
 
+
+def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep another job off this folder."""
+    if parallel.rank() > 0:
+        return contextlib.nullcontext()
+    return files.lock(folder / "preprocess.lock")
+
+
+def _make_shards(folder: Path, plan: Plan) -> dict[str, str]:
+    """Make the shards that are not there, whole; return the SHA-256 of all by name on rank 0."""
     made = {}
     bar = tqdm(
         desc="preprocess", total=len(plan.samples.view), unit="img",
@@ -133,12 +152,7 @@ def preprocess(config: Config) -> None:
             if not _is_finished(path, plan, number):
                 _make_shard(path, plan, number, bar)
             made[path.name] = files.sha256(path)
-    gathered = parallel.gather(made)
-    if parallel.rank() == 0:
-        made = dict(sorted(pair for part in gathered for pair in part.items()))
-        shards.write_virtual(folder, list(made), plan.samples.counts())
-        record.finish(made | {shards.VIRTUAL: files.sha256(folder / shards.VIRTUAL)})
-    parallel.barrier()
+    return {name: one for part in parallel.gather(made) for name, one in part.items()}
 
 
 def stage_inputs(config: Config) -> dict[str, Any]:
@@ -150,9 +164,21 @@ def stage_inputs(config: Config) -> dict[str, Any]:
         The list of these is damaged.
     """
     inputs = config.inputs("preprocess")
-    if absent := missing_views(config.run_dir / "raw"):
+    if absent := left_out(config):
         inputs["raw.left_out"] = f"{len(absent)} views, SHA-256 {digest(sorted(absent))}"
     return inputs
+
+
+def left_out(config: Config) -> set[str]:
+    """Return the ids of the views that a finished scrape went without.
+
+    Raises
+    ------
+    InputError
+        The list of these is damaged.
+    """
+    folder = config.run_dir / "raw"
+    return set(missing_views(folder)) if (folder / "stage.json").exists() else set()
 
 
 def make_plan(config: Config) -> Plan:
@@ -188,7 +214,7 @@ def lay_out(config: Config, store: RawStore) -> Plan:
     InputError
         The split is impossible.
     """
-    views, absent = Views(require_catalogue(config)), missing_views(config.run_dir / "raw")
+    views, absent = Views(require_catalogue(config)), left_out(config)
     samples = assign(ViewTable(**views.table()), config.split, config.preprocess.copies)
     if absent:
         present = np.fromiter((view not in absent for view in views.ids()), bool, len(views))
@@ -246,11 +272,11 @@ def _is_finished(path: Path, plan: Plan, number: int) -> bool:
     return (
         shard.identity == plan.identity(number)
         and shard.shape == (samples.stop - samples.start, *plan.image_shape)
-        and [sha256.decode() for sha256 in sources.tolist()] == sources_of(plan, samples)
+        and sources.tolist() == sources_of(plan, samples)
     )
 
 
-def sources_of(plan: Plan, samples: slice) -> list[str]:
+def sources_of(plan: Plan, samples: slice) -> list[bytes]:
     """Return the SHA-256 of the responses that samples are made from."""
     return plan.raw.sha256(plan.rows[plan.samples.view[samples]])
 

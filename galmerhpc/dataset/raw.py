@@ -15,6 +15,7 @@ import logging
 import os
 import struct
 import zlib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -330,8 +331,9 @@ def _text_column(texts: Sequence[str]) -> NDArray[Any]:
 class RawStore:
     """All responses of a run's raw shards, by row: shard after shard, in the order of their names.
 
-    Only where things stand in the files is held in memory, whatever the number of responses. A
-    picture that came for several views is none of theirs: it is an error's, sent as an image.
+    Only where things stand in the files is held in memory, whatever the number of responses. A view
+    that stands twice counts once. A picture that came for several views is none of theirs: it is an
+    error's, sent as an image.
 
     Parameters
     ----------
@@ -349,7 +351,8 @@ class RawStore:
     paths : list of Path
         The shards, sorted by name.
     duplicates : dict of str to bytes
-        Views that have no picture but one that came for others too, and its SHA-256 (hexadecimal).
+        Views that are not there because their picture came for others too, and its SHA-256,
+        hexadecimal.
 
     Raises
     ------
@@ -364,65 +367,51 @@ class RawStore:
         made: Iterable[str] = (),
         without: Collection[Path] = (),
     ) -> None:
-        there = {*folder.glob("raw-*.h5"), *(folder / name for name in made)}
-        self.paths = sorted(there - set(without))
+        listed = {*folder.glob("raw-*.h5"), *(folder / name for name in made)}
+        self.paths = sorted(listed.difference(without))
         paths = tqdm(self.paths, "raw shards", unit="shard", leave=False, disable=None)
         self._shards = [RawShard.open(path) for path in paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
-        self._rejected: set[int] = set()
-        self.duplicates: dict[str, bytes] = {}
-        if not allow_duplicates:
-            self._reject_duplicates()
+        self._shared: dict[int, tuple[str, bytes]] = {} if allow_duplicates else self._find_shared()
+        self.duplicates = self._lost_to_others()
 
-    def _reject_duplicates(self) -> None:
-        """Find the rows whose picture came for several views, and views that have no other."""
-        rows = self._repeated()
-        came_for: dict[str, list[tuple[int, str]]] = {}
-        for row, sha256, view in zip(
-            rows.tolist(), self.sha256(rows), self._views_at(rows), strict=True
-        ):
-            came_for.setdefault(sha256, []).append((row, view))
-        for sha256, places in came_for.items():
-            if len({view for _, view in places}) > 1:
-                self._rejected |= {row for row, _ in places}
-                self.duplicates |= {view: sha256.encode() for _, view in places}
-        if self.duplicates:
-            for view in self.duplicates.keys() & self.ids():
-                del self.duplicates[view]  # it came again, as itself
+    def _find_shared(self) -> dict[int, tuple[str, bytes]]:
+        """Return view and checksum of the rows whose picture came for another view too."""
+        sums = (one for shard in self._shards for one in shard.column("sha256").tolist())
+        hashes = np.fromiter(map(hash, sums), np.int64, len(self))
+        _, place, count = np.unique(hashes, return_inverse=True, return_counts=True)
+        rows = np.flatnonzero(count[place.reshape(-1)] > 1)
+        views = [view.decode() for view in self._cells("view", rows)]
+        views_of: dict[bytes, set[str]] = defaultdict(set)
+        sha256 = self.sha256(rows)
+        for view, one in zip(views, sha256, strict=True):
+            views_of[one].add(view)
+        several = zip(rows.tolist(), views, sha256, strict=True)
+        return {row: (view, one) for row, view, one in several if len(views_of[one]) > 1}
 
-    def _repeated(self) -> Rows:
-        """Return the rows whose checksum begins as another one's does."""
-        if not self._shards:
-            return np.empty(0, np.int64)
-        # Sixteen of its digits tell millions apart, in a quarter of the memory.
-        begins = np.concatenate([shard.column("sha256").astype("S16") for shard in self._shards])
-        _, place, count = np.unique(begins, return_inverse=True, return_counts=True)
-        return np.flatnonzero(count[place.reshape(-1)] > 1)
-
-    def _views_at(self, rows: Rows) -> list[str]:
-        """Return the views of ascending rows."""
-        views: list[str] = []
-        number = np.searchsorted(self._ends, rows, side="right")
-        for k in np.unique(number).tolist():
-            first, texts = int(self._ends[k]) - len(self._shards[k]), self._shards[k].texts("view")
-            views += [texts[row - first] for row in rows[number == k].tolist()]
-        return views
-
-    def _views(self) -> Iterator[str]:
-        """Yield the view of each row; an empty text where the picture is no view's."""
-        views = (view for shard in self._shards for view in shard.texts("view"))
-        return ("" if row in self._rejected else view for row, view in enumerate(views))
+    def _lost_to_others(self) -> dict[str, bytes]:
+        """Return the shared pictures' views that do not stand elsewhere, as themselves."""
+        views = dict(self._shared.values())
+        elsewhere = self.find(views, len(views)) >= 0 if views else ()
+        found = zip(views.items(), elsewhere, strict=True)
+        return {view: sha256 for (view, sha256), there in found if not there}
 
     def __len__(self) -> int:
         """Return the number of responses."""
         return int(self._ends[-1]) if self._shards else 0
+
+    def _views(self) -> Iterator[str]:
+        """Yield the ids of all rows; that of a row which does not count is empty."""
+        views = (view for shard in self._shards for view in shard.texts("view"))
+        shared = self._shared
+        return ("" if row in shared else view for row, view in enumerate(views))
 
     def ids(self) -> set[str]:
         """Return the ids of the views that are there."""
         return set(self._views()) - {""}
 
     def find(self, ids: Iterable[str], count: int) -> NDArray[np.int64]:
-        """Return the rows of so many views, shape (count,); -1 where a view is not there.
+        """Return the rows of so many views, shape (count,); -1 where a view is in no shard.
 
         A view that stands twice has its first row.
         """
@@ -457,15 +446,19 @@ class RawStore:
             for place, (body, sha256) in zip(here, responses, strict=True):
                 yield place, body, sha256
 
-    def sha256(self, rows: Rows) -> list[str]:
-        """Return the recorded SHA-256 of responses by row; an empty text for row -1."""
+    def sha256(self, rows: Rows) -> list[bytes]:
+        """Return the SHA-256 taken on arrival, hexadecimal, by row; an empty one for row -1."""
+        return self._cells("sha256", rows)
+
+    def _cells(self, name: str, rows: Rows) -> list[bytes]:
+        """Read texts of a column by row."""
         number = np.where(rows < 0, -1, np.searchsorted(self._ends, rows, side="right"))
-        found = np.zeros(len(rows), "S64")
+        found = np.full(len(rows), b"", object)
         for k in np.unique(number[number >= 0]).tolist():
             first = int(self._ends[k]) - len(self._shards[k])
             here = number == k
-            found[here] = self._shards[k].column("sha256")[rows[here] - first]
-        return [sha256.decode() for sha256 in found.tolist()]
+            found[here] = self._shards[k].column(name)[rows[here] - first]
+        return found.tolist()
 
     def path_of(self, row: int) -> Path:
         """Return the shard that holds a row."""
@@ -481,7 +474,8 @@ def open_store(
     ----------
     config : Config
         The run.
-    made, without
+    made : iterable of str
+    without : collection of Path
         As `RawStore` takes them.
 
     Raises
@@ -490,8 +484,8 @@ def open_store(
         A shard is damaged.
     """
     of_folder = config.catalogue is not None and config.catalogue.images is not None
-    allow_duplicates = of_folder or config.scrape.allow_duplicates
-    return RawStore(config.run_dir / "raw", allow_duplicates, made, without)
+    allow = of_folder or config.scrape.allow_duplicates
+    return RawStore(config.run_dir / "raw", allow, made, without)
 
 
 @dataclass(frozen=True, slots=True)
@@ -534,7 +528,8 @@ class RawShard:
                         "galmerhpc scrape again"
                     )
                 response, offset = file["response"], read_column(file, "offset")
-                count, length = len(file["view"]), response.shape[0]
+                count, length = len(read_column(file, "view")), response.shape[0]
+                read_column(file, "sha256")
                 position = response.id.get_offset()
                 columns = {
                     name: (file[name].id.get_offset(), file[name].dtype.itemsize)
@@ -562,7 +557,7 @@ class RawShard:
         return self.count
 
     def column(self, name: str) -> NDArray[Any]:
-        """Read a column of docs/format.md.
+        """Read a column of docs/format.md and compare it with its checksum.
 
         Raises
         ------
@@ -571,10 +566,9 @@ class RawShard:
         """
         try:
             with h5py.File(self.path, "r", locking=False) as file:
-                column = read_column(file, name)
+                return read_column(file, name)
         except HDF5_ERRORS as error:
             raise damaged(self.path, " ".join(str(error).split())[:120]) from None
-        return column
 
     def parameters(self) -> tuple[str, ...]:
         """Return the names of the labels.
@@ -586,7 +580,7 @@ class RawShard:
         """
         try:
             with h5py.File(self.path, "r", locking=False) as file:
-                return tuple(file["labels"].attrs["parameters"].astype(str).tolist())
+                return tuple(name.decode() for name in file["labels"].attrs["parameters"])
         except HDF5_ERRORS as error:
             raise damaged(self.path, " ".join(str(error).split())[:120]) from None
 

@@ -5,45 +5,31 @@ threads of its own and writes shards of its own. Nothing that was written is fet
 """
 
 import contextlib
-import hashlib
 import itertools
 import logging
-import queue
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from galmerhpc import files, parallel
-from galmerhpc.catalogue import View, Views
-from galmerhpc.config import Config, Scrape, require_catalogue
+from galmerhpc.catalogue import Views
+from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset import missing
-from galmerhpc.dataset.client import Answer, Client, TryAgainError, ViewFailedError, check_picture
+from galmerhpc.dataset.crew import SPARE, Crew, Picture, Result
 from galmerhpc.dataset.pace import Pace
-from galmerhpc.dataset.raw import RawStore, RawWriter, Response, open_store, read_spool, tidy
-from galmerhpc.dataset.schedule import (
-    LATE_S,
-    Failed,
-    Fault,
-    Grant,
-    Outcome,
-    Report,
-    Schedule,
-    Stored,
-    Unasked,
-    duplicate,
-)
+from galmerhpc.dataset.raw import RawStore, RawWriter, open_store, read_spool, tidy
+from galmerhpc.dataset.schedule import Grant, Outcome, Report, Schedule, Stored, duplicate
 from galmerhpc.dataset.slices import WHOLE, Slice
 from galmerhpc.errors import InputError, InterruptedRunError, ViewsMissingError
 from galmerhpc.interrupt import StopRequest
 
 log = logging.getLogger(__name__)
 
-_SPARE = 2  # views that wait behind each request, so that a slow disk stops no connection
 _PROGRESS_S = 60.0  # between the lines that a log file gets
 _GRACE_S = 5.0  # for answers that are under way when the job is told to stop
 _NAMED = 3  # failed views that the message names; the file has them all
@@ -100,7 +86,7 @@ def scrape(
     with StopRequest() as signals, _alone(folder, part):
         desk = _open_desk(config, source, views, part, retry_failed)
         writer = RawWriter(folder, parallel.rank(), settings.views_per_shard, part)
-        crew = _Crew(settings, source, views, connections)
+        crew = Crew(settings, source, views, connections)
         stopped = _fetch(desk, crew, writer, stop)
         if not parallel.agree(not stopped):
             raise InterruptedRunError(
@@ -197,18 +183,17 @@ def _take_stock(
     folder = config.run_dir / "raw"
     store = open_store(config)
     rows, failures = store.find(views.ids(), len(views)), _failures(folder, store)
-    stock = Stock(0, [], {}, {}, set(store.duplicates.values()))
+    stored = np.flatnonzero(rows >= 0)
+    sha256 = dict(zip(store.sha256(rows[stored]), stored.tolist(), strict=True))
+    stock = Stock(0, [], {}, sha256, set(store.duplicates.values()))
     there, ours = 0, part.of(len(views))
     bar = tqdm(
-        zip(views.ids(), store.sha256(rows), strict=True), "scrape: what is missing", len(views),
-        unit="view", leave=False, disable=None,
-    )  # fmt: skip
-    for number, (name, sha256) in enumerate(bar):
-        if sha256:
-            stock.sha256[sha256.encode()] = number
+        views.ids(), "scrape: what is missing", len(views), unit="view", leave=False, disable=None
+    )
+    for number, name in enumerate(bar):
         if number not in ours:
             continue
-        if sha256 or name in spooled:
+        if rows[number] >= 0 or name in spooled:
             there += 1
             continue
         if name in failures:
@@ -334,7 +319,7 @@ def _schedule(config: Config, source: str, part: Slice, stock: Stock) -> Schedul
         source,
         stock.wanted,
         Pace(connections, rate, settings.backoff_s, settings.timeout_s),
-        spare=0 if rate else _SPARE * connections,
+        spare=0 if rate else SPARE * connections,
         attempts=settings.attempts,
         backoff_s=settings.backoff_s,
         longest_backoff_s=settings.timeout_s,
@@ -346,7 +331,7 @@ def _schedule(config: Config, source: str, part: Slice, stock: Stock) -> Schedul
 
 def _fetch(
     desk: "parallel.Desk[Report, Grant]",
-    crew: "_Crew",
+    crew: Crew,
     writer: RawWriter,
     stop: Callable[[], bool],
 ) -> bool:
@@ -365,183 +350,15 @@ def _fetch(
     return grant.stopped
 
 
-@dataclass(frozen=True, slots=True)
-class _Picture:
-    number: int
-    response: Response
-
-
-@dataclass(frozen=True, slots=True)
-class _Came:
-    number: int
-    view: View
-    began: float
-    answer: Answer | Exception
-
-
-_Result = _Picture | Failed | Fault | Unasked
-
-
-def _keep(writer: RawWriter, results: Sequence[_Result]) -> list[Outcome]:
+def _keep(writer: RawWriter, results: Sequence[Result]) -> list[Outcome]:
     """Write the pictures among the results; return what to report."""
-    writer.append([result.response for result in results if isinstance(result, _Picture)])
+    writer.append([result.response for result in results if isinstance(result, Picture)])
     return [
         Stored(result.number, result.response.sha256.encode())
-        if isinstance(result, _Picture)
+        if isinstance(result, Picture)
         else result
         for result in results
     ]
-
-
-class _Crew:
-    """The threads of a rank: some ask, with one request each at a time, and one checks what came.
-
-    Where there is a rate to keep, they begin at their moments or not at all; else each has its next
-    views at hand.
-
-    Parameters
-    ----------
-    settings : config.Scrape
-        How to fetch.
-    source : str
-        The host's address.
-    views : Views
-        All views.
-    threads : int
-        How many ask; there may be none.
-
-    Attributes
-    ----------
-    busy : int
-        Views taken on whose results were not taken yet.
-    """
-
-    def __init__(self, settings: Scrape, source: str, views: Views, threads: int) -> None:
-        self.busy = 0
-        self._views, self._threads = views, threads
-        self._paced = settings.rate_per_s is not None
-        self._client = Client(
-            source,
-            connections=max(1, threads),
-            timeout_s=settings.timeout_s,
-            contact=settings.contact,
-        )
-        self._todo: queue.SimpleQueue[tuple[int, float] | None] = queue.SimpleQueue()
-        self._came: queue.SimpleQueue[_Came | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[_Result | Exception] = queue.SimpleQueue()
-        self._silent_until = float("-inf")
-        self._duplicates: set[bytes] = set()
-        # Daemons: a rank that must end does not wait for answers.
-        for _ in range(threads):
-            threading.Thread(target=self._ask, daemon=True).start()
-        threading.Thread(target=self._check, daemon=True).start()
-
-    def report(self, outcomes: Sequence[Outcome], stop: bool) -> Report:
-        """Return what to tell the desk."""
-        return Report(
-            outcomes=tuple(outcomes),
-            room=self._threads * (1 if self._paced else 1 + _SPARE) - self.busy,
-            duplicates_known=len(self._duplicates),
-            stop=stop,
-            clock=time.monotonic(),
-        )
-
-    def take_on(self, grant: Grant) -> None:
-        """Hand views to the threads."""
-        now = time.monotonic()
-        self._be_silent(grant.silence_s)
-        self._duplicates.update(grant.duplicates)
-        for number, delay_s in grant.views:
-            self._todo.put((number, now + delay_s))
-        self.busy += len(grant.views)
-
-    def dismiss(self) -> None:
-        """Let the requests that are under way be the last."""
-        self._be_silent(float("inf"))
-        for _ in range(self._threads):
-            self._todo.put(None)
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._came.put(None)
-        self._client.close()
-
-    def results(self, wait_s: float) -> list[_Result]:
-        """Wait for a result so long; take along what else is there, to be written in one go."""
-        results: list[_Result] = []
-        with contextlib.suppress(queue.Empty):
-            results.append(self._result(wait_s))
-            while True:
-                results.append(self._result(0))
-        self.busy -= len(results)
-        return results
-
-    def _result(self, wait_s: float) -> _Result:
-        result = self._done.get(timeout=wait_s) if wait_s else self._done.get_nowait()
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def _be_silent(self, seconds: float) -> None:
-        self._silent_until = max(self._silent_until, time.monotonic() + seconds)
-
-    def _ask(self) -> None:
-        """Ask for views at their moments; a connection does not wait while an answer is checked."""
-        while (task := self._todo.get()) is not None:
-            number, moment = task
-            time.sleep(max(0.0, moment - time.monotonic()))
-            began = time.monotonic()
-            if began < self._silent_until or (self._paced and began > moment + LATE_S):
-                self._done.put(Unasked(number))
-            else:
-                view = self._views[number]
-                self._came.put(_Came(number, view, began, self._answer(view)))
-
-    def _answer(self, view: View) -> Answer | Exception:
-        try:
-            return self._client.ask(view.preview)
-        except Exception as error:  # noqa: BLE001 - `_judge` tells them apart
-            return error
-
-    def _check(self) -> None:
-        """Check what came."""
-        while (came := self._came.get()) is not None:
-            self._done.put(self._judge(came))
-
-    def _judge(self, came: "_Came") -> _Result | Exception:
-        try:
-            if isinstance(came.answer, Exception):
-                raise came.answer
-            check_picture(came.answer.body, came.answer.content_type, came.view.render.nbins)
-            response = _response(came.view, came.answer)
-        except ViewFailedError as error:
-            return Failed(came.number, str(error))
-        except TryAgainError as error:
-            self._be_silent(error.retry_after_s)
-            return Fault(
-                came.number, str(error), came.began, error.trouble, error.heard, error.retry_after_s
-            )
-        except Exception as error:  # noqa: BLE001 - raised again by the rank's main thread
-            return error
-        sha256 = response.sha256.encode()
-        if sha256 in self._duplicates:
-            return Failed(came.number, duplicate(sha256))
-        return _Picture(came.number, response)
-
-
-def _response(view: View, answer: Answer) -> Response:
-    return Response(
-        view=view.id,
-        labels=view.labels,
-        simulation=view.run.simulation,
-        snapshot_id=view.snapshot.id,
-        time_myr=view.snapshot.time_myr,
-        url=answer.url,
-        content_type=answer.content_type,
-        fetched_utc=answer.fetched_utc,
-        sha256=hashlib.sha256(answer.body).hexdigest(),
-        body=answer.body,
-    )
 
 
 # --- the end --------------------------------------------------------------------------------------
@@ -594,11 +411,10 @@ def _judge(
     """Look what is there, in all slices, and write the list of what is missing."""
     folder = config.run_dir / "raw"
     store = open_store(config, made)
-    ids, failures, ours = store.ids(), _failures(folder, store), part.of(len(views))
-    own, others, to_come = {}, {}, 0
-    for number, view in enumerate(views.ids()):
-        if view in ids:
-            continue
+    rows, failures = store.find(views.ids(), len(views)), _failures(folder, store)
+    ours, own, others, to_come = part.of(len(views)), {}, {}, 0
+    for number in np.flatnonzero(rows < 0).tolist():
+        view = views[number].id
         if number in ours:
             own[view] = failures[view]
         elif view in failures:
@@ -613,7 +429,7 @@ def _judge(
     missing.write(list_path, own | others if complete else own)
     listed = [list_path.name] if list_path.exists() else []
     fault = "" if allow_missing or not own else _fault(own, len(ours), list_path)
-    note = f"{len(ids)} views in {len(store.paths)} raw shards"
+    note = f"{np.count_nonzero(rows >= 0)} views in {len(store.paths)} raw shards"
     if own:
         note += f"; {len(own)} could not be fetched and are left out ({list_path})"
     if not complete and not fault:

@@ -20,7 +20,7 @@ from galmerhpc.dataset.check import Fault, check, set_aside
 from galmerhpc.dataset.preprocess import preprocess
 from galmerhpc.dataset.raw import RawWriter
 from galmerhpc.dataset.split import TEST, TRAIN, Samples, ViewTable, assign
-from galmerhpc.errors import ExitCode
+from galmerhpc.errors import ExitCode, InputError
 from galmerhpc.training import checkpoint
 from tests.dataset.runs import held, picture, response, write_config
 from tests.servers import Service, encode, serve
@@ -107,8 +107,7 @@ def another_picture(run: Path) -> Path:
         start, end = file["offset"][4:6]
         body = body.ljust(end - start, b"\0")
         file["response"][start:end] = np.frombuffer(body, np.uint8)
-        file["sha256"][4] = hashlib.sha256(body).hexdigest()
-    return path
+    return edit(path, "sha256", 4, hashlib.sha256(body).hexdigest())
 
 
 def image_byte(run: Path) -> Path:
@@ -332,6 +331,17 @@ def test_another_configurations_shards_are_named_and_left_alone(config: Config) 
     assert fault == Fault(config.run_dir / "shards" / "stage.json", fault.why, repairable=False)
     assert "preprocess.image_size" in fault.why
     assert set_aside(other, [fault]) == {}
+
+
+def test_nothing_is_set_aside_under_a_job_that_is_at_work(config: Config) -> None:
+    folder = config.run_dir / "shards"
+    fault = Fault(flip(shard(config.run_dir), 20), "")
+    with (
+        files.lock(folder / "preprocess.lock"),
+        pytest.raises(InputError, match="a job is at work in this folder"),
+    ):
+        set_aside(config, [fault])
+    assert fault.path.exists()
 
 
 def test_bad_files_of_one_name_do_not_replace_each_other(config: Config) -> None:

@@ -357,6 +357,16 @@ def test_a_damaged_or_foreign_shard_is_not_kept_on_resume(
     assert contents(made) == contents(undisturbed / "run" / "shards")
 
 
+def test_a_second_job_on_one_folder_says_so_and_stops(undisturbed: Path, tmp_path: Path) -> None:
+    path = another(undisturbed, tmp_path)
+    folder = tmp_path / "run" / "shards"
+    with files.lock(folder / "preprocess.lock"):
+        done = galmerhpc("preprocess", str(path), ranks=2)
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert f"{folder}: in use by process {os.getpid()}" in one_line(done.stderr)
+    assert not list(folder.iterdir())
+
+
 # --- what is wrong is one line --------------------------------------------------------------------
 
 
@@ -418,7 +428,7 @@ def test_views_left_out_are_counted_named_and_no_one_elses_loss(
     config = scraped(path, chosen=lambda view: view.id not in absent)
     missing = config.run_dir / "raw" / "missing.csv"
     missing.write_text("view,reason\n" + "".join(f"{view},status 500\n" for view in absent))
-    record = files.StageRecord(missing.parent, config.inputs("scrape"))
+    record = files.StageRecord(config.run_dir / "raw", config.inputs("scrape"))
     record.finish(record.files | {missing.name: files.sha256(missing)})
     done = galmerhpc("preprocess", str(path), ranks=2)
     assert done.returncode == ExitCode.COMPLETE, done.stderr

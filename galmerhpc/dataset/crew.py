@@ -1,0 +1,199 @@
+"""The threads of one rank that ask for views and check what comes."""
+
+import contextlib
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from galmerhpc.catalogue import View, Views
+from galmerhpc.config import Scrape
+from galmerhpc.dataset.client import Answer, Client, TryAgainError, ViewFailedError, check_picture
+from galmerhpc.dataset.raw import Response
+from galmerhpc.dataset.schedule import (
+    LATE_S,
+    Failed,
+    Fault,
+    Grant,
+    Outcome,
+    Report,
+    Unasked,
+    duplicate,
+)
+
+SPARE = 2
+"""Views that wait behind each request, so that a slow disk stops no connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A view's picture, to be written."""
+
+    number: int
+    response: Response
+
+
+@dataclass(frozen=True, slots=True)
+class _Came:
+    """What a request for a view brought, unchecked."""
+
+    number: int
+    view: View
+    began: float
+    answer: Answer | Exception
+
+
+Result = Picture | Failed | Fault | Unasked
+
+
+class Crew:
+    """The threads of a rank: some ask, with one request each at a time, and one checks what came.
+
+    Where there is a rate to keep, they begin at their moments or not at all; else each has its next
+    views at hand.
+
+    Parameters
+    ----------
+    settings : config.Scrape
+        How to fetch.
+    source : str
+        The host's address.
+    views : Views
+        All views.
+    threads : int
+        How many ask; there may be none.
+
+    Attributes
+    ----------
+    busy : int
+        Views taken on whose results were not taken yet.
+    """
+
+    def __init__(self, settings: Scrape, source: str, views: Views, threads: int) -> None:
+        self.busy = 0
+        self._views, self._threads = views, threads
+        self._paced = settings.rate_per_s is not None
+        self._client = Client(
+            source,
+            connections=max(1, threads),
+            timeout_s=settings.timeout_s,
+            contact=settings.contact,
+        )
+        self._todo: queue.SimpleQueue[tuple[int, float] | None] = queue.SimpleQueue()
+        self._came: queue.SimpleQueue[_Came | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Result | Exception] = queue.SimpleQueue()
+        self._silent_until = float("-inf")
+        self._duplicates: set[bytes] = set()
+        # Daemons: a rank that must end does not wait for answers.
+        for _ in range(threads):
+            threading.Thread(target=self._ask, daemon=True).start()
+        threading.Thread(target=self._check, daemon=True).start()
+
+    def report(self, outcomes: Sequence[Outcome], stop: bool) -> Report:
+        """Return what to tell the desk."""
+        return Report(
+            outcomes=tuple(outcomes),
+            room=self._threads * (1 if self._paced else 1 + SPARE) - self.busy,
+            duplicates_known=len(self._duplicates),
+            stop=stop,
+            clock=time.monotonic(),
+        )
+
+    def take_on(self, grant: Grant) -> None:
+        """Hand views to the threads."""
+        now = time.monotonic()
+        self._be_silent(grant.silence_s)
+        self._duplicates.update(grant.duplicates)
+        for number, delay_s in grant.views:
+            self._todo.put((number, now + delay_s))
+        self.busy += len(grant.views)
+
+    def dismiss(self) -> None:
+        """Let the requests that are under way be the last."""
+        self._be_silent(float("inf"))
+        for _ in range(self._threads):
+            self._todo.put(None)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._came.put(None)
+        self._client.close()
+
+    def results(self, wait_s: float) -> list[Result]:
+        """Wait for a result so long; take along what else is there, to be written in one go."""
+        results: list[Result] = []
+        with contextlib.suppress(queue.Empty):
+            results.append(self._result(wait_s))
+            while True:
+                results.append(self._result(0))
+        self.busy -= len(results)
+        return results
+
+    def _result(self, wait_s: float) -> Result:
+        result = self._done.get(timeout=wait_s) if wait_s else self._done.get_nowait()
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def _be_silent(self, seconds: float) -> None:
+        self._silent_until = max(self._silent_until, time.monotonic() + seconds)
+
+    def _ask(self) -> None:
+        """Ask for views at their moments; a connection does not wait while an answer is checked."""
+        while (task := self._todo.get()) is not None:
+            number, moment = task
+            time.sleep(max(0.0, moment - time.monotonic()))
+            began = time.monotonic()
+            if began < self._silent_until or (self._paced and began > moment + LATE_S):
+                self._done.put(Unasked(number))
+            else:
+                view = self._views[number]
+                self._came.put(_Came(number, view, began, self._answer(view)))
+
+    def _answer(self, view: View) -> Answer | Exception:
+        try:
+            return self._client.ask(view.preview)
+        except Exception as error:  # noqa: BLE001 - `_judge` tells them apart
+            return error
+
+    def _check(self) -> None:
+        """Check what came."""
+        while (came := self._came.get()) is not None:
+            self._done.put(self._judge(came))
+
+    def _judge(self, came: "_Came") -> Result | Exception:
+        try:
+            if isinstance(came.answer, Exception):
+                raise came.answer
+            check_picture(came.answer.body, came.answer.content_type, came.view.render.nbins)
+            response = _response(came.view, came.answer)
+        except ViewFailedError as error:
+            return Failed(came.number, str(error))
+        except TryAgainError as error:
+            self._be_silent(error.retry_after_s)
+            return Fault(
+                came.number, str(error), came.began, error.trouble, error.heard, error.retry_after_s
+            )
+        except Exception as error:  # noqa: BLE001 - raised again by the rank's main thread
+            return error
+        sha256 = response.sha256.encode()
+        if sha256 in self._duplicates:
+            return Failed(came.number, duplicate(sha256))
+        return Picture(came.number, response)
+
+
+def _response(view: View, answer: Answer) -> Response:
+    return Response(
+        view=view.id,
+        labels=view.labels,
+        simulation=view.run.simulation,
+        snapshot_id=view.snapshot.id,
+        time_myr=view.snapshot.time_myr,
+        url=answer.url,
+        content_type=answer.content_type,
+        fetched_utc=answer.fetched_utc,
+        sha256=hashlib.sha256(answer.body).hexdigest(),
+        body=answer.body,
+    )
