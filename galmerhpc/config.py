@@ -463,7 +463,7 @@ class Preprocess(Section):
     samples_per_shard: Count = 8192
     compression: Literal["none", "gzip", "blosc-lz4", "blosc-zstd"] = "none"
     """Compress each image by itself; blosc needs hdf5plugin. Compressed shards take less room and
-    are read many times slower, and no memory map shows them."""
+    are read many times slower."""
     images_in_memory: Count = 128
     """Images that a rank holds at once; beside them it holds some 20 bytes a sample."""
 
@@ -505,7 +505,17 @@ class Data(Section):
     """Reading of training shards."""
 
     memory_gb: Annotated[float, Field(ge=0.0)] = 8.0
-    """A split up to this size is held in memory once a node; a larger one is memory-mapped."""
+    """A split up to this size is read once, in order, into memory that the node's ranks share; of a
+    larger one each batch is read from the shards."""
+    stage: bool = False
+    """Copy the shards of such a larger one to node-local storage first, once a node."""
+    stage_dir: Path | None = None
+    """Folder on node-local storage; by default TMPDIR, or /tmp where that is not set. Later jobs on
+    the node use the same copy again, so name a folder that outlives the job where there is one."""
+    threads: Count = 2
+    """Threads a rank that read ahead; more help on a parallel file system, not on a local disk."""
+    ahead_mb: Positive = 64.0
+    """Images that a rank reads ahead; at least a batch a thread."""
 
 
 # --- the network ----------------------------------------------------------------------------------

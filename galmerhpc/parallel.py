@@ -5,6 +5,7 @@ node, or the mirror, starts without MPI.
 """
 
 import functools
+import mmap
 import os
 import sys
 import tempfile
@@ -154,10 +155,11 @@ def node_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         The node's shared memory has no room for it.
     """
     node = _node()
+    nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if node is None or node.Get_size() == 1:
         _agree_on_room("")  # other nodes may hold several ranks
-        return np.empty(shape, dtype)
-    nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        # Shared memory here too: what a rank holds in private does not depend on their number.
+        return np.ndarray(shape, dtype, mmap.mmap(-1, max(nbytes, 1)))
     path, fault = "", ""
     if node.Get_rank() == 0:
         descriptor, path = tempfile.mkstemp(prefix="galmerhpc-", dir=SHARED_MEMORY)

@@ -316,7 +316,9 @@ def training_shards(folder: Path) -> tuple[list[bytes], Judge]:
         shard.check_all()
         columns = shards.read_columns(path, names)
         texts = [columns[name].tobytes() for name in names]
-        return [shard.identity, shard.parameters, shard.shape, shard.map().tobytes(), *texts]
+        images = np.empty(shard.shape, np.uint8)
+        shard.open_images().read(range(len(shard)), [image.data for image in images])
+        return [shard.identity, shard.parameters, shard.shape, images.tobytes(), *texts]
 
     original = content(good)
 

@@ -5,6 +5,8 @@ global batch of it, and each rank its share of that batch, so that any number of
 images in the same steps.
 """
 
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +17,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from galmerhpc import parallel
-from galmerhpc.dataset.shards import Dataset, Images, Rows
+from galmerhpc.config import Data
+from galmerhpc.dataset.shards import Dataset, Images, Rows, blocks, read_columns
+from galmerhpc.dataset.split import SPLITS
+from galmerhpc.dataset.stage import staged
+from galmerhpc.errors import InputError
+
+# A row of the data set, or a position in a split.
+Positions = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,12 @@ class Batch:
 # --- the order ------------------------------------------------------------------------------------
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> Rows:
+def _index_type(count: int) -> np.dtype[np.signedinteger[Any]]:
+    """Return int32 where it counts to `count`, else int64."""
+    return np.dtype(np.int32 if count <= np.iinfo(np.int32).max else np.int64)
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Positions:
     """Return the permutation of 0..count - 1 in which an epoch goes through its images.
 
     It sorts the raw words of a counter-based generator. NumPy promises those for ever (NEP 19),
@@ -61,10 +75,10 @@ def epoch_order(count: int, seed: int, epoch: int) -> Rows:
 
     Returns
     -------
-    ndarray, shape (count,), int64
+    ndarray, shape (count,), int32 where that holds it, else int64
     """
     words = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(count)
-    return np.argsort(words, kind="stable").astype(np.int64)
+    return np.argsort(words, kind="stable").astype(_index_type(count))
 
 
 def rank_share(count: int, rank: int, size: int) -> slice:
@@ -88,17 +102,18 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 # --- the images -----------------------------------------------------------------------------------
 
 
-class _Rows(Protocol):
-    """Images by position in the split, a slice or an array of positions at a time."""
-
-    def __getitem__(self, positions: Any, /) -> Images: ...
-
-
 class SplitReader:
     """The images and labels of one split, opened by all ranks together. Collective.
 
-    A split of at most `memory_gb` is read once a node, in order, into memory that the node's ranks
-    share; of a larger one each batch is read through memory maps.
+    The images come from the first source that applies:
+
+    1. A split of at most `data.memory_gb` is read once a node, in order, into memory that the
+       node's ranks share.
+    2. With `data.stage`, from a copy of the shards on node-local storage.
+    3. From the shards where they are.
+
+    Each image is compared with its checksum when the node first reads it. What is held of each
+    image beside its pixels stands in memory that the node's ranks share as well.
 
     Parameters
     ----------
@@ -106,17 +121,19 @@ class SplitReader:
         The shards.
     split : str
         A name of `split.SPLITS`.
-    memory_gb : float
-        Room for the split on a node, 1e9 bytes.
+    data : Data
+        The configuration's section.
 
     Attributes
     ----------
-    rows : ndarray, shape (count,), int64
+    data : Data
+        As given.
+    image_shape : tuple of int
+        H, W, C.
+    rows : ndarray, shape (count,), int32 or int64
         The split's rows of the data set.
     labels : ndarray, shape (count, P), float32
         Their labels.
-    images : indexable by a slice or an array of positions 0..count - 1
-        Their images, uint8.
 
     Raises
     ------
@@ -126,53 +143,136 @@ class SplitReader:
         The node's shared memory has no room for it.
     """
 
-    def __init__(self, dataset: Dataset, split: str, memory_gb: float) -> None:
-        self.rows = dataset.rows(split)
-        self.labels: NDArray[np.float32] = dataset.labels[self.rows]
-        size = int(np.prod(dataset.image_shape)) * self.count
-        self.images: _Rows = (
-            _in_memory(dataset, self.rows, split)
-            if 0 < size <= memory_gb * 1e9
-            else _OnDisk(dataset, self.rows)
-        )
+    def __init__(self, dataset: Dataset, split: str, data: Data) -> None:
+        self.data, self.image_shape = data, dataset.image_shape
+        table = _node_table(dataset, split)
+        self.rows: Positions = table["row"]
+        self.labels: NDArray[np.float32] = table["labels"]
+        self._source: _Source
+        if self.count * self.image_bytes <= data.memory_gb * 1e9:
+            self._source = _InMemory(dataset, table, split, data.threads)
+        else:
+            self._source = _InShards(staged(dataset, data) if data.stage else dataset, table)
 
     @property
     def count(self) -> int:
         """Number of images."""
         return len(self.rows)
 
-    def batch(self, step: int, positions: slice | Rows, global_size: int) -> Batch:
-        """Return the images at these positions of the split."""
-        return Batch(
-            step, self.rows[positions], self.images[positions], self.labels[positions], global_size
-        )
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of an image."""
+        return int(np.prod(self.image_shape))
+
+    def read(self, positions: Positions, images: Images) -> None:
+        """Read images by position in the split; any number of threads may.
+
+        Parameters
+        ----------
+        positions : ndarray, shape (n,), int
+            Positions in 0..count - 1, in any order.
+        images : ndarray, shape (n, H, W, C), uint8
+            Where they go; contiguous.
+
+        Raises
+        ------
+        InputError
+            A shard is gone or damaged.
+        """
+        self._source.read(positions, images)
+
+    def batch(self, step: int, positions: Positions, global_size: int) -> Batch:
+        """Return the images at these positions as the batch of a step."""
+        images = np.empty((len(positions), *self.image_shape), np.uint8)
+        self.read(positions, images)
+        rows = self.rows[positions].astype(np.int64)
+        return Batch(step, rows, images, self.labels[positions], global_size)
 
 
-def _in_memory(dataset: Dataset, rows: Rows, split: str) -> Images:
-    """Read a split into an array that the node's ranks share; local rank 0 reads."""
-    images = parallel.node_array((len(rows), *dataset.image_shape), np.uint8)
+def _node_table(dataset: Dataset, split: str) -> NDArray[Any]:
+    """Return a record of each image of a split, in memory that the node's ranks share.
+
+    Local rank 0 reads them, shard by shard.
+    """
+    code, count = SPLITS.index(split), 0
     if parallel.local_rank() == 0:
-        with tqdm(
-            desc=f"read {split}", total=len(rows), unit="img", leave=False,
-            disable=None if parallel.rank() == 0 else True,
-        ) as bar:  # fmt: skip
-            for place, block in dataset.in_order(rows):
-                images[place] = block
-                bar.update(len(block))
+        for shard in dataset.shards:
+            count += int(np.sum(read_columns(shard.path, ["split"])["split"] == code))
+    record = np.dtype(
+        [
+            ("row", _index_type(len(dataset))), ("crc32", np.uint32), ("checked", np.bool_),
+            ("labels", np.float32, (len(dataset.parameters),)),
+        ],
+        align=True,
+    )  # fmt: skip
+    table = np.asarray(parallel.node_array((parallel.node_broadcast(count),), record))
+    if parallel.local_rank() == 0:
+        start = end = 0
+        for shard in dataset.shards:
+            columns = read_columns(shard.path, ["split", "labels", "image_crc32"])
+            here = np.flatnonzero(columns["split"] == code)
+            part = table[end : end + len(here)]
+            part["row"], part["checked"] = start + here, False
+            part["labels"], part["crc32"] = columns["labels"][here], columns["image_crc32"][here]
+            start, end = start + len(shard), end + len(here)
     parallel.node_barrier()
-    images.flags.writeable = False
-    return images
+    return table
 
 
-@dataclass(frozen=True, slots=True)
-class _OnDisk:
+class _Source(Protocol):
+    """Where the images of a split are."""
+
+    def read(self, positions: Positions, images: Images, /) -> None: ...
+
+
+class _InShards:
     """The images of a split that stay in their shards."""
 
-    dataset: Dataset
-    rows: Rows
+    def __init__(self, dataset: Dataset, table: NDArray[Any]) -> None:
+        self._dataset, self._table = dataset, table
 
-    def __getitem__(self, positions: slice | Rows) -> Images:
-        return self.dataset.images(self.rows[positions])
+    def read(self, positions: Positions, images: Images) -> None:
+        about = self._table[positions]
+        rows = about["row"].astype(np.int64)
+        self._dataset.read(rows, images)
+        new = np.flatnonzero(~about["checked"])
+        if len(new):
+            into = [images[k] for k in new.tolist()]
+            self._dataset.check(rows[new], into, about["crc32"][new])
+            self._table["checked"][positions] = True
+
+
+class _InMemory:
+    """The images of a split in memory that the node's ranks share; local rank 0 reads them."""
+
+    def __init__(self, dataset: Dataset, table: NDArray[Any], split: str, threads: int) -> None:
+        shape = (len(table), *dataset.image_shape)
+        # A lone rank's own memory comes in huge pages, from which random images are copied faster.
+        self._images: Images = (
+            np.empty(shape, np.uint8)
+            if parallel.size() == 1
+            else np.asarray(parallel.node_array(shape, np.uint8))
+        )
+        if parallel.local_rank() == 0:
+            shards = _InShards(dataset, table)
+
+            def read(block: tuple[int, int]) -> int:
+                positions = np.arange(block[0], sum(block))
+                shards.read(positions, self._images[block[0] : sum(block)])
+                return block[1]
+
+            bar = tqdm(
+                desc=f"read {split}", total=len(table), unit="img", leave=False,
+                disable=None if parallel.rank() == 0 else True,
+            )  # fmt: skip
+            with bar, ThreadPoolExecutor(threads) as pool:
+                for count in pool.map(read, blocks(len(table), dataset.image_shape)):
+                    bar.update(count)
+        parallel.node_barrier()
+
+    def read(self, positions: Positions, images: Images) -> None:
+        # Any mode but "raise" writes into `images` without a copy of it between.
+        np.take(self._images, positions, axis=0, out=images, mode="clip")
 
 
 # --- batches --------------------------------------------------------------------------------------
@@ -187,7 +287,7 @@ def training_batches(
     size: int,
     first_step: int = 0,
 ) -> Iterator[Batch]:
-    """Yield a rank's share of each global batch of an epoch; the next one is read meanwhile.
+    """Yield a rank's share of each global batch of an epoch; the next ones are read meanwhile.
 
     Parameters
     ----------
@@ -204,12 +304,13 @@ def training_batches(
     """
     order = epoch_order(reader.count, seed, epoch)
 
-    def read(step: int) -> Batch:
-        positions = order[step * batch_size : (step + 1) * batch_size]
-        share = positions[rank_share(len(positions), rank, size)]
-        return reader.batch(step, share, len(positions))
+    def share(step: int) -> tuple[Positions, int]:
+        whole = order[step * batch_size : (step + 1) * batch_size]
+        return whole[rank_share(len(whole), rank, size)], len(whole)
 
-    yield from _read_ahead(read, range(first_step, steps_per_epoch(reader.count, batch_size)))
+    yield from _read_ahead(
+        reader, range(first_step, steps_per_epoch(reader.count, batch_size)), share
+    )
 
 
 def evaluation_batches(
@@ -228,27 +329,107 @@ def evaluation_batches(
     """
     whole = batch_size * size
 
-    def read(step: int) -> Batch:
+    def share(step: int) -> tuple[Positions, int]:
         count = min(whole, reader.count - step * whole)
-        share = rank_share(count, rank, size)
-        return reader.batch(
-            step, slice(step * whole + share.start, step * whole + share.stop), count
-        )
+        mine = rank_share(count, rank, size)
+        return step * whole + np.arange(mine.start, mine.stop), count
 
     full, rest = divmod(reader.count, whole)
-    yield from _read_ahead(read, range(full + (rank < rest)))
+    yield from _read_ahead(reader, range(full + (rank < rest)), share)
 
 
-def _read_ahead(read: Callable[[int], Batch], steps: range) -> Iterator[Batch]:
-    """Yield the batches of steps in order; a thread reads the next one while one is used.
+def _read_ahead(
+    reader: SplitReader, steps: range, share: Callable[[int], tuple[Positions, int]]
+) -> Iterator[Batch]:
+    """Yield the batches of steps in order, while threads read the next ones.
 
-    An error of the thread is raised in the step it belongs to. The thread ends with the iterator.
+    Each thread reads a group of consecutive batches into one piece of memory: a source that sees
+    more rows at once finds more neighbours among them. The threads end with the iterator.
+
+    Parameters
+    ----------
+    reader : SplitReader
+        The split.
+    steps : range
+        The steps.
+    share : callable
+        From a step to the positions of this rank's images and the size of the global batch.
+
+    Raises
+    ------
+    InputError
+        A shard is gone or damaged; raised in the step that needs it.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as thread:
-        ahead: Future[Batch] | None = None
-        for step in steps:
-            due, ahead = ahead, thread.submit(read, step)
-            if due:
-                yield due.result()
-        if ahead:
-            yield ahead.result()
+    if not steps:
+        return
+    data = reader.data
+    batch_bytes = max(len(share(steps[0])[0]), 1) * reader.image_bytes
+    per_group = max(int(data.ahead_mb * 1e6 / data.threads / batch_bytes), 1)
+    memory = _Memory(per_group * batch_bytes)
+
+    def read(group: range) -> list[Batch]:
+        shares = [share(step) for step in group]
+        positions = np.concatenate([mine for mine, _ in shares])
+        images = memory.take((len(positions), *reader.image_shape))
+        reader.read(positions, images)
+        rows, labels = reader.rows[positions].astype(np.int64), reader.labels[positions]
+        batches, end = [], 0
+        for step, (mine, global_size) in zip(group, shares, strict=True):
+            part = slice(end, end + len(mine))
+            batches.append(Batch(step, rows[part], images[part], labels[part], global_size))
+            end = part.stop
+        return batches
+
+    def read_alone(step: int) -> Batch:
+        return read(range(step, step + 1))[0]
+
+    groups = [steps[k : k + per_group] for k in range(0, len(steps), per_group)]
+    ahead: deque[tuple[range, Future[list[Batch]]]] = deque()
+    pool = ThreadPoolExecutor(data.threads, thread_name_prefix="read-ahead")
+    try:
+        for group in groups:
+            ahead.append((group, pool.submit(read, group)))
+            if len(ahead) > data.threads:
+                yield from _batches_of(*ahead.popleft(), read_alone)
+        while ahead:
+            yield from _batches_of(*ahead.popleft(), read_alone)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batches_of(
+    group: range, reading: Future[list[Batch]], read_alone: Callable[[int], Batch]
+) -> Iterator[Batch]:
+    """Yield a group's batches; where it cannot be read, those before the step at fault."""
+    try:
+        batches: Iterator[Batch] = iter(reading.result())
+    except InputError:
+        batches = map(read_alone, group)
+    yield from batches
+
+
+class _Memory:
+    """Memory for groups of batches, used again once nobody holds a batch of it any more.
+
+    Fresh memory costs about as much as filling it, since the kernel clears every page first.
+
+    Parameters
+    ----------
+    nbytes : int
+        Size of a piece.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self._nbytes = nbytes
+        self._free: list[NDArray[np.uint8]] = []
+
+    def take(self, shape: tuple[int, ...]) -> Images:
+        """Return an array that is the caller's until it, and every view of it, is gone."""
+        try:
+            piece = self._free.pop()
+        except IndexError:
+            piece = np.empty(self._nbytes, np.uint8)
+        # Through a memoryview, since views of an array refer to what it is a view of, past it.
+        lease = np.frombuffer(piece.data, np.uint8, int(np.prod(shape)))
+        weakref.finalize(lease, self._free.append, piece).atexit = False
+        return lease.reshape(shape)

@@ -140,8 +140,8 @@ class Trainer:
     def __init__(self, config: Config, dataset: Dataset, watchdog: Watchdog) -> None:
         self._config, self._dataset, self._watchdog = config, dataset, watchdog
         self._training = config.training
-        self._reader = SplitReader(dataset, "train", config.data.memory_gb)
-        self._validation = SplitReader(dataset, "validation", config.data.memory_gb)
+        self._reader = SplitReader(dataset, "train", config.data)
+        self._validation = SplitReader(dataset, "validation", config.data)
         set_up_tensorflow(self._training)
         self._targets = make_targets(config, self._reader.labels)
         self._model = build(config, dataset.image_shape, self._targets)
@@ -199,7 +199,7 @@ class Trainer:
         """Do one step and return whether any rank was asked to stop."""
         empty = not len(batch.images)
         if empty:  # a rank without images in a short last batch: one that weighs nothing
-            batch = self._reader.batch(batch.step, slice(0, 1), batch.global_size)
+            batch = self._reader.batch(batch.step, np.arange(1), batch.global_size)
         weights = np.full(len(batch.images), not empty, np.float32)
         loss, stops, predicted = self._step(
             batch.images, self._targets.encode(batch.labels), batch.rows,

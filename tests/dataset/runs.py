@@ -2,12 +2,14 @@
 
 import hashlib
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import yaml
 from PIL import Image
@@ -143,6 +145,22 @@ def write_dataset(
     shards.write_virtual(folder, names, {"train": 0})
     record.finish({name: files.sha256(folder / name) for name in (*names, shards.VIRTUAL)})
     return images, labels
+
+
+def compress(folder: Path) -> None:
+    """Write the shards of a data set again, their images one a chunk through gzip."""
+    record = json.loads((folder / "stage.json").read_text())
+    for name in record["files"].keys() - {shards.VIRTUAL}:
+        plain = (folder / name).rename(folder / "plain.h5")
+        with h5py.File(plain) as source, h5py.File(folder / name, "w") as made:
+            made.attrs.update(source.attrs)
+            for column in source.keys() - {"images"}:
+                source.copy(column, made)
+            images = source["images"][:]
+            made.create_dataset("images", data=images, chunks=(1, *images.shape[1:]), compression=1)
+        plain.unlink()
+        record["files"][name] = files.sha256(folder / name)
+    files.write_json(folder / "stage.json", record)
 
 
 _WITHOUT_ROOM = """

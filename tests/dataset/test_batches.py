@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 import sys
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from galmerhpc.config import Data
 from galmerhpc.dataset.batches import (
     Batch,
     SplitReader,
@@ -18,13 +20,16 @@ from galmerhpc.dataset.batches import (
     steps_per_epoch,
     training_batches,
 )
-from galmerhpc.dataset.shards import Dataset
+from galmerhpc.dataset.shards import Dataset, Shard
 from galmerhpc.errors import InputError
-from tests.dataset.runs import write_dataset
+from tests.dataset.runs import compress, write_dataset
 from tests.support import mpirun
 
 COUNT = 120  # 40 of each split
-IN_MEMORY, ON_DISK = 1.0, 0.0
+IMAGE_BYTES = 60
+IN_MEMORY = Data(memory_gb=1)
+IN_SHARDS = Data(memory_gb=0)  # an epoch is one group of batches
+BY_BATCH = Data(memory_gb=0, threads=2, ahead_mb=1e-6)  # each batch is read alone
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +39,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=[IN_MEMORY, ON_DISK], ids=["in memory", "on disk"])
-def reader(folder: Path, request: pytest.FixtureRequest) -> SplitReader:
-    return SplitReader(Dataset.open(folder), "train", request.param)
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compressed")
+    write_dataset(folder, COUNT, per_shard=32)
+    compress(folder)
+    return folder
+
+
+@pytest.fixture(params=["in memory", "in shards", "by batch", "compressed"])
+def reader(folder: Path, compressed: Path, request: pytest.FixtureRequest) -> SplitReader:
+    data = {"in memory": IN_MEMORY, "by batch": BY_BATCH}.get(request.param, IN_SHARDS)
+    chosen = compressed if request.param == "compressed" else folder
+    return SplitReader(Dataset.open(chosen), "train", data)
 
 
 @given(st.integers(0, 500), st.integers(0, 2**40), st.integers(0, 1000))
@@ -78,7 +93,8 @@ def test_the_last_batch_is_short_and_not_empty(count: int, batch: int) -> None:
 def test_any_number_of_ranks_sees_the_same_steps_from_any_step_on(
     folder: Path, size: int, batch: int, epoch: int, data: st.DataObject
 ) -> None:
-    reader = SplitReader(Dataset.open(folder), "train", data.draw(st.sampled_from([0.0, 1.0])))
+    chosen = data.draw(st.sampled_from([IN_MEMORY, IN_SHARDS, BY_BATCH]))
+    reader = SplitReader(Dataset.open(folder), "train", chosen)
     first = data.draw(st.integers(0, steps_per_epoch(reader.count, batch)))
     whole = list(training_batches(reader, 7, epoch, batch, 0, 1))
     ranks = [
@@ -120,22 +136,55 @@ def test_evaluation_sees_every_image_once_and_no_empty_batch(
         assert all(1 <= len(b.rows) <= batch for b in batches)
 
 
-def test_an_error_of_the_reading_thread_reaches_the_step_it_belongs_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", [IN_SHARDS, BY_BATCH], ids=["in a group", "alone"])
+def test_an_error_of_a_reading_thread_reaches_the_step_it_belongs_to(
+    tmp_path: Path, data: Data
+) -> None:
     write_dataset(tmp_path, COUNT, per_shard=32)
-    reader = SplitReader(Dataset.open(tmp_path), "train", ON_DISK)
+    reader = SplitReader(Dataset.open(tmp_path), "train", data)
     bad = int(training_order(reader)[20])
     shard = tmp_path / f"shard-{bad // 32:05d}.h5"
-    data = bytearray(shard.read_bytes())
-    data[len(data) - (min(32, COUNT - bad // 32 * 32) - bad % 32) * 60] ^= 1
-    shard.write_bytes(data)
-    reader = SplitReader(Dataset.open(tmp_path), "train", ON_DISK)
+    content = bytearray(shard.read_bytes())
+    content[place_of(shard, bad % 32)] ^= 1
+    shard.write_bytes(content)
+    reader = SplitReader(Dataset.open(tmp_path), "train", data)
     batches = training_batches(reader, 0, 0, 10, 0, 1)
     assert [next(batches).step, next(batches).step] == [0, 1]
-    with pytest.raises(InputError, match=shard.name):
+    with pytest.raises(InputError, match=rf"{shard.name}.*image {bad % 32} "):
         next(batches)
     assert not reading_threads()
     with pytest.raises(InputError, match=shard.name):
         SplitReader(Dataset.open(tmp_path), "train", IN_MEMORY)
+
+
+def place_of(shard: Path, row: int) -> int:
+    """Return where an image begins in a file; of a compressed shard, the last byte."""
+    offset = Shard.open(shard).offset
+    return shard.stat().st_size - 1 if offset is None else offset + row * IMAGE_BYTES
+
+
+@pytest.mark.parametrize("kind", ["plain", "compressed"])
+@pytest.mark.parametrize("fault", ["cut short", "gone"])
+def test_a_shard_lost_in_an_epoch_fails_the_step_that_needs_it(
+    tmp_path: Path, kind: str, fault: str
+) -> None:
+    images, _ = write_dataset(tmp_path, COUNT, per_shard=32)
+    if kind == "compressed":
+        compress(tmp_path)
+    order = training_order(SplitReader(Dataset.open(tmp_path), "train", BY_BATCH))
+    reader = SplitReader(Dataset.open(tmp_path), "train", BY_BATCH)
+    path = tmp_path / "shard-00002.h5"
+    if fault == "gone":
+        path.unlink()
+    else:
+        os.truncate(path, place_of(path, 16))
+    lost = range(80 if (kind, fault) == ("plain", "cut short") else 64, 96)
+    good = next(k for k in range(10) if not set(lost).isdisjoint(order[4 * k : 4 * k + 4]))
+    batches = training_batches(reader, 0, 0, 4, 0, 1)
+    for batch in itertools.islice(batches, good):
+        np.testing.assert_array_equal(batch.images, images[batch.rows])
+    with pytest.raises(InputError, match=path.name):
+        next(batches)
 
 
 def training_order(reader: SplitReader) -> np.ndarray:
@@ -154,15 +203,22 @@ def reading_threads() -> list[threading.Thread]:
     return [t for t in threading.enumerate() if t.name.startswith("read-ahead")]
 
 
-def test_what_is_in_memory_cannot_be_changed(folder: Path) -> None:
-    reader = SplitReader(Dataset.open(folder), "train", IN_MEMORY)
-    batch = next(evaluation_batches(reader, 8, 0, 1))
-    with pytest.raises(ValueError, match="read-only"):
-        batch.images[0] = 0
+def test_a_batch_is_its_holders_own_as_long_as_any_view_of_it_lives(reader: SplitReader) -> None:
+    """Memory is used again, but never that of a batch, or of a part of one, that somebody holds."""
+    expected = [b.images.copy() for b in training_batches(reader, 0, 0, 4, 0, 1)]
+    parts = []
+    for batch in training_batches(reader, 0, 0, 4, 0, 1):
+        parts.append(batch.images[1:, ..., 0])
+        batch.images[0] = 0  # what a consumer writes reaches nobody else
+    for part, whole in zip(parts, expected, strict=True):
+        np.testing.assert_array_equal(part, whole[1:, ..., 0])
+    for batch, whole in zip(training_batches(reader, 0, 0, 4, 0, 1), expected, strict=True):
+        np.testing.assert_array_equal(batch.images, whole)
 
 
 def test_a_split_without_images_has_no_batches(folder: Path) -> None:
     reader = SplitReader(Dataset.open(folder), "none", IN_MEMORY)
+    assert list(training_batches(reader, 0, 0, 8, 0, 1)) == []
     assert reader.count == 0
     assert list(evaluation_batches(reader, 8, 0, 1)) == []
 
@@ -171,12 +227,14 @@ RANKS = """
 import json, sys
 from pathlib import Path
 from galmerhpc import parallel
+from galmerhpc.config import Data
 from galmerhpc.dataset.batches import SplitReader, evaluation_batches, training_batches
 from galmerhpc.dataset.shards import Dataset
-me, size = parallel.rank(), parallel.size()
-found = []
-for memory_gb in (1.0, 0.0):
-    reader = SplitReader(Dataset.open(Path(sys.argv[1])), "train", memory_gb)
+me, size, found = parallel.rank(), parallel.size(), []
+dataset = Dataset.open(Path(sys.argv[1]))
+assert SplitReader(dataset, "none", Data()).count == 0
+for data in (Data(), Data(memory_gb=0), Data(memory_gb=0, stage=True, stage_dir=sys.argv[2])):
+    reader = SplitReader(dataset, "train", data)
     batches = [
         *training_batches(reader, 5, 1, 25, me, size), *evaluation_batches(reader, 7, me, size)
     ]
@@ -187,14 +245,14 @@ if me == 0:
 """
 
 
-def test_ranks_of_a_node_read_the_same_split_in_memory_and_on_disk(folder: Path) -> None:
-    done = mpirun(2, sys.executable, "-c", RANKS, str(folder))
+def test_ranks_of_a_node_read_the_same_from_every_source(folder: Path, local_storage: Path) -> None:
+    done = mpirun(2, sys.executable, "-c", RANKS, str(folder), str(local_storage))
     assert done.returncode == 0, done.stderr
-    reader = SplitReader(Dataset.open(folder), "train", ON_DISK)
-    for rank, (in_memory, on_disk) in enumerate(json.loads(done.stdout)):
+    reader = SplitReader(Dataset.open(folder), "train", IN_SHARDS)
+    for rank, (in_memory, in_shards, in_copy) in enumerate(json.loads(done.stdout)):
         expected: list[Batch] = [
             *training_batches(reader, 5, 1, 25, rank, 2),
             *evaluation_batches(reader, 7, rank, 2),
         ]
         sums = [[b.rows.tolist(), [int(image.sum()) for image in b.images]] for b in expected]
-        assert in_memory == on_disk == sums
+        assert in_memory == in_shards == in_copy == sums

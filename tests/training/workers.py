@@ -74,7 +74,7 @@ def change(config: Config, optimizer: Optimizer) -> np.ndarray:
 def order(out: Path) -> None:
     """Write the dataset rows of every global step of two epochs, as the ranks together see them."""
     config = load(out.parent / "run.yaml")
-    reader = SplitReader(Dataset.open(config.run_dir / "shards"), "train", config.data.memory_gb)
+    reader = SplitReader(Dataset.open(config.run_dir / "shards"), "train", config.data)
     steps = []
     for epoch in (0, 1):
         for batch in training_batches(
