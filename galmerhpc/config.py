@@ -483,7 +483,7 @@ class Preprocess(Section):
     samples_per_shard: Count = 8192
     compression: Literal["none", "gzip", "blosc-lz4", "blosc-zstd"] = "none"
     """Compress each image by itself; blosc needs hdf5plugin. Compressed shards take less room and
-    are read many times slower, and no memory map shows them."""
+    are read many times slower."""
     images_in_memory: Count = 128
     """Images that a rank holds at once; beside them it holds some 20 bytes a sample."""
 

@@ -1,8 +1,8 @@
 """Training shards: images ready to train on, in HDF5 files that several ranks read at once.
 
-A shard's images are contiguous and uncompressed, so that they are read without HDF5, as parts of a
-plain file; compressed ones are read through it. ``dataset.h5`` shows all shards as one file to any
-HDF5 tool; our own reading does not go through it. docs/format.md describes both.
+A shard's images are contiguous and uncompressed, unless compression was asked for, so that they are
+read without HDF5, as parts of a plain file. ``dataset.h5`` shows all shards as one file to any HDF5
+tool; our own reading does not go through it. docs/format.md describes both.
 """
 
 import contextlib
