@@ -3,22 +3,21 @@
 import contextlib
 import email.utils
 import html
+import http.cookiejar
 import io
 import ipaddress
 import re
 import textwrap
 import time
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
+import requests
 import urllib3
 from PIL import Image, UnidentifiedImageError
-from urllib3 import exceptions
 
 from galmerhpc import __version__
 from galmerhpc.errors import InputError
@@ -112,7 +111,14 @@ class Client:
         self._source = source_url.rstrip("/")
         self._host = _host(self._source)
         self._timeout_s, self._connect_s = timeout_s, min(_CONNECT_S, timeout_s)
-        self._pool = _pool(self._source, self._host, connections, contact)
+        self._session = _session(connections, contact)
+        # A site's proxy does not lead to this machine.
+        self._session.trust_env = not _is_loopback(self._host)
+        # What costs much to find out anew for each request: headers, proxy, certificates.
+        self._request = self._session.prepare_request(requests.Request("GET", self._source))
+        self._settings = self._session.merge_environment_settings(
+            self._source, {}, stream=True, verify=None, cert=None
+        )
 
     def fetch(self, preview: Preview) -> Answer:
         """Ask for one view, once, and check what comes.
@@ -141,8 +147,8 @@ class Client:
         limit = _BYTES_PER_PIXEL * preview.nbins**2 + _HEADER_BYTES
         for _ in range(_REDIRECTS):
             with self._answer(target) as response:
-                if location := response.get_redirect_location():
-                    target = self._redirect(target, location)
+                if response.is_redirect:
+                    target = self._redirect(target, response.headers["Location"])
                     continue
                 body = self._read(response, limit, deadline)
                 content_type = _plain(response.headers.get("Content-Type", ""))
@@ -153,24 +159,24 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        self._pool.clear()
+        self._session.close()
 
     @contextlib.contextmanager
-    def _answer(self, url: str) -> Iterator[urllib3.BaseHTTPResponse]:
+    def _answer(self, url: str) -> Iterator[requests.Response]:
         """Give the response to one request; its connection is kept if it was read to the end."""
-        heard = False
+        request, heard = self._request.copy(), False
+        request.url = url
         try:
-            response = self._pool.urlopen(
-                "GET", url, redirect=False, preload_content=False,
-                timeout=urllib3.Timeout(connect=self._connect_s, read=self._timeout_s),
-            )  # fmt: skip
-            heard = True
-            try:
+            with self._session.send(
+                request,
+                allow_redirects=False,
+                timeout=(self._connect_s, self._timeout_s),
+                **self._settings,
+            ) as response:
+                heard = True
                 yield response
-            finally:
-                response.close()  # one that was read to its end has given its connection back
-        except exceptions.HTTPError as error:
-            slow = isinstance(error, exceptions.TimeoutError)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            slow = _refused(error) or _timed_out(error)
             raise TryAgainError(self._why(error), trouble=slow, heard=heard) from error
 
     def _redirect(self, url: str, location: str) -> str:
@@ -183,10 +189,10 @@ class Client:
             raise ViewFailedError(f"redirected to {_plain(target)}, another host: not followed")
         return target
 
-    def _read(self, response: urllib3.BaseHTTPResponse, limit: int, deadline: float) -> bytes:
+    def _read(self, response: requests.Response, limit: int, deadline: float) -> bytes:
         """Read a response of at most `limit` bytes, whose bytes may not drip in for ever."""
         body = bytearray()
-        while block := response.read1(_BLOCK, decode_content=False):
+        while block := response.raw.read1(_BLOCK, decode_content=False):
             body += block
             if len(body) > limit:
                 raise ViewFailedError(f"the answer is longer than {limit} bytes")
@@ -195,11 +201,10 @@ class Client:
         return bytes(body)
 
     def _why(self, error: BaseException) -> str:
-        """Name a transport fault in a few words; urllib3's own text repeats the whole address."""
-        refused = isinstance(error, exceptions.NewConnectionError)  # a time-out too, to urllib3
-        if isinstance(error, exceptions.ConnectTimeoutError) and not refused:
+        """Name a transport fault in a few words; requests' own text repeats the whole address."""
+        if isinstance(error, requests.ConnectTimeout):
             return f"no connection within {self._connect_s:g} s"
-        if isinstance(error, exceptions.TimeoutError) and not refused:
+        if _timed_out(error):
             return f"no answer within {self._timeout_s:g} s"
         cause: BaseException | None = error
         while cause is not None:
@@ -209,13 +214,26 @@ class Client:
         return _plain(str(error))
 
 
+def _timed_out(error: BaseException) -> bool:
+    return isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError)
+
+
+def _refused(error: BaseException) -> bool:
+    """Tell whether the host took no connection."""
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(reason, urllib3.exceptions.NewConnectionError)
+
+
 def _host(source: str) -> str:
-    with contextlib.suppress(exceptions.LocationValueError, ValueError):
-        if urllib3.util.parse_url(source).host and (host := urlsplit(source).hostname):
-            return host
-    raise InputError(
-        f"scrape.source: {source!r} is no address; give one such as http://galmer.obspm.fr"
-    )
+    host = None
+    with contextlib.suppress(requests.RequestException, ValueError):
+        requests.Request("GET", source + PATH).prepare()
+        host = urlsplit(source).hostname
+    if not host:
+        raise InputError(
+            f"scrape.source: {source!r} is no address; give one such as http://galmer.obspm.fr"
+        )
+    return host
 
 
 def _is_loopback(host: str) -> bool:
@@ -225,34 +243,29 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _pool(source: str, host: str, connections: int, contact: str) -> urllib3.PoolManager:
-    """Return the connections, through the site's proxy where the environment names one."""
-    settings: dict[str, Any] = {
-        "maxsize": connections,
-        "retries": False,
-        "headers": {
-            "User-Agent": f"galmerhpc/{__version__}" + (f" ({contact})" if contact else ""),
-            "Accept-Encoding": "identity",  # the bytes are kept as they come
-        },
-    }
-    proxy = _proxy(source, host)
-    if proxy is None:
-        return urllib3.PoolManager(**settings)
-    user = urllib3.util.parse_url(proxy).auth
-    headers = urllib3.make_headers(proxy_basic_auth=unquote(user)) if user else None
-    return urllib3.ProxyManager(proxy, proxy_headers=headers, **settings)
+class _Session(requests.Session):
+    """A session that leaves redirects alone: requests would read their pages, however long."""
 
-
-def _proxy(source: str, host: str) -> str | None:
-    # A site's proxy does not lead to this machine.
-    if _is_loopback(host) or urllib.request.proxy_bypass(host):
+    def get_redirect_target(self, resp: requests.Response) -> None:  # noqa: ARG002
         return None
-    proxies = urllib.request.getproxies()
-    return proxies.get(urlsplit(source).scheme, proxies.get("all"))
 
 
-def _check_status(response: urllib3.BaseHTTPResponse, body: bytes) -> None:
-    status = response.status
+def _session(connections: int, contact: str) -> requests.Session:
+    session = _Session()
+    session.headers["User-Agent"] = f"galmerhpc/{__version__}" + (
+        f" ({contact})" if contact else ""
+    )
+    session.headers["Accept-Encoding"] = "identity"  # the bytes are kept as they come
+    # Without cookies a session holds nothing that threads could get in each other's way with.
+    session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
+    adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=connections)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+    return session
+
+
+def _check_status(response: requests.Response, body: bytes) -> None:
+    status = response.status_code
     if status == 200:
         return
     text = f"HTTP {status} {_page(body)}".rstrip()
@@ -263,7 +276,7 @@ def _check_status(response: urllib3.BaseHTTPResponse, body: bytes) -> None:
     raise ViewFailedError(text)
 
 
-def _retry_after(response: urllib3.BaseHTTPResponse) -> float:
+def _retry_after(response: requests.Response) -> float:
     """Return the seconds of Retry-After, which is a number or a date (RFC 9110, 10.2.3)."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():
