@@ -343,8 +343,9 @@ def class_choices(
     choices: dict[str, NDArray[np.floating]] = {
         name: encode_classes(np.clip(predicted, low, high), width_deg, names)
         for name, predicted in predictions.items()
+        if name != "network"
     }
-    return choices | {"network": outputs}
+    return {"network": outputs, **choices}
 
 
 # --- facts ----------------------------------------------------------------------------------------
