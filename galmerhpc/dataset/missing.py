@@ -40,9 +40,13 @@ def missing_views(folder: Path) -> dict[str, str]:
     InputError
         The list or ``stage.json`` is damaged.
     """
-    path = list_path(folder)
-    listed = files.read_json(folder / "stage.json").get("files") or {}
-    return _read(path) if path.name in listed else {}
+    path, record = list_path(folder), folder / "stage.json"
+    listed = (files.read_json(record).get("files") or {}) if record.exists() else {}
+    if path.name not in listed:
+        return {}
+    if not (views := _read(path)):
+        raise _damaged(path, "it names no view")
+    return views
 
 
 def read_failures(folder: Path) -> dict[str, str]:
@@ -55,16 +59,18 @@ def read_failures(folder: Path) -> dict[str, str]:
 
 def _read(path: Path) -> dict[str, str]:
     # A kill may have cut the last row short.
-    whole = path.read_bytes().rpartition(b"\n")[0].decode("utf-8", "replace")
+    whole = path.read_bytes().rpartition(b"\n")[0]
     try:
-        rows = list(csv.reader(whole.splitlines()))
+        rows = list(csv.reader(io.StringIO(whole.decode(), newline="")))
         if rows and tuple(rows[0]) != COLUMNS:
             raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
         return dict(rows[1:])
     except (csv.Error, ValueError) as error:
-        raise InputError(
-            f"{path}: damaged ({error}); remove it and run galmerhpc scrape again"
-        ) from None
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"{path}: damaged ({why}); remove it and run galmerhpc scrape again")
 
 
 def write(path: Path, failures: Mapping[str, str]) -> None:

@@ -164,21 +164,9 @@ def stage_inputs(config: Config) -> dict[str, Any]:
         The list of these is damaged.
     """
     inputs = config.inputs("preprocess")
-    if absent := left_out(config):
+    if absent := missing_views(config.run_dir / "raw"):
         inputs["raw.left_out"] = f"{len(absent)} views, SHA-256 {digest(sorted(absent))}"
     return inputs
-
-
-def left_out(config: Config) -> set[str]:
-    """Return the ids of the views that a finished scrape went without.
-
-    Raises
-    ------
-    InputError
-        The list of these is damaged.
-    """
-    folder = config.run_dir / "raw"
-    return set(missing_views(folder)) if (folder / "stage.json").exists() else set()
 
 
 def make_plan(config: Config) -> Plan:
@@ -214,7 +202,7 @@ def lay_out(config: Config, store: RawStore) -> Plan:
     InputError
         The split is impossible.
     """
-    views, absent = Views(require_catalogue(config)), left_out(config)
+    views, absent = Views(require_catalogue(config)), missing_views(config.run_dir / "raw")
     samples = assign(ViewTable(**views.table()), config.split, config.preprocess.copies)
     if absent:
         present = np.fromiter((view not in absent for view in views.ids()), bool, len(views))

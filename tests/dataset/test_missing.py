@@ -47,13 +47,18 @@ def test_lists_of_all_slices_count_and_the_latest_reason(tmp_path: Path) -> None
 
 def test_only_a_finished_scrape_leaves_views_out(tmp_path: Path) -> None:
     record = files.StageRecord(tmp_path, {})
-    record.begin()
     missing.append(missing.list_path(tmp_path), [("a", "x")])
+    assert missing.missing_views(tmp_path) == {}
+    record.begin()
     assert missing.missing_views(tmp_path) == {}
     record.finish({})
     assert missing.missing_views(tmp_path) == {}
     record.finish({"missing.csv": files.sha256(tmp_path / "missing.csv")})
     assert missing.missing_views(tmp_path) == {"a": "x"}
+    for damage in (b"", b"view,reason\n", b"\xff\n"):
+        (tmp_path / "missing.csv").write_bytes(damage)
+        with pytest.raises(InputError, match=r"missing\.csv: damaged .* scrape again"):
+            missing.missing_views(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "view,reason\n1,2,3\n"])
