@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import psutil
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[1]
@@ -83,5 +85,20 @@ def wait_for(
     end = time.monotonic() + timeout
     while not condition():
         assert process.poll() is None, f"ended early: {process.communicate()[0]}"
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+def wait_until_gone(processes: Iterable[psutil.Process], timeout: float = 60) -> None:
+    """Return once processes have ended; one that nobody has collected yet (a zombie) has."""
+
+    def alive(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    end = time.monotonic() + timeout
+    while any(map(alive, processes)):
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)

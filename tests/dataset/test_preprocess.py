@@ -22,7 +22,7 @@ from galmerhpc.dataset.preprocess import picture_of, preprocess
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import ExitCode, InputError
 from tests.dataset.runs import galmerhpc_without_room, held, picture, scraped, write_config
-from tests.support import environment, galmerhpc, mpirun_command, wait_for
+from tests.support import environment, galmerhpc, mpirun_command, wait_for, wait_until_gone
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,7 @@ def test_a_killed_job_goes_on_with_what_is_not_finished(
     for process in [*ranks, psutil.Process(job.pid)] if whole_job else ranks[:1]:
         process.kill()
     job.communicate(timeout=60)
-    psutil.wait_procs(everyone, timeout=60)
+    wait_until_gone(everyone)
     assert job.returncode != 0
     kept = {p.name: p.stat().st_ino for p in folder.glob("shard-*.h5")}
     assert kept
@@ -338,7 +338,7 @@ def killed(path: Path, folder: Path, draw: np.random.Generator) -> bool:
         if victim and victim.is_running():
             victim.kill()
     job.wait(timeout=60)
-    psutil.wait_procs(everyone, timeout=60)
+    wait_until_gone(everyone)
     return in_time and job.returncode != 0
 
 

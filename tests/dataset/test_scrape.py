@@ -32,7 +32,7 @@ from galmerhpc.errors import ExitCode
 from galmerhpc.files import StageRecord, sha256
 from tests.dataset.runs import galmerhpc_without_room, held
 from tests.servers import Reply, Service, encode, gif, serve, well
-from tests.support import environment, galmerhpc, mpirun_command, run
+from tests.support import environment, galmerhpc, mpirun_command, run, wait_until_gone
 
 CONNECTIONS = 6
 PAGE = b"<html><body>Error: out of luck</body></html>"
@@ -523,8 +523,7 @@ def kill(job: "subprocess.Popen[str]", victims: list[psutil.Process]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     job.communicate(timeout=60)
-    psutil.wait_procs(everyone, timeout=60)
-    assert not [p for p in everyone if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    wait_until_gone(everyone)
 
 
 def ranks_of(job: "subprocess.Popen[str]") -> list[psutil.Process]:
