@@ -320,6 +320,11 @@ def fail(message: str, exit_code: int) -> NoReturn:
     if launched_rank() > 0:
         time.sleep(_GRACE_S)
         message = f"rank {launched_rank()}: {message}"
+    end_job(message, exit_code)
+
+
+def end_job(message: str, exit_code: int) -> NoReturn:
+    """Print a message and end every rank at once."""
     print(message, file=sys.stderr, flush=True)
     if "mpi4py.MPI" in sys.modules:
         from mpi4py import MPI

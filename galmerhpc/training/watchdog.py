@@ -73,7 +73,7 @@ class Watchdog:
         end = threading.Timer(_ABORT_S, os._exit, (exit_code,))
         end.daemon = True
         end.start()
-        parallel.fail(
+        parallel.end_job(
             f"galmerhpc: no step for {self._limit_s:g} s (training.stall_limit_s) on rank {rank}: "
             "another rank hangs, or its node is lost; run the same command again: it goes on from "
             "the last checkpoint",
