@@ -133,12 +133,12 @@ def set_up_tensorflow(training: Training) -> None:
     keras.config.set_dtype_policy(training.precision)
     if training.deterministic:
         tf.config.experimental.enable_op_determinism()
-    threads = training.threads or max(1, parallel.cpu_count() // horovod.local_size())
+    threads = training.threads or parallel.cpus_per_rank(horovod.local_size())
     with contextlib.suppress(RuntimeError):  # TensorFlow runs already, with the threads it has
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        mine = gpus[horovod.local_rank() % len(gpus)]
+        mine = parallel.own_device(gpus, horovod.local_rank())
         tf.config.set_visible_devices(mine, "GPU")
         tf.config.experimental.set_memory_growth(mine, True)
