@@ -71,7 +71,6 @@ def scrape(
     GalmerhpcError
         The host cannot be reached, or the disk is full.
     """
-    began = time.monotonic()
     folder, settings = config.run_dir / "raw", config.scrape
     views = Views(require_catalogue(config))
     connections = _connections(config, part)
@@ -79,15 +78,11 @@ def scrape(
         log.info("scrape: complete, nothing to do")
         return
 
-    def stop() -> bool:
-        limit = settings.time_limit_s
-        return signals.requested or (limit is not None and time.monotonic() - began > limit)
-
-    with StopRequest() as signals, _alone(folder, part):
+    with StopRequest(settings.time_limit_s) as stop, _alone(folder, part):
         desk = _open_desk(config, source, views, part, retry_failed)
         writer = RawWriter(folder, parallel.rank(), settings.views_per_shard, part)
         crew = Crew(settings, source, views, connections)
-        stopped = _fetch(desk, crew, writer, stop)
+        stopped = _fetch(desk, crew, writer, lambda: bool(stop.reason))
         if not parallel.agree(not stopped):
             raise InterruptedRunError(
                 "scrape: stopped by a signal or scrape.time_limit_s; what was fetched is kept, "
