@@ -634,11 +634,32 @@ class Training(Section):
     statistics_batches: Annotated[int, Field(ge=0)] = 32
     """Training batches that re-estimate batch normalisation's statistics before each evaluation;
     0 takes the ranks' averaged moving statistics."""
+    sync_batchnorm: bool = False
+    """Batch normalisation over the images of all ranks, for small shares; it costs an all-reduce a
+    layer, and model.keras holds plain layers."""
+    micro_batch: Count | None = None
+    """Images that pass through the network at once on a rank; a larger share goes through in pieces
+    and their gradients are added up, so that a large batch_size fits few GPUs."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """What layers compute in; weights, gradients and model.keras are float32."""
+    compression: Literal["none", "fp16"] = "none"
+    """What gradients are sent in. With fp16 here or in precision the loss is scaled, so that small
+    gradients do not vanish, and a step whose gradients overflow is left out."""
+    xla: bool = False
+    """Compile forward and backward with XLA; on a GPU only, for it is slower on CPUs."""
+    best_metric: str | None = None
+    """Column of metrics.csv that names the best epoch, which then becomes model.keras: errors and
+    losses are best small, r2 and accuracies large. By default the last epoch does."""
+    patience: Count | None = None
+    """Epochs without a better best_metric after which training stops; by default none do."""
     evaluation_batch: Count = 64
     """Images a rank predicts at once."""
+    time_limit_s: Positive | None = None
+    """Seconds after which the command saves its work and leaves with exit code 75."""
     checkpoint_every_steps: Count | None = None
     """Checkpoint this often beside the end of each epoch."""
     keep_checkpoints: Count = 2
+    """Newest checkpoints that stay; that of the best epoch stays beside them."""
     deterministic: bool = False
     """Bit-identical repeats on CPU; slower on GPU."""
     threads: Count | None = None
@@ -648,6 +669,14 @@ class Training(Section):
     """Seconds after which a rank that does not answer ends the job; must exceed first-step tracing
     and work that only rank 0 does."""
     seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _check(self) -> "Training":
+        if self.patience and not self.best_metric:
+            raise ValueError("patience needs a best_metric")
+        if self.sync_batchnorm and self.xla:
+            raise ValueError("sync_batchnorm cannot go with xla, which compiles no all-reduce")
+        return self
 
     def peak_rate(self) -> float:
         """Return the highest learning rate, scaled to the global batch."""
@@ -721,6 +750,7 @@ class Config(Section):
         classification = self.model.task == "classification"
         if classification:
             self._check_classes()
+        self._check_best_metric(classification)
         if ("crossentropy" in self.training.loss) != classification:
             raise ValueError(
                 f"training.loss: {self.training.loss} does not go with model.task: "
@@ -728,6 +758,19 @@ class Config(Section):
                 "binary_crossentropy and categorical_crossentropy)"
             )
         return self
+
+    def _check_best_metric(self, classification: bool) -> None:
+        """Raise ValueError where metrics.csv will have no such column."""
+        answers = ["accuracy", "all_accuracy", "binary_accuracy"] if classification else []
+        each = [
+            f"{k}_{name}" for name in self.parameters for k in ("mae", "mse", "r2", *answers[:1])
+        ]
+        names = [f"validation_{k}" for k in ("loss", "mae", "mse", "r2", *answers, *each)]
+        if self.training.best_metric not in (None, *names):
+            raise ValueError(
+                f"training.best_metric: no column {self.training.best_metric} "
+                f"(there are: {', '.join(names)})"
+            )
 
     def _check_classes(self) -> None:
         """Raise ValueError where a label has no class."""
@@ -799,6 +842,8 @@ _STAGE_KEYS: dict[str, tuple[str, ...]] = {
                 "keep_checkpoints",
                 "checkpoint_every_steps",
                 "threads",
+                "xla",
+                "time_limit_s",
                 "stall_limit_s",
                 "evaluation_batch",
             )

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -217,6 +217,8 @@ class StageRecord:
         Folder of the stage's files.
     inputs : dict
         ``Config.inputs`` of the stage: flat keys and JSON values.
+    may_differ : sequence of str
+        Keys that may have had another value; the stage is then not complete.
 
     Raises
     ------
@@ -224,7 +226,9 @@ class StageRecord:
         The folder was made from other inputs; the message names the keys that differ.
     """
 
-    def __init__(self, folder: Path, inputs: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, inputs: dict[str, Any], may_differ: Sequence[str] = ()
+    ) -> None:
         self._path = folder / "stage.json"
         # Through JSON, so that a tuple equals the list that was read back.
         self._inputs = json.loads(json.dumps(inputs))
@@ -237,14 +241,14 @@ class StageRecord:
                 and isinstance(record.get("files"), dict | None)
             ):
                 raise InputError(f"{self._path}: damaged; remove {folder} and run the stage again")
-            self._compare(record["inputs"])
-            self._files = record.get("files")
+            self._compare(record["inputs"], may_differ)
+            self._files = record.get("files") if record["inputs"] == self._inputs else None
 
-    def _compare(self, recorded: dict[str, Any]) -> None:
+    def _compare(self, recorded: dict[str, Any], may_differ: Sequence[str]) -> None:
         keys = sorted(
             k
             for k in recorded.keys() | self._inputs.keys()
-            if recorded.get(k) != self._inputs.get(k)
+            if recorded.get(k) != self._inputs.get(k) and k not in may_differ
         )
         if keys:
             first = keys[0]

@@ -70,6 +70,15 @@ def test_the_resolved_file_reads_back_as_the_same_configuration(path: Path, tmp_
         ),
         ({"training": {"learning_rate": float("nan")}}, "training.learning_rate"),
         ({"training": {"learning_rate": "fast"}}, "not 'fast'"),
+        ({"training": {"patience": 3}}, "patience needs a best_metric"),
+        (
+            {"training": {"sync_batchnorm": True, "xla": True}},
+            "sync_batchnorm cannot go with xla",
+        ),
+        (
+            {"training": {"best_metric": "validation_accuracy"}},
+            "no column validation_accuracy (there are: validation_loss, validation_mae",
+        ),
         ({"scrape": {"source": "galmer.obspm.fr"}}, "scrape.source: give 'mirror' or an address"),
         ({"simulate": {"pair": ["gSa", "gE0"]}}, "no galaxy model 'gE0'"),
         ({"split": {"kind": "inclination"}}, "test_inclination_deg"),
