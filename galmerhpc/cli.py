@@ -84,11 +84,10 @@ GIF, PNG or JPEG, square, all of one size, 8-bit grey or RGB; docs/format.md say
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code (`errors.ExitCode`)."""
     given = make_parser().parse_args(arguments)
-    logging.basicConfig(
-        format="%(message)s",
-        level=logging.INFO if parallel.launched_rank() == 0 else logging.ERROR,
-        stream=sys.stderr,
-    )
+    shown = logging.StreamHandler(sys.stderr)
+    shown.setLevel(logging.INFO if parallel.launched_rank() == 0 else logging.ERROR)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[shown])
+    log.setLevel(logging.DEBUG)  # what is not shown may be for a rank's own file (`log_file`)
     try:
         given.function(given)
     except InterruptedRunError as stop:  # every rank knows of it, and leaves by itself
@@ -151,7 +150,19 @@ def make_parser() -> argparse.ArgumentParser:
         add_stage("scrape", scrape, "fetch the catalogue's previews into raw shards (MPI)")
     )
     add_stage("preprocess", preprocess, "turn raw shards into training shards (MPI)")
-    add_stage("train", train, "train the network (Horovod)")
+    command = add_stage("train", train, "train the network (Horovod)")
+    command.add_argument(
+        "--dry-run", action="store_true",
+        help="print the network, its memory and the steps, and try one batch; nothing is written",
+    )  # fmt: skip
+    command.add_argument(
+        "--allow-change", metavar="KEY", action="append", default=[],
+        help="a key of training that may differ from that of the checkpoints; may be repeated",
+    )  # fmt: skip
+    command.add_argument(
+        "--elastic", action="store_true",
+        help="go on with the workers that are left when some are lost (elastic horovodrun)",
+    )  # fmt: skip
     add_stage(
         "evaluate", evaluate, "evaluate the trained network on the test split", what="CONFIG|RUN"
     )
@@ -256,6 +267,29 @@ def open_run(config: Config) -> Config:
     if parallel.rank() == 0:
         files.write_text(config.run_dir / "config.yaml", dump(config))
     return config
+
+
+@contextlib.contextmanager
+def log_file(run_dir: Path, stage: str) -> Iterator[None]:
+    """Add what this rank logs to ``logs/STAGE-rank0000.log`` of the run."""
+    path = run_dir / "logs" / f"{stage}-rank{parallel.rank():04d}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path)
+    except OSError as error:
+        raise GalmerhpcError(f"{path}: cannot be written: {error.strerror}") from None
+    handler.setFormatter(
+        logging.Formatter(f"%(asctime)s rank {parallel.rank()} %(levelname)s %(message)s")
+    )
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    except GalmerhpcError as error:
+        log.debug("%s", error)
+        raise
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
 
 
 def run(given: argparse.Namespace) -> None:
@@ -383,9 +417,17 @@ def preprocess(given: argparse.Namespace) -> None:
 
 def train(given: argparse.Namespace) -> None:
     """Train."""
+    config = read_config(given)
+    if getattr(given, "dry_run", False):
+        from galmerhpc.training.dry_run import dry_run
+
+        dry_run(config)
+        return
     from galmerhpc.training.train import train
 
-    train(open_run(read_config(given)))
+    with log_file(config.run_dir, "train"):
+        elastic = getattr(given, "elastic", False)
+        train(open_run(config), getattr(given, "allow_change", ()), elastic)
 
 
 def evaluate(given: argparse.Namespace) -> None:

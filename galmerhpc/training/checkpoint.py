@@ -1,59 +1,89 @@
 """Checkpoints: folders ``step-00000123`` that are whole and verified, or not there.
 
 A folder holds ``state.npz`` (arrays, no pickle) and ``manifest.json`` (position, what it was made
-from, SHA-256 of the state).
+from, SHA-256 of the state). An epoch that is finished and validated has a checkpoint of its own,
+``step-00000123-epoch-0001``, after that of its last step.
 """
 
+import contextlib
+import hashlib
 import logging
+import os
+import re
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from galmerhpc import files
-from galmerhpc.errors import InputError
+from galmerhpc.errors import GalmerhpcError, InputError
 
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, NDArray[Any]]
 
 _STATE, _MANIFEST = "state.npz", "manifest.json"
+_NAME = re.compile(r"step-(\d+)(?:-epoch-(\d+))?")
 
 
-def save(folder: Path, step: int, arrays: Arrays, meta: dict[str, Any], keep: int) -> None:
-    """Write a checkpoint, then remove the oldest ones beyond `keep`.
+def checkpoint_name(step: int, epoch: int | None = None) -> str:
+    """Return a checkpoint's name.
+
+    Parameters
+    ----------
+    step : int
+        Steps done since the start of training.
+    epoch : int, optional
+        Epochs finished, where the step was the last of one and that epoch has been validated.
+    """
+    return f"step-{step:08d}" + ("" if epoch is None else f"-epoch-{epoch:04d}")
+
+
+def save(
+    folder: Path, name: str, arrays: Arrays, meta: dict[str, Any], keep: int, best: str | None
+) -> None:
+    """Write a checkpoint and read it back, then remove those that are not to be kept.
 
     Parameters
     ----------
     folder : Path
         The run's ``checkpoints``.
-    step : int
-        Steps done since the start of training.
+    name : str
+        What `checkpoint_name` returns.
     arrays : dict of ndarray
         The state.
     meta : dict
         JSON values: position and provenance.
     keep : int
-        Checkpoints that stay.
+        Newest checkpoints that stay.
+    best : str or None
+        Name of another one that stays.
 
     Raises
     ------
     GalmerhpcError
-        It cannot be written; the earlier ones are as they were.
+        It cannot be written, or reads back as something else; the earlier ones are as they were.
     """
-    path = folder / f"step-{step:08d}"
-    if path.exists():  # made before a kill, and the same by construction
-        return
-    with files.atomic_path(path) as temporary:
-        temporary.mkdir()
-        np.savez(temporary / _STATE, **arrays)  # type: ignore[arg-type]
-        files.write_json(
-            temporary / _MANIFEST, {**meta, "sha256": files.sha256(temporary / _STATE)}
-        )
+    path = folder / name
+    if not path.exists():  # else made before a kill, and the same by construction
+        with files.atomic_path(path) as temporary:
+            temporary.mkdir()
+            with _HashingFile(temporary / _STATE) as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            if files.sha256(temporary / _STATE) != file.sha256:
+                raise GalmerhpcError(
+                    f"{path / _STATE}: reads back as something else than was written: the disk or "
+                    "its file system is at fault; choose another run_dir"
+                )
+            files.write_json(temporary / _MANIFEST, {**meta, "sha256": file.sha256})
     for old in _all(folder)[:-keep]:
-        shutil.rmtree(old)
+        if old.name != best:
+            shutil.rmtree(old)
 
 
 def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
@@ -72,13 +102,9 @@ def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
     found = _all(folder)
     for path in reversed(found):
         try:
-            meta = files.read_json(path / _MANIFEST)
-            if files.sha256(path / _STATE) != meta["sha256"]:
-                raise InputError(f"{path / _STATE}: its checksum is not the one in {_MANIFEST}")
-            with np.load(path / _STATE, allow_pickle=False) as state:
-                return {name: state[name] for name in state.files}, meta
-        except (InputError, OSError, KeyError, TypeError, ValueError) as error:  # noqa: PERF203
-            log.warning("%s: damaged (%s); the checkpoint before it is used", path, error)
+            return load(path)
+        except InputError as error:  # noqa: PERF203
+            log.warning("%s; the checkpoint before it is used", error)
     if found:
         raise InputError(
             f"{folder}: every checkpoint is damaged; remove the folder to train from the start"
@@ -86,8 +112,109 @@ def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
     return None
 
 
+def load(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Read one checkpoint.
+
+    Raises
+    ------
+    InputError
+        It is damaged.
+    """
+    try:
+        meta = files.read_json(path / _MANIFEST)
+        if files.sha256(path / _STATE) != meta["sha256"]:
+            raise ValueError(f"the checksum of {_STATE} is not the one in {_MANIFEST}")
+        with np.load(path / _STATE, allow_pickle=False) as state:
+            return {name: state[name] for name in state.files}, meta
+    except (InputError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error})") from None
+
+
 def _all(folder: Path) -> list[Path]:
-    # Not what `galmerhpc check` has set aside as step-00000123.bad.
-    return sorted(
-        folder.glob("step-????????"), key=lambda path: int(path.name.removeprefix("step-"))
-    )
+    """Return the checkpoints in the order of training."""
+    found = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step-*")]
+    # An epoch's end comes after its last step.
+    order = [(int(name[1]), int(name[2] or -1), path) for name, path in found if name]
+    return [path for _, _, path in sorted(order)]
+
+
+class _HashingFile:
+    """A file that is written once from start to end and knows the SHA-256 of what was meant."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[bytes] = path.open("wb")
+        self._hasher = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of all that was written, hexadecimal."""
+        return self._hasher.hexdigest()
+
+    def write(self, data: bytes) -> int:
+        """Write; there is no seek, so that zipfile writes straight on."""
+        self._hasher.update(data)
+        return self._file.write(data)
+
+    def read(self, _size: int = -1) -> bytes:
+        """Refuse; numpy asks for the method to tell a file from a path."""
+        raise OSError("this file is written only")
+
+    def flush(self) -> None:
+        """Hand everything to the operating system."""
+        self._file.flush()
+
+    def __enter__(self) -> "_HashingFile":
+        """Begin to write."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Put it on disk, and out of memory, so that what is read back is what the disk holds."""
+        with self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            os.posix_fadvise(self._file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+class Writer:
+    """Context that writes one thing at a time in a thread, and brings its error to the caller."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Begin to write, once what is being written is done.
+
+        Raises
+        ------
+        GalmerhpcError
+            The last one could not be written.
+        """
+        self.wait()
+        self._writing = self._thread.submit(write)
+
+    def check(self) -> None:
+        """Raise the error of what was being written, if it has ended in one."""
+        if self._writing and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for what is being written; raises its error."""
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def __enter__(self) -> "Writer":
+        """Begin."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Finish what is being written; its error does not hide another one."""
+        with contextlib.suppress(*([] if kind is None else [GalmerhpcError])):
+            self.wait()
+        self._thread.shutdown()

@@ -6,7 +6,7 @@ so gradients are summed here explicitly. Keras variables are passed as their ``.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from galmerhpc.errors import InputError
 T = TypeVar("T")
 
 # Set by horovodrun, also where it uses Gloo instead of MPI.
-_HOROVODRUN_VARIABLE = "HOROVOD_SIZE"
+_HOROVODRUN_VARIABLES = ("HOROVOD_SIZE", "HOROVOD_ELASTIC")
 
 _hvd: Any = None
 
@@ -38,7 +38,8 @@ def init(stall_limit_s: float) -> None:
         There are several ranks but no Horovod for this TensorFlow.
     """
     global _hvd
-    if _hvd is not None or (parallel.size() == 1 and _HOROVODRUN_VARIABLE not in os.environ):
+    launched = any(name in os.environ for name in _HOROVODRUN_VARIABLES)
+    if _hvd is not None or (parallel.size() == 1 and not launched):
         return
     try:
         import horovod.tensorflow as hvd
@@ -72,9 +73,28 @@ def local_size() -> int:
     return int(_hvd.local_size()) if _hvd else 1
 
 
-def sum_tensors(tensors: Sequence[Any]) -> list[Any]:
-    """Return the sums over ranks of tensors, in one fused all-reduce; usable in a graph."""
-    return list(_hvd.grouped_allreduce(list(tensors), op=_hvd.Sum)) if _hvd else list(tensors)
+def sum_tensors(tensors: Sequence[Any], compression: str = "none") -> list[Any]:
+    """Return the sums over ranks of tensors, in one fused all-reduce; usable in a graph.
+
+    Parameters
+    ----------
+    tensors : sequence of Tensor
+        Of the same shapes on all ranks.
+    compression : str
+        ``fp16`` sends and adds them as such.
+    """
+    if not _hvd:
+        return list(tensors)
+    return list(
+        _hvd.grouped_allreduce(
+            list(tensors), op=_hvd.Sum, compression=getattr(_hvd.Compression, compression)
+        )
+    )
+
+
+def sum_tensor(tensor: Any) -> Any:
+    """Return the sum over ranks of a tensor; usable in a graph, and has a gradient."""
+    return _hvd.allreduce(tensor, op=_hvd.Sum) if _hvd else tensor
 
 
 def sum_array(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -96,6 +116,39 @@ def broadcast_object(value: T) -> T:
 def gather_objects(value: T) -> list[T]:
     """Return every rank's value, in rank order, on all ranks."""
     return list(_hvd.allgather_object(value)) if _hvd else [value]
+
+
+def elastic_state(variables: Sequence[Any], **values: Any) -> Any:
+    """Return what an elastic run commits and goes back to: Keras variables, and values by name.
+
+    Raises
+    ------
+    InputError
+        This process was not started by an elastic horovodrun.
+    """
+    if "HOROVOD_ELASTIC" not in os.environ or _hvd is None:
+        raise InputError(
+            "--elastic: start it with horovodrun --min-np 1 --host-discovery-script SCRIPT ..."
+        )
+    return _hvd.elastic.TensorFlowState([v.value for v in variables], **values)
+
+
+def run_elastic(state: Any, work: Callable[[Any], None]) -> None:
+    """Do `work` with a state: again from its last commit, each time that ranks are lost or come."""
+    import tensorflow as tf
+    from horovod.common.exceptions import HorovodInternalError
+
+    @_hvd.elastic.run
+    def go_on(state: Any) -> None:
+        try:
+            work(state)
+        except tf.errors.UnknownError as error:
+            # Horovod's wrapper knows no grouped all-reduce, and drops every error unknown to it.
+            if "Horovod" in error.message:
+                raise HorovodInternalError(error.message) from None
+            raise RuntimeError(error.message) from error
+
+    go_on(state)
 
 
 def barrier() -> None:

@@ -63,7 +63,7 @@ class StatisticsEstimator:
         Parameters
         ----------
         batches : iterable of Batch
-            This rank's share of training batches; every rank has at least one image.
+            This rank's share of training batches; the first has an image for every rank.
         epoch : int
             Epoch of the batches, for the augmentation.
         count : int
@@ -72,7 +72,7 @@ class StatisticsEstimator:
         totals = [np.zeros(v.shape, np.float64) for v in self._variables]
         seen = 0
         for batch in itertools.islice(batches, count):
-            if len(batch.images):
+            if batch.global_size >= horovod.size():  # none of the ranks is without an image
                 self._observe(batch.images, np.int64(epoch), batch.rows)
                 seen += 1
                 for total, variable in zip(totals, self._variables, strict=True):

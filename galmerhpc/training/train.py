@@ -1,22 +1,20 @@
-"""Training: the loop over global batches, from the first step or from a checkpoint.
+"""Training: the loop over global batches, from the first step or from a checkpoint."""
 
-The gradient of a step is that of the loss over the GLOBAL batch: each rank divides its sum of
-losses by the global batch size, and gradients are summed over ranks, so that uneven shares
-(25 images on 2 ranks: 13 + 12) weigh right.
-"""
-
-import hashlib
+import dataclasses
+import functools
+import importlib.metadata
 import logging
+import resource
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from galmerhpc import files, parallel
-from galmerhpc.config import Config, Training, digest
+from galmerhpc import __version__, files
+from galmerhpc.config import Config
 from galmerhpc.dataset.batches import (
     Batch,
     SplitReader,
@@ -27,105 +25,101 @@ from galmerhpc.dataset.batches import (
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
 from galmerhpc.interrupt import StopRequest
-from galmerhpc.metrics import ClassifierSums, PartialSums, Sums, describe_answers, to_json
-from galmerhpc.models import sky
-from galmerhpc.models.build import build, exported
+from galmerhpc.metrics import ClassifierSums, PartialSums, Sums, describe_answers
 from galmerhpc.models.targets import make_targets
-from galmerhpc.training import checkpoint, horovod
-from galmerhpc.training.losses import Losses, make_losses
-from galmerhpc.training.optimizer import make_optimizer
-from galmerhpc.training.statistics import StatisticsEstimator
+from galmerhpc.training import checkpoint, history, horovod
+from galmerhpc.training.network import Network
+from galmerhpc.training.state import GO_ON, Progress
+from galmerhpc.training.step import Outcome
 from galmerhpc.training.watchdog import Watchdog
 
-if TYPE_CHECKING:
-    import keras
-    import tensorflow as tf
-
 log = logging.getLogger(__name__)
-
-Row = dict[str, float | None]
 
 SMALL_LOCAL_BATCH = 8
 """Below this, a rank's batch normalisation sees too few images."""
 
-
-@dataclass
-class Progress:
-    """Where the training stands: what a checkpoint holds beside arrays.
-
-    Attributes
-    ----------
-    epoch : int
-        Epochs finished.
-    step : int
-        Steps done in the epoch under way.
-    seconds : float
-        Seconds of training so far, over all sessions.
-    loss : float
-        Sum of the losses of the epoch's images so far, over all ranks.
-    sums : PartialSums or ClassifierSums
-        Training metrics of the epoch so far; of this rank while it runs.
-    history : list of dict
-        The finished epochs' rows of metrics.csv.
-    """
-
-    sums: Sums
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    loss: float = 0.0
-    history: list[Row] = field(default_factory=list)
+_LIBRARIES = ("tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy")
+_ORDER_KEYS = ("training.batch_size", "training.seed")
+_NAMED_VIEWS = 8
 
 
-def train(config: Config) -> None:
+def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = False) -> None:
     """Train the configured network on the run's shards; called by every rank.
 
-    Writes ``checkpoints/``, ``metrics.csv`` and ``model.keras`` into the run folder, from rank 0.
-    Goes on from the newest checkpoint, and returns at once where the training is finished.
+    Writes ``checkpoints/``, ``metrics.csv``, ``tensorboard/`` and ``model.keras`` into the run
+    folder, from rank 0. Goes on from the newest checkpoint, and returns at once where the training
+    is finished.
 
     Parameters
     ----------
     config : Config
         The run.
+    allow_change : sequence of str
+        Keys of `training` that may differ from those the checkpoints were made with.
+    elastic : bool
+        Go on with the ranks that are left when some are lost; under an elastic horovodrun.
 
     Raises
     ------
     InputError
         The configuration, the shards or the checkpoints do not fit each other or the ranks.
     InterruptedRunError
-        A signal came; the work is saved.
+        A signal or the time limit came; the work is saved.
     GalmerhpcError
-        The loss is not finite any more, or the ranks' weights differ.
+        Loss or gradients are not finite any more, or the ranks' weights differ.
+    """
+    training = config.training
+    with StopRequest(training.time_limit_s) as stop:
+        record = open_record(config, allow_change)
+        if record.complete:
+            log.info("train: complete, nothing to do")
+            return
+        horovod.init(training.stall_limit_s)
+        dataset = Dataset.open(config.run_dir / "shards")
+        with Watchdog(training.stall_limit_s) as watchdog, checkpoint.Writer() as writer:
+            trainer = Trainer(config, dataset, watchdog, writer)
+            trainer.resume()
+            if horovod.rank() == 0:
+                record.begin()
+            if elastic:
+                run_elastic(trainer, stop)
+            else:
+                trainer.run(stop)
+            writer.wait()
+            trainer.export()
+            peaks = horovod.gather_objects(peak_memory_gb())
+            if horovod.rank() == 0:
+                log.info("peak memory of a rank: %.2f GB", max(peaks))
+                record.finish(
+                    {
+                        f"../{name}": files.sha256(config.run_dir / name)
+                        for name in ("model.keras", "metrics.csv")
+                    }
+                )
+            horovod.barrier()
+
+
+def open_record(config: Config, allow_change: Sequence[str] = ()) -> files.StageRecord:
+    """Return the record of the run's training.
+
+    Raises
+    ------
+    InputError
+        The checkpoints were made with another configuration, or a key may differ that never can.
     """
     inputs = config.inputs("train")
-    record = files.StageRecord(config.run_dir / "checkpoints", inputs)
-    if record.complete:
-        log.info("train: complete, nothing to do")
-        return
-    horovod.init(config.training.stall_limit_s)
-    dataset = Dataset.open(config.run_dir / "shards")
-    check_batch_size(config.training.batch_size)
-    if horovod.rank() == 0:
-        record.begin()
-    with StopRequest() as stop, Watchdog(config.training.stall_limit_s) as watchdog:
-        trainer = Trainer(config, dataset, watchdog)
-        trainer.resume()
-        while trainer.progress.epoch < config.training.epochs:
-            trainer.run_epoch(stop)
-            trainer.finish_epoch()
-        trainer.export()
-        if horovod.rank() == 0:
-            record.finish(
-                {
-                    f"../{name}": files.sha256(config.run_dir / name)
-                    for name in ("model.keras", "metrics.csv")
-                }
+    allowed = [k for k in inputs if k.startswith("training.") and k not in _ORDER_KEYS]
+    for key in allow_change:
+        if key not in allowed:
+            raise InputError(
+                f"--allow-change {key}: it decides the data, their order or the network; on the "
+                f"way only these can change: {', '.join(allowed)}"
             )
-        horovod.barrier()
+    return files.StageRecord(config.run_dir / "checkpoints", inputs, may_differ=allow_change)
 
 
 class Trainer:
-    """One rank's network, optimiser and data.
+    """One rank's network and data, and where its training stands.
 
     Parameters
     ----------
@@ -135,29 +129,61 @@ class Trainer:
         Its shards.
     watchdog : Watchdog
         Told of every step.
+    writer : Writer
+        Writes checkpoints.
+
+    Attributes
+    ----------
+    reader : SplitReader
+        The training split.
+    network : Network
+        What is trained.
+    progress : Progress
+        Where the training stands.
+    saving_s : float
+        Seconds for which checkpoints have held up this rank.
+    saved : callable
+        Called on every rank at each checkpoint with the progress of all.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, watchdog: Watchdog) -> None:
-        self._config, self._dataset, self._watchdog = config, dataset, watchdog
-        self._training = config.training
-        self._reader = SplitReader(dataset, "train", config.data)
+    def __init__(
+        self, config: Config, dataset: Dataset, watchdog: Watchdog, writer: checkpoint.Writer
+    ) -> None:
+        self._config, self._dataset, self._training = config, dataset, config.training
+        self._watchdog, self._writer = watchdog, writer
+        self.reader = SplitReader(dataset, "train", config.data)
         self._validation = SplitReader(dataset, "validation", config.data)
-        set_up_tensorflow(self._training)
-        self._targets = make_targets(config, self._reader.labels)
-        self._model = build(config, dataset.image_shape, self._targets)
-        self._evaluated = build(config, dataset.image_shape, self._targets)
-        self._steps = steps_per_epoch(self._reader.count, self._training.batch_size)
-        self._optimizer = make_optimizer(self._training, self._steps * self._training.epochs)
-        self._optimizer.build(self._model.trainable_variables)
-        self._losses = make_losses(self._training, self._targets)
-        augment = sky.make_augment(self._training.augment, self._training.seed)
-        self._step = make_step(self._model, self._optimizer, self._losses, augment)
-        self._predict = make_predict(self._evaluated)
-        self._statistics = StatisticsEstimator(self._evaluated, augment)
-        self.progress = Progress(self._no_sums())
+        check_batch_size(config.training.batch_size, self.reader.count)
+        self._steps = steps_per_epoch(self.reader.count, self._training.batch_size)
+        self._targets = make_targets(config, self.reader.labels)
+        steps = self._steps * self._training.epochs
+        self.network = Network(config, dataset.image_shape, self._targets, steps)
+        self.progress = Progress(self.no_sums())
         self._traced, self._timed_seconds, self._timed_images = False, 0.0, 0
+        self._shown: NDArray[np.uint8] | None = None
+        self.saving_s = 0.0
+        self.saved: Callable[[Progress], None] = lambda _: None
 
     # --- the loop ---------------------------------------------------------------------------------
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or nothing has become better for too long."""
+        patience, progress = self._training.patience, self.progress
+        impatient = patience is not None and progress.epochs_since_best >= patience
+        return progress.epoch >= self._training.epochs or impatient
+
+    def run(self, stop: StopRequest) -> None:
+        """Train to the end.
+
+        Raises
+        ------
+        InterruptedRunError
+            A rank was asked to stop.
+        """
+        while not self.finished:
+            self.run_epoch(stop)
+            self.finish_epoch()
 
     def run_epoch(self, stop: StopRequest) -> None:
         """Do the rest of the epoch's steps.
@@ -168,55 +194,68 @@ class Trainer:
             A rank was asked to stop; all ranks stop after the same step, with a checkpoint.
         """
         training, progress = self._training, self.progress
-        batches = training_batches(
-            self._reader, training.seed, progress.epoch, training.batch_size,
-            horovod.rank(), horovod.size(), first_step=progress.step,
-        )  # fmt: skip
         bar = tqdm(
             desc=f"epoch {progress.epoch + 1}/{training.epochs}",
-            total=self._reader.count, initial=progress.step * training.batch_size, unit="img",
+            total=self.reader.count, initial=progress.step * training.batch_size, unit="img",
             leave=False, disable=True if horovod.rank() else None,
         )  # fmt: skip
         with bar:
-            for batch in self._watchdog.watched(batches):
-                start = time.perf_counter()
-                stopped = self._do_step(batch, stop.requested)
-                self._count_time(time.perf_counter() - start, batch.global_size)
+            for batch in self._watchdog.watched(self._batches(progress.epoch, progress.step)):
+                stopped = self._do_step(batch, bool(stop.reason))
                 bar.update(batch.global_size)
-                seen = min(progress.step * training.batch_size, self._reader.count)
+                seen = min(progress.step * training.batch_size, self.reader.count)
                 bar.set_postfix(loss=f"{progress.loss / seen:.4f}", refresh=False)
                 if stopped:
-                    self._save()
+                    self.save()
+                    self._writer.wait()
+                    horovod.barrier()  # a rank that leaves with an exit code takes the others along
+                    reason = stop.reason or "a signal to another rank"
                     raise InterruptedRunError(
-                        f"stopped by a signal after epoch {progress.epoch}, step {progress.step}; "
+                        f"stopped by {reason} after epoch {progress.epoch}, step {progress.step}; "
                         "the work is saved: the same command goes on from there"
                     )
                 every = training.checkpoint_every_steps
                 if every and progress.step % every == 0 and progress.step < self._steps:
-                    self._save()
+                    self.save()
+                self._writer.check()
 
-    def _do_step(self, batch: Batch, stop_requested: bool) -> bool:
-        """Do one step and return whether any rank was asked to stop."""
-        empty = not len(batch.images)
-        if empty:  # a rank without images in a short last batch: one that weighs nothing
-            batch = self._reader.batch(batch.step, np.arange(1), batch.global_size)
-        weights = np.full(len(batch.images), not empty, np.float32)
-        loss, stops, predicted = self._step(
-            batch.images, self._targets.encode(batch.labels), batch.rows,
-            np.int64(self.progress.epoch), weights,
-            np.float32(batch.global_size), np.float32(stop_requested),
+    def _batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Return this rank's training batches."""
+        return training_batches(
+            self.reader, self._training.seed, epoch, self._training.batch_size,
+            horovod.rank(), horovod.size(), first_step=first_step,
         )  # fmt: skip
-        self.progress.step += 1
-        if not np.isfinite(loss):
-            raise GalmerhpcError(
-                f"the loss is {float(loss)} at epoch {self.progress.epoch + 1}, "
-                f"step {self.progress.step}: lower training.learning_rate, then remove the run's "
-                "checkpoints or choose another run_dir"
-            )
-        self.progress.loss += float(loss) * batch.global_size
-        if not empty:
-            self.progress.sums += self._sums_of(batch.labels, predicted)
-        return bool(stops > 0)
+
+    def _do_step(self, batch: Batch, stop: bool) -> bool:
+        """Do one step and return whether any rank was asked to stop."""
+        progress, start = self.progress, time.perf_counter()
+        step = progress.epoch * self._steps + progress.step
+        outcome = self.network.step(batch, progress.epoch, step, stop)
+        progress.step += 1
+        if outcome.failed or not np.isfinite(outcome.loss):
+            self._fail(batch, outcome)
+        progress.loss += outcome.loss * batch.global_size
+        if len(batch.images):
+            progress.sums += self._sums_of(batch.labels, outcome.predicted)
+        if self._shown is None and horovod.rank() == 0:
+            self._shown = history.montage_of(self.network.augmented(batch, progress.epoch))
+        self._count_time(time.perf_counter() - start, batch.global_size)
+        return outcome.stop
+
+    def _fail(self, batch: Batch, outcome: Outcome) -> None:
+        """Name the ranks and views whose loss or gradient is not finite."""
+        self._writer.wait()  # the last checkpoint is sound, and no rank ends the job before it is
+        views = [] if outcome.finite_here else self._dataset.view[batch.rows].tolist()
+        at_fault = {k: ids for k, ids in enumerate(horovod.gather_objects(views)) if ids}
+        where = "; ".join(
+            f"rank {k}: views {', '.join(ids[:_NAMED_VIEWS])}{' ...' * (len(ids) > _NAMED_VIEWS)}"
+            for k, ids in at_fault.items()
+        )
+        raise GalmerhpcError(
+            f"loss or gradient is not finite at epoch {self.progress.epoch + 1}, "
+            f"step {self.progress.step} ({where or 'the sum over ranks'}); {GO_ON}, or look at "
+            "these views"
+        )
 
     def _count_time(self, seconds: float, images: int) -> None:
         """Add a step's time; the first step of a session traces, and is left out of the rate."""
@@ -227,97 +266,83 @@ class Trainer:
         self._traced = True
 
     def finish_epoch(self) -> None:
-        """Validate, add a row to metrics.csv, checkpoint."""
+        """Validate, add a row to the history, checkpoint."""
         progress = self.progress
-        self._refresh_evaluated()
+        self.network.state.check()
         training_sums = merged(progress.sums)
-        validation_sums, validation_loss = self._validate()
-        row = {
+        # An epoch that no training has: the batches are nobody's next ones.
+        batches = self._watchdog.watched(self._batches(self._training.epochs))
+        with self.network.evaluated(batches):
+            validation_sums, validation_loss = self._validate()
+        rate = self._timed_images / max(self._timed_seconds, 1e-9)
+        row: history.Row = {
             "epoch": progress.epoch + 1,
             "step": (progress.epoch + 1) * self._steps,
             "seconds": round(progress.seconds, 3),
-            "images_per_s": round(self._timed_images / max(self._timed_seconds, 1e-9), 2),
-            "learning_rate": float(self._optimizer.learning_rate),
-            "training_loss": progress.loss / self._reader.count,
+            "images_per_s": round(rate, 2),
+            "learning_rate": float(self.network.optimizer.learning_rate),
+            "training_loss": progress.loss / self.reader.count,
             "validation_loss": validation_loss,
-            **metric_columns("training", training_sums, ()),
-            **metric_columns("validation", validation_sums, self._dataset.parameters),
+            **history.metric_columns("training", training_sums, self._dataset.parameters),
+            **history.metric_columns("validation", validation_sums, self._dataset.parameters),
         }
         self.progress = Progress(
-            self._no_sums(),
-            progress.epoch + 1,
-            0,
-            progress.seconds,
+            self.no_sums(), progress.epoch + 1, seconds=progress.seconds, best=progress.best,
+            best_name=progress.best_name, epochs_since_best=progress.epochs_since_best + 1,
             history=[*progress.history, row],
-        )
-        self._save()
+        )  # fmt: skip
+        self._note_best(row)
+        self.save()
         if horovod.rank() == 0:
-            write_history(self._config, self.progress.history)
-            log.info(
-                "epoch %d/%d: loss %.4f, MAE %.3f in training, %.3f in validation, %.0f images/s",
-                row["epoch"], self._training.epochs, row["training_loss"],
-                row["training_mae"], row["validation_mae"], row["images_per_s"],
-            )  # fmt: skip
+            left = (self._training.epochs - self.progress.epoch) * self.reader.count
+            history.write_metrics(self._config.run_dir, self.progress.history)
+            history.write_tensorboard(self._config.run_dir / "tensorboard", row, self._shown)
+            log.info(history.describe(row, self._training.epochs, left / max(rate, 1e-9)))
             if self._config.model.task == "classification":
                 log.info("validation: %s", describe_answers(validation_sums.metrics()))
 
-    # --- evaluation -------------------------------------------------------------------------------
-
-    def _refresh_evaluated(self) -> None:
-        """Give the evaluated copy the averaged weights and statistics that fit them."""
-        averages = (
-            getattr(self._optimizer, "_model_variables_moving_average", None)
-            if self._optimizer.use_ema
-            else None
-        )
-        for target, source in zip(
-            self._evaluated.trainable_variables,
-            averages or self._model.trainable_variables,
-            strict=True,
-        ):
-            target.assign(source)
-        if self._training.statistics_batches:
-            # An epoch that no training has: the batches are nobody's next ones.
-            batches = training_batches(
-                self._reader, self._training.seed, self._training.epochs, self._training.batch_size,
-                horovod.rank(), horovod.size(),
-            )  # fmt: skip
-            self._statistics.estimate(
-                self._watchdog.watched(batches),
-                self._training.epochs,
-                self._training.statistics_batches,
-            )
+    def _note_best(self, row: history.Row) -> None:
+        """Note whether this epoch is the best one so far."""
+        metric, progress = self._training.best_metric, self.progress
+        value = row[metric] if metric else None
+        if metric is None or value is None:
             return
-        own = [v.numpy() for v in self._model.non_trainable_variables]
-        for target, mean in zip(
-            self._evaluated.non_trainable_variables,
-            mean_over_ranks(horovod.gather_objects(own)),
-            strict=True,
-        ):
-            target.assign(mean)
+        sign = -1 if history.larger_is_better(metric) else 1
+        if progress.best is None or sign * value < sign * progress.best:
+            progress.best, progress.best_name = value, self._checkpoint_name()
+            progress.epochs_since_best = 0
+
+    # --- evaluation -------------------------------------------------------------------------------
 
     def _validate(self) -> tuple[Sums, float]:
         """Return the sums and the mean loss of the validation split, over all ranks."""
-        sums, loss = self._no_sums(), 0.0
+        sums, loss = self.no_sums(), 0.0
         batches = evaluation_batches(
             self._validation, self._training.evaluation_batch, horovod.rank(), horovod.size()
         )
         for batch in self._watchdog.watched(batches):
-            raw, predicted = self._predict(batch.images)
+            raw, predicted = self.network.predict(batch.images)
             sums += self._sums_of(batch.labels, predicted)
-            loss += float(np.sum(self._losses(self._targets.encode(batch.labels), raw)))
+            loss += float(np.sum(self.network.losses(self._targets.encode(batch.labels), raw)))
         total = horovod.sum_array(np.array([loss]))
         return merged(sums), float(total[0]) / self._validation.count
 
     def export(self) -> None:
-        """Write ``model.keras`` from rank 0: weights and statistics as they are evaluated."""
-        self._refresh_evaluated()
-        if horovod.rank() == 0:
-            with files.atomic_path(self._config.run_dir / "model.keras") as temporary:
-                exported(self._evaluated).save(temporary)
-            write_history(self._config, self.progress.history)
+        """Write ``model.keras`` from rank 0: the last epoch's network, or the best one's."""
+        best = self.progress.best_name
+        if best and best != self._checkpoint_name():
+            path = self._config.run_dir / "checkpoints" / best
+            found = checkpoint.load(path) if horovod.rank() == 0 else None
+            ranks = horovod.broadcast_object(found[1]["ranks"] if found else 0)
+            self.network.state.restore(found[0] if found else None, ranks, path)
+        batches = self._watchdog.watched(self._batches(self._training.epochs))
+        with self.network.evaluated(batches):
+            if horovod.rank() == 0:
+                self.network.export(self._config.run_dir / "model.keras")
+                history.write_metrics(self._config.run_dir, self.progress.history)
 
-    def _no_sums(self) -> Sums:
+    def no_sums(self) -> Sums:
+        """Return the metrics' sums of no images."""
         kind = ClassifierSums if self._config.model.task == "classification" else PartialSums
         return kind.none(len(self._dataset.parameters))
 
@@ -329,36 +354,32 @@ class Trainer:
 
     # --- checkpoints ------------------------------------------------------------------------------
 
-    def _save(self) -> None:
-        """Write a checkpoint from rank 0.
-
-        Each rank's own moving statistics go into it, so that the same ranks resume bit for bit.
-        """
-        shared = [*self._model.trainable_variables, *self._optimizer.variables]
-        arrays = {f"shared/{k}": v.numpy() for k, v in enumerate(shared)}
-        own = [v.numpy() for v in self._model.non_trainable_variables]
-        answers = horovod.gather_objects((hash_of(arrays), own))
-        if len({weights_hash for weights_hash, _ in answers}) > 1:
-            raise GalmerhpcError(
-                "the ranks' weights differ: Horovod's all-reduce is broken; run galmerhpc doctor "
-                "and do not use this run's later checkpoints"
-            )
+    def _checkpoint_name(self) -> str:
         progress = self.progress
-        sums = merged(progress.sums)
+        step = progress.epoch * self._steps + progress.step
+        return checkpoint.checkpoint_name(step, None if progress.step else progress.epoch)
+
+    def save(self) -> None:
+        """Begin to write a checkpoint from rank 0: the ranks go on once it is copied."""
+        start = time.perf_counter()
+        state, progress = self.network.state, self.progress
+        state.check()
+        own, sums = state.gather_own(), merged(progress.sums)
         if horovod.rank() == 0:
-            for rank, (_, statistics) in enumerate(answers):
-                arrays |= {f"rank{rank}/{k}": value for k, value in enumerate(statistics)}
-            arrays["sums"] = sums.as_vector()
+            arrays = {**state.copy(), **own, "sums": sums.as_vector()}
+            inputs = self._config.inputs("train")
             meta = {
-                "epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds,
-                "loss": progress.loss, "history": progress.history, "ranks": horovod.size(),
-                "configuration": digest(self._config.inputs("train")),
-                "dataset": self._dataset.fingerprint,
+                **progress.meta(), "ranks": horovod.size(), "configuration": inputs,
+                "dataset": self._dataset.fingerprint, "versions": versions(),
             }  # fmt: skip
-            checkpoint.save(
-                self._config.run_dir / "checkpoints", progress.epoch * self._steps + progress.step,
-                arrays, meta, self._training.keep_checkpoints,
+            self._writer.start(
+                functools.partial(
+                    checkpoint.save, self._config.run_dir / "checkpoints", self._checkpoint_name(),
+                    arrays, meta, self._training.keep_checkpoints, progress.best_name,
+                )
             )  # fmt: skip
+        self.saved(dataclasses.replace(progress, sums=sums))
+        self.saving_s += time.perf_counter() - start
 
     def resume(self) -> None:
         """Take up the newest checkpoint, agreed on by all ranks, or rank 0's initial weights."""
@@ -373,133 +394,51 @@ class Trainer:
                     "choose another run_dir or remove the checkpoints"
                 )
         meta = horovod.broadcast_object(found[1] if found else None)
-        shared = [*self._model.trainable_variables, *self._optimizer.variables]
-        if found:
-            for k, variable in enumerate(shared):
-                variable.assign(found[0][f"shared/{k}"])
-        horovod.broadcast([*shared, *self._model.non_trainable_variables])
         if meta is None:
+            self.network.state.broadcast()
             return
-        statistics = horovod.broadcast_object(self._saved_statistics(*found) if found else [])
-        same_ranks = meta["ranks"] == horovod.size()
-        own = statistics[horovod.rank()] if same_ranks else mean_over_ranks(statistics)
-        for variable, value in zip(self._model.non_trainable_variables, own, strict=True):
-            variable.assign(value)
-        self.progress = Progress(
-            type(self._no_sums()).from_vector(found[0]["sums"]) if found else self._no_sums(),
-            meta["epoch"], meta["step"], meta["seconds"], meta["loss"], meta["history"],
-        )  # fmt: skip
+        self.network.state.restore(found[0] if found else None, meta["ranks"], folder)
+        # The sums of the epoch so far are all ranks'; one goes on with them.
+        sums = self.no_sums()
+        self.progress = Progress.from_meta(
+            meta, type(sums).from_vector(found[0]["sums"]) if found else sums
+        )
+        if meta["configuration"].get("training.best_metric") != self._training.best_metric:
+            self.progress.best, self.progress.best_name = None, None
         if horovod.rank() == 0:
             log.info("resumed after epoch %d, step %d", self.progress.epoch, self.progress.step)
-
-    def _saved_statistics(
-        self, arrays: checkpoint.Arrays, meta: dict[str, Any]
-    ) -> list[list[NDArray[Any]]]:
-        count = len(self._model.non_trainable_variables)
-        return [[arrays[f"rank{rank}/{k}"] for k in range(count)] for rank in range(meta["ranks"])]
+            if meta["versions"] != versions():
+                log.info("it was made with %s, this is %s", meta["versions"], versions())
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Refuse a global batch that is smaller than the number of ranks; warn of a small share."""
-    ranks = horovod.size()
-    if batch_size < ranks:
-        raise InputError(
-            f"training.batch_size {batch_size} leaves some of the {ranks} ranks without images: "
-            "raise it or start fewer ranks"
-        )
-    if batch_size // ranks < SMALL_LOCAL_BATCH:
-        log.warning(
-            "training.batch_size %d over %d ranks is fewer than %d images a rank, "
-            "few for batch normalisation", batch_size, ranks, SMALL_LOCAL_BATCH,
-        )  # fmt: skip
+def run_elastic(trainer: Trainer, stop: StopRequest) -> None:
+    """Train to the end with the ranks that are left: a lost one costs the steps since a checkpoint.
 
+    What is committed at each checkpoint stands in every rank's memory, so that nothing is read from
+    disk and no process starts anew. The global batch stays, and with it the order of samples.
 
-def set_up_tensorflow(training: Training) -> None:
-    """Set seed, threads, determinism and this rank's GPU, before TensorFlow does anything."""
-    import keras
-    import tensorflow as tf
-
-    keras.utils.set_random_seed(training.seed)
-    if training.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    threads = training.threads or max(1, parallel.cpu_count() // horovod.local_size())
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
-    except RuntimeError:  # TensorFlow already runs in this process, with the threads it has
-        log.debug("TensorFlow's threads stay as they are")
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        mine = gpus[horovod.local_rank() % len(gpus)]
-        tf.config.set_visible_devices(mine, "GPU")
-        tf.config.experimental.set_memory_growth(mine, True)
-
-
-def make_step(
-    model: "keras.Model",
-    optimizer: "keras.optimizers.Optimizer",
-    losses: Losses,
-    augment: sky.Augment,
-) -> Any:
-    """Return the compiled training step.
-
-    It takes images (B, H, W, C) uint8, targets (B, R) float32, the images' rows in the data set
-    (B,) int64, the epoch, weights (B,) float32, the global batch size and whether this rank was
-    asked to stop; it returns the global batch's mean loss, the number of ranks asked to stop, and
-    this rank's predictions.
+    Parameters
+    ----------
+    trainer : Trainer
+        Resumed.
+    stop : StopRequest
+        Asks to stop.
     """
-    import tensorflow as tf
+    numbers = [*trainer.network.state.shared.values(), *trainer.network.state.own]
+    state = horovod.elastic_state(numbers, progress=trainer.progress)
 
-    variables = [v.value for v in model.trainable_variables]
-    raw, _ = model.outputs
+    def commit(progress: Progress) -> None:
+        state.progress = progress
+        state.commit()
 
-    # Without autograph, which rewrites the optimiser's update of every variable: half the tracing.
-    @tf.function(
-        autograph=False,
-        input_signature=[
-            tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8),
-            tf.TensorSpec((None, raw.shape[1]), tf.float32),
-            tf.TensorSpec((None,), tf.int64),
-            tf.TensorSpec((), tf.int64),
-            tf.TensorSpec((None,), tf.float32),
-            tf.TensorSpec((), tf.float32),
-            tf.TensorSpec((), tf.float32),
-        ],
-    )
-    def step(
-        images: "tf.Tensor",
-        targets: "tf.Tensor",
-        rows: "tf.Tensor",
-        epoch: "tf.Tensor",
-        weights: "tf.Tensor",
-        global_size: "tf.Tensor",
-        stop: "tf.Tensor",
-    ) -> tuple[Any, Any, Any]:
-        images = augment(images, epoch, rows)
-        with tf.GradientTape() as tape:
-            raw, predicted = model(images, training=True)  # (B, R) and labels or probabilities
-            share = tf.reduce_sum(weights * losses(targets, raw)) / global_size
-        gradients = tape.gradient(share, variables)
-        # Loss and stop flag travel with the gradients: no message of their own.
-        *gradients, mean_loss, stops = horovod.sum_tensors([*gradients, share, stop])
-        optimizer.apply(gradients, model.trainable_variables)
-        return mean_loss, stops, predicted
+    def go_on(state: Any) -> None:
+        trainer.progress = state.progress
+        if horovod.rank() > 0:  # the sums of the epoch so far are all ranks'; one goes on with them
+            trainer.progress = dataclasses.replace(state.progress, sums=trainer.no_sums())
+        trainer.run(stop)
 
-    return step
-
-
-def make_predict(model: "keras.Model") -> Any:
-    """Return the compiled prediction: images (B, H, W, C) uint8 to what `build` says, a pair."""
-    import tensorflow as tf
-
-    @tf.function(
-        autograph=False, input_signature=[tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)]
-    )
-    def predict(images: "tf.Tensor") -> tuple[Any, Any]:
-        raw, predicted = model(images, training=False)
-        return raw, predicted
-
-    return predict
+    trainer.saved = commit
+    horovod.run_elastic(state, go_on)
 
 
 def merged(sums: Sums) -> Sums:
@@ -507,40 +446,28 @@ def merged(sums: Sums) -> Sums:
     return type(sums).from_vector(horovod.sum_array(sums.as_vector()))
 
 
-def metric_columns(name: str, sums: Sums, parameters: tuple[str, ...]) -> Row:
-    """Return the columns of metrics.csv for one split: means over parameters, then each parameter.
-
-    R2 is None where it is not defined: for labels that are all equal.
-    """
-    metrics = sums.metrics()
-    columns = {f"{name}_{key}": np.mean(value) for key, value in metrics.items()}
-    each = [key for key in ("mae", "r2", "accuracy") if key in metrics]
-    for k, parameter in enumerate(parameters):
-        columns |= {f"{name}_{key}_{parameter}": metrics[key][k] for key in each}
-    return to_json(columns)
+def peak_memory_gb() -> float:
+    """Return the largest memory that this process has had, 1e9 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
 
 
-def write_history(config: Config, history: list[Row]) -> None:
-    """Write metrics.csv, a row an epoch; what is not defined is left empty."""
-    rows = [["" if value is None else f"{value:.9g}" for value in row.values()] for row in history]
-    lines = [",".join(cells) for cells in [list(history[0]), *rows]]
-    files.write_text(config.run_dir / "metrics.csv", "\n".join(lines) + "\n")
+def versions() -> dict[str, str]:
+    """Return the versions of what decides a training's numbers."""
+    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+    found = {name: installed[name] for name in _LIBRARIES if name in installed}
+    return {"galmerhpc": __version__, **found}
 
 
-def mean_over_ranks(statistics: list[list[NDArray[Any]]]) -> list[NDArray[Any]]:
-    """Return the mean of each array over ranks; integers (random states) are rank 0's."""
-    return [
-        np.mean(arrays, axis=0).astype(arrays[0].dtype)
-        if arrays[0].dtype.kind == "f"
-        else arrays[0]
-        for arrays in zip(*statistics, strict=True)
-    ]
-
-
-def hash_of(arrays: checkpoint.Arrays) -> str:
-    """Return the SHA-256 of a set of arrays."""
-    hasher = hashlib.sha256()
-    for name, array in arrays.items():
-        hasher.update(name.encode())
-        hasher.update(np.ascontiguousarray(array).tobytes())
-    return hasher.hexdigest()
+def check_batch_size(batch_size: int, images: int) -> None:
+    """Refuse a global batch that is smaller than the number of ranks; warn of a small share."""
+    ranks = horovod.size()
+    if min(batch_size, images) < ranks:
+        raise InputError(
+            f"training.batch_size {batch_size}, of {images} training images, leaves some of the "
+            f"{ranks} ranks without images: raise it or start fewer ranks"
+        )
+    if batch_size // ranks < SMALL_LOCAL_BATCH:
+        log.warning(
+            "training.batch_size %d over %d ranks is fewer than %d images a rank, "
+            "few for batch normalisation", batch_size, ranks, SMALL_LOCAL_BATCH,
+        )  # fmt: skip

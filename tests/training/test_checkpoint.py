@@ -1,6 +1,7 @@
 """Checkpoints: whole or not there, and a damaged one never used."""
 
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from galmerhpc.errors import InputError
+from galmerhpc.errors import GalmerhpcError, InputError
 from galmerhpc.training import checkpoint
 
 ARRAYS = {"shared/0": np.arange(6, dtype=np.float32).reshape(2, 3), "rank1/0": np.array(7)}
 
 
-def fill(folder: Path, steps: range, keep: int) -> None:
+def fill(folder: Path, steps: range, keep: int, best: str | None = None) -> None:
     for step in steps:
-        checkpoint.save(folder, step, {**ARRAYS, "step": np.array(step)}, {"step": step}, keep)
+        arrays = {**ARRAYS, "step": np.array(step)}
+        name = checkpoint.checkpoint_name(step)
+        checkpoint.save(folder, name, arrays, {"step": step}, keep, best)
 
 
 @given(
@@ -31,7 +34,7 @@ def test_what_is_saved_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, np.ndarray]
 ) -> None:
     folder = tmp_path_factory.mktemp("checkpoints")
-    checkpoint.save(folder, 12, arrays, {"epoch": 1, "loss": 0.1}, keep=1)
+    checkpoint.save(folder, "step-00000012", arrays, {"epoch": 1, "loss": 0.1}, 1, None)
     found = checkpoint.load_latest(folder)
     assert found is not None
     assert found[0].keys() == arrays.keys()
@@ -45,6 +48,57 @@ def test_the_newest_ones_stay(tmp_path: Path) -> None:
     fill(tmp_path, range(8, 13), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000011", "step-00000012"]
     assert checkpoint.load_latest(tmp_path)[1]["step"] == 12  # type: ignore[index]
+
+
+def test_the_best_one_stays_beside_them(tmp_path: Path) -> None:
+    fill(tmp_path, range(8, 13), keep=1, best="step-00000009")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000009", "step-00000012"]
+
+
+def test_an_epoch_s_end_comes_after_its_last_step(tmp_path: Path) -> None:
+    name = checkpoint.checkpoint_name(12, epoch=2)
+    checkpoint.save(tmp_path, name, ARRAYS, {"step": "end of epoch"}, 3, None)
+    fill(tmp_path, range(11, 13), keep=3)
+    assert checkpoint.load_latest(tmp_path)[1]["step"] == "end of epoch"  # type: ignore[index]
+    fill(tmp_path, range(13, 14), keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000013"]
+
+
+def test_what_reads_back_as_something_else_is_no_checkpoint_and_the_older_ones_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, range(1, 3), keep=2)
+    monkeypatch.setattr(checkpoint.files, "sha256", lambda _: "another")
+    with pytest.raises(GalmerhpcError, match=r"step-00000003/state\.npz: reads back as something"):
+        fill(tmp_path, range(3, 4), keep=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_a_writer_writes_one_thing_at_a_time_and_brings_its_error() -> None:
+    done: list[int] = []
+    go_on = threading.Event()
+
+    def slow() -> None:
+        go_on.wait()
+        done.append(1)
+
+    def fail() -> None:
+        raise GalmerhpcError("no room")
+
+    with checkpoint.Writer() as writer:
+        writer.start(slow)
+        writer.check()  # under way, and no error so far
+        assert done == []
+        go_on.set()
+        writer.start(fail)
+        assert done == [1]
+        with pytest.raises(GalmerhpcError, match="no room"):
+            writer.wait()
+        writer.start(lambda: done.append(2))
+    assert done == [1, 2]
+    writer = checkpoint.Writer()
+    writer.start(fail)
+    writer.__exit__(ValueError, ValueError("another"), None)  # hides it not behind its own
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(

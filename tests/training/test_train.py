@@ -11,21 +11,45 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from galmerhpc.dataset.batches import epoch_order
+from galmerhpc.dataset.shards import Dataset
 from galmerhpc.training import checkpoint
 from tests.conftest import catalogue_runs, write_run
-from tests.support import ROOT, environment, galmerhpc, mpirun, mpirun_command, run, wait_for
-from tests.training.workers import CLIP_NORM, HUGE
+from tests.support import BIN, ROOT, environment, galmerhpc, mpirun, mpirun_command, run, wait_for
 
 WORKER = (sys.executable, "-m", "tests.training.workers")
 TRAIN = (sys.executable, "-m", "galmerhpc.cli", "train")
 
+# All that has a state, in a network that is built and traced in seconds.
+SMALL = {
+    "model": {"architecture": "table1_cnn", "dropout": 0.3},
+    "training": {
+        "augment": {"rotation_deg": 90, "noise": 5},
+        "best_metric": "validation_mae",
+        "checkpoint_every_steps": 1,
+    },
+}
 
-def start(ranks: int, config: Path) -> "subprocess.Popen[str]":
-    """Start a training in a process group of its own."""
+
+def small_run(preprocessed: Path, folder: Path, **more: object) -> Path:
+    """Return the configuration of a small run of one's own, ready to train."""
+    shutil.copytree(preprocessed / "run", folder / "run")
+    path = write_run(folder)
+    values = yaml.safe_load(path.read_text())
+    for section, keys in SMALL.items():
+        values[section] = {**values.get(section, {}), **keys}
+    values["training"] |= more
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def start(ranks: int, config: Path, *more: str) -> "subprocess.Popen[str]":
+    """Start a training."""
     return subprocess.Popen(
-        mpirun_command(ranks, *TRAIN, str(config)), env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        mpirun_command(ranks, *TRAIN, str(config), *more), env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
 
@@ -40,41 +64,32 @@ def ranks_of(job: "subprocess.Popen[str]") -> list[int]:
     return [places[rank] for rank in sorted(places)]
 
 
-def first_checkpoint(config: Path) -> bool:
-    return any((config.parent / "run/checkpoints").glob("step-*"))
+def checkpoints(config: Path) -> list[str]:
+    return sorted(path.name for path in (config.parent / "run/checkpoints").glob("step-*"))
 
 
-def final_state(config: Path) -> dict[str, np.ndarray]:
+def final_state(config: Path) -> dict[str, bytes]:
+    """Return the bits of the last checkpoint's arrays: weights, averages, optimiser ..."""
     found = checkpoint.load_latest(config.parent / "run/checkpoints")
     assert found
     assert found[1]["epoch"] == 3
-    return found[0]
+    return {name: array.tobytes() for name, array in found[0].items()}
+
+
+def history(config: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((config.parent / "run/metrics.csv").read_text().splitlines()))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(preprocessed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the configuration of a run that two ranks trained to the end."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    shutil.copytree(preprocessed / "run", folder / "run")
-    config = write_run(folder)
+    config = small_run(preprocessed, tmp_path_factory.mktemp("undisturbed"))
     done = galmerhpc("train", str(config), ranks=2)
     assert done.returncode == 0, done.stderr
     return config
 
 
-def test_the_model_needs_no_code_of_ours(undisturbed: Path) -> None:
-    code = (
-        "import sys, keras, numpy as np\n"
-        "model = keras.models.load_model(sys.argv[1])\n"
-        "labels = model.predict(np.zeros((2, 32, 32, 3), np.uint8), verbose=0)\n"
-        "assert 'galmerhpc' not in sys.modules\n"
-        "print(labels.shape, labels.dtype, float(abs(labels[0, 1:]).max()))"
-    )
-    done = run(sys.executable, "-c", code, str(undisturbed.parent / "run/model.keras"))
-    assert done.returncode == 0, done.stderr
-    shape, _, rest = done.stdout.strip().rpartition(" float32 ")
-    assert shape == "(2, 4)"
-    assert 1.0 < float(rest) < 360.0  # degrees, not standardised numbers
+# --- what a finished training leaves --------------------------------------------------------------
 
 
 def test_a_finished_training_is_not_done_again(undisturbed: Path) -> None:
@@ -87,128 +102,256 @@ def test_a_finished_training_is_not_done_again(undisturbed: Path) -> None:
 
 
 def test_the_history_has_a_row_an_epoch(undisturbed: Path) -> None:
-    rows = list(csv.DictReader((undisturbed.parent / "run/metrics.csv").read_text().splitlines()))
+    rows = history(undisturbed)
     assert [(row["epoch"], row["step"]) for row in rows] == [("1", "2"), ("2", "4"), ("3", "6")]
-    for name in ("training_loss", "validation_loss", "training_mae", "validation_mae_azimuth"):
-        assert all(float(row[name]) > 0 for row in rows)
+    for split in ("training", "validation"):
+        for name in ("loss", "mae", "mse", "mae_azimuth", "mse_azimuth"):
+            assert all(float(row[f"{split}_{name}"]) > 0 for row in rows)
+        assert all(float(row[f"{split}_r2_azimuth"]) < 1 for row in rows)
     assert float(rows[0]["seconds"]) < float(rows[2]["seconds"])
 
 
-@pytest.mark.parametrize(
-    "victims",
-    [
-        pytest.param([0], id="rank 0", marks=pytest.mark.soak),
-        pytest.param([1], id="rank 1"),
-        pytest.param([0, 1], id="job", marks=pytest.mark.soak),
-    ],
-)
-def test_a_killed_training_resumes_to_the_same_bits(
-    undisturbed: Path, tiny_run: Path, victims: list[int]
-) -> None:
-    job = start(2, tiny_run)
-    wait_for(lambda: first_checkpoint(tiny_run), job)
-    for pid in [ranks_of(job)[k] for k in victims]:
-        os.kill(pid, signal.SIGKILL)
-    output, _ = job.communicate(timeout=600)
-    assert job.returncode != 0
-    assert "signal 9" in output
-    assert "Traceback" not in output
-    done = galmerhpc("train", str(tiny_run), ranks=2)
-    assert done.returncode == 0, done.stderr
-    assert "resumed" in done.stderr
-    expected, state = final_state(undisturbed), final_state(tiny_run)
-    assert expected.keys() == state.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(state[name], array, err_msg=name)
-    weights = [run_weights(path.parent / "run/model.keras") for path in (undisturbed, tiny_run)]
-    assert weights[0] == weights[1]
+def test_the_newest_checkpoints_and_the_best_one_stay(undisturbed: Path) -> None:
+    errors = [float(row["validation_mae"]) for row in history(undisturbed)]
+    best = 1 + errors.index(min(errors))
+    expected = {"step-00000005", "step-00000006-epoch-0003"}
+    assert set(checkpoints(undisturbed)) == expected | {f"step-{2 * best:08d}-epoch-{best:04d}"}
 
 
-def run_weights(model: Path) -> str:
-    """Return a hash of the weights of an exported model."""
+def test_each_rank_logs_into_a_file_of_its_own(undisturbed: Path) -> None:
+    logs = undisturbed.parent / "run/logs"
+    assert " rank 0 INFO epoch 3/3: loss " in (logs / "train-rank0000.log").read_text()
+    assert (logs / "train-rank0001.log").exists()
+
+
+def test_tensorboard_has_each_epoch_once_with_a_picture(undisturbed: Path) -> None:
     code = (
-        "import sys, keras, hashlib\n"
+        "import sys, json, tensorflow as tf\n"
+        "for path in sys.argv[1:]:\n"
+        "    for record in tf.data.TFRecordDataset(path):\n"
+        "        event = tf.compat.v1.Event.FromString(record.numpy())\n"
+        "        shape = [tf.io.decode_png(v.image.encoded_image_string).shape.as_list()\n"
+        "                 for v in event.summary.value if v.HasField('image')]\n"
+        "        tags = {v.tag: v.simple_value for v in event.summary.value}\n"
+        "        print(json.dumps([event.step, tags.get('validation/loss'), shape]))"
+    )
+    paths = sorted((undisturbed.parent / "run/tensorboard").iterdir())
+    done = run(sys.executable, "-c", code, *map(str, paths))
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    losses = [float(row["validation_loss"]) for row in history(undisturbed)]
+    assert [event for event in events if event[1]] == [
+        [2 * k, pytest.approx(loss), [[96, 192, 3]]] for k, loss in enumerate(losses, 1)
+    ]
+
+
+# --- interruption ---------------------------------------------------------------------------------
+
+
+def test_four_kills_end_in_the_same_bits(
+    undisturbed: Path, preprocessed: Path, tmp_path: Path
+) -> None:
+    config = small_run(preprocessed, tmp_path)
+    (tmp_path / "rows").mkdir()
+    for fault in ("step:2:1", "write:2:0", "evaluation:1:all", "step:1:all", ""):
+        done = mpirun(2, *WORKER, "train", str(tmp_path / "rows"), str(config), fault)
+        assert (done.returncode == 0) == (not fault), done.stderr
+        assert "Traceback" not in done.stderr
+    assert "resumed" in done.stderr
+    assert final_state(config) == final_state(undisturbed)
+    assert weights_of(config) == weights_of(undisturbed)
+
+
+def weights_of(config: Path) -> str:
+    """Return a hash of the weights of an exported model, which needs no code of ours."""
+    code = (
+        "import sys, keras, hashlib, numpy as np\n"
         "model = keras.models.load_model(sys.argv[1])\n"
+        "labels = model.predict(np.zeros((2, 32, 32, 3), np.uint8), verbose=0)\n"
+        "assert 'galmerhpc' not in sys.modules\n"
+        "assert labels.shape == (2, 4) and labels.dtype == np.float32\n"
+        "assert 1 < abs(labels[0, 1:]).max() < 360  # degrees, not standardised numbers\n"
         "print(hashlib.sha256(b''.join(w.tobytes() for w in model.get_weights())).hexdigest())"
     )
-    done = run(sys.executable, "-c", code, str(model))
+    done = run(sys.executable, "-c", code, str(config.parent / "run/model.keras"))
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.soak)]
-)
-def test_a_signal_saves_the_work_and_another_number_of_ranks_goes_on(
-    tiny_run: Path, number: signal.Signals
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("victims", [[0], [1], [0, 1]], ids=["rank 0", "rank 1", "job"])
+def test_random_kills_of_resnet50_end_in_the_same_bits(
+    preprocessed: Path, tmp_path: Path, victims: list[int]
 ) -> None:
-    job = start(2, tiny_run)
-    wait_for(lambda: first_checkpoint(tiny_run), job)
-    os.kill(ranks_of(job)[1], number)  # one rank is told: both must stop at the same step
+    # 10 + 10 kills of one rank, 20 of both, at moments drawn over the whole length of a training.
+    draw = np.random.default_rng(len(victims) + victims[0])
+    model = {"model.architecture": "resnet50", "training.epochs": 3}
+    more = [f"{key}={value}" for key, value in model.items()]
+    runs = [small_run(preprocessed, folder) for folder in (tmp_path / "a", tmp_path / "b")]
+    assert galmerhpc("train", str(runs[0]), *more, ranks=2, timeout=1800).returncode == 0
+    expected, kills = final_state(runs[0]), 0
+    while kills < 10 * len(victims):
+        job = start(2, runs[1], *more)
+        wait_for(lambda job=job: len(ranks_of(job)) == 2, job)
+        try:
+            job.wait(timeout=draw.uniform(0, 45))
+        except subprocess.TimeoutExpired:
+            for pid in [ranks_of(job)[k] for k in victims]:
+                os.kill(pid, signal.SIGKILL)
+            kills += 1
+        output, _ = job.communicate(timeout=600)
+        assert "Traceback" not in output
+        if job.returncode == 0:
+            assert final_state(runs[1]) == expected
+            shutil.rmtree(runs[1].parent / "run/checkpoints")
+    done = galmerhpc("train", str(runs[1]), *more, ranks=2, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    assert final_state(runs[1]) == expected
+
+
+def test_a_signal_stops_all_ranks_and_another_number_goes_on_in_the_same_order(
+    preprocessed: Path, tmp_path: Path
+) -> None:
+    config = small_run(preprocessed, tmp_path, batch_size=10)
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    job = subprocess.Popen(
+        mpirun_command(2, *WORKER, "train", str(rows), str(config)), env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    wait_for(lambda: bool(checkpoints(config)), job)
+    os.kill(int(sorted(rows.iterdir())[1].stem.split("-")[1]), signal.SIGTERM)  # one rank is told
     output, _ = job.communicate(timeout=600)
     assert job.returncode == 75, output
-    assert output.count("stopped by a signal") == 1
-    done = galmerhpc("train", str(tiny_run), ranks=1)
+    assert output.count("stopped by ") == 1
+    done = mpirun(3, *WORKER, "train", str(rows), str(config))
     assert done.returncode == 0, done.stderr
-    assert "resumed" in done.stderr
-    assert (tiny_run.parent / "run/model.keras").exists()
+    assert "resumed after epoch" in done.stderr
+    # Every global step of the training, once, in the order of rule 1.
+    steps: dict[int, dict[int, list[int]]] = {}
+    for path in rows.iterdir():
+        for step, rank, share in map(json.loads, path.read_text().splitlines()):
+            assert rank not in steps.setdefault(step, {})
+            steps[step][rank] = share
+    train = Dataset.open(config.parent / "run/shards").rows("train")
+    order = [train[epoch_order(len(train), 0, epoch)].tolist() for epoch in range(3)]
+    expected = [rows[k : k + 10] for rows in order for k in range(0, len(rows), 10)]
+    seen = [[row for r in sorted(steps[k]) for row in steps[k][r]] for k in sorted(steps)]
+    assert seen == expected
+    assert {len(ranks) for ranks in steps.values()} == {2, 3}
 
 
-def test_uneven_shares_give_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
-    changes = []
-    for ranks in (1, 2):  # 25; 13 + 12
-        out = tmp_path / f"{ranks}.npz"
-        done = mpirun(ranks, *WORKER, "gradients", str(out))
-        assert done.returncode == 0, done.stderr
-        changes.append({name: c.astype(np.float64) for name, c in np.load(out).items()})
-    for name in ("whole", "clipped"):
-        one, two = (change[name] for change in changes)
-        assert np.linalg.norm(two - one) < 1e-6 * np.linalg.norm(one)
-    # It is the gradient of the whole batch that is cut, not a rank's share of it.
-    assert np.linalg.norm(changes[1]["clipped"]) == pytest.approx(HUGE * CLIP_NORM, rel=1e-5)
+@pytest.mark.soak
+def test_an_elastic_training_goes_on_with_the_worker_that_is_left(
+    preprocessed: Path, tmp_path: Path
+) -> None:
+    config = small_run(preprocessed, tmp_path, checkpoint_every_steps=2, batch_size=10)
+    rows, hosts = tmp_path / "rows", tmp_path / "hosts.sh"
+    rows.mkdir()
+    hosts.write_text("#!/bin/sh\necho localhost:1\necho 127.0.0.1:1\n")
+    hosts.chmod(0o755)
+    done = run(
+        str(BIN / "horovodrun"), "-np", "2", "--min-np", "1", "--host-discovery-script", str(hosts),
+        "--network-interface", "lo", *WORKER, "train", str(rows), str(config), "step:4:1",
+        "--elastic",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["epoch"] for row in history(config)] == ["1", "2", "3"]
+    assert (config.parent / "run/model.keras").exists()
+    lines = {path: list(map(json.loads, path.read_text().splitlines())) for path in rows.iterdir()}
+    dead, left = sorted(lines.values(), key=len)
+    assert [step for step, *_ in dead] == [0, 1, 2, 3]
+    # It goes on from the commit after the second step, with whole batches, in the order of rule 1.
+    assert [step for step, *_ in left] == [0, 1, 2, 3, *range(2, 3 * 5)]
+    train = Dataset.open(config.parent / "run/shards").rows("train")
+    order = [train[epoch_order(len(train), 0, epoch)].tolist() for epoch in range(3)]
+    expected = [rows[k : k + 10] for rows in order for k in range(0, len(rows), 10)]
+    assert [seen for _, _, seen in left[4:]] == expected[2:]
 
 
-def test_the_order_of_samples_does_not_depend_on_the_ranks(tiny_run: Path) -> None:
-    orders = []
-    for ranks in (1, 2):
-        out = tiny_run.parent / f"{ranks}.json"
-        done = mpirun(ranks, *WORKER, "order", str(out))
-        assert done.returncode == 0, done.stderr
-        orders.append(json.loads(out.read_text()))
-    assert orders[0] == orders[1]
-    half = len(orders[0]) // 2
-    first, second = (
-        [row for step in steps for row in step] for steps in (orders[0][:half], orders[0][half:])
-    )
-    assert sorted(first) == sorted(set(first)) == sorted(second)
-    assert first != second
+def test_the_time_limit_saves_the_work(preprocessed: Path, tmp_path: Path) -> None:
+    config = small_run(preprocessed, tmp_path)
+    done = galmerhpc("train", str(config), "training.time_limit_s=0.001")
+    assert done.returncode == 75
+    assert "stopped by the time limit after epoch 0, step 1" in done.stderr
+    assert checkpoints(config) == ["step-00000001"]
 
 
-def test_too_many_ranks_for_the_batch_is_one_clear_message(tiny_run: Path) -> None:
-    done = galmerhpc("train", str(tiny_run), "training.batch_size=1", ranks=2)
+@pytest.mark.soak
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_ends_the_job(preprocessed: Path, tmp_path: Path, rank: int) -> None:
+    config = small_run(preprocessed, tmp_path, epochs=100_000, stall_limit_s=60)
+    job = start(2, config)
+    wait_for(lambda: bool(checkpoints(config)), job)
+    os.kill(ranks_of(job)[rank], signal.SIGSTOP)
+    output, _ = job.communicate(timeout=600)
+    assert job.returncode != 0
+    assert output.count("another rank hangs") == 1
+
+
+def test_a_loss_that_is_not_finite_ends_all_ranks_naming_rank_and_views(
+    preprocessed: Path, tmp_path: Path
+) -> None:
+    config = small_run(preprocessed, tmp_path, checkpoint_every_steps=None)
+    wild = ("training.learning_rate=1e9", "training.schedule.warmup_steps=0")
+    done = galmerhpc("train", str(config), *wild, ranks=2)
+    assert done.returncode == 1
+    assert done.stderr.count("is not finite at epoch 1, step 2 (rank 0: views ") == 1
+    assert "; rank 1: views " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- what may change ------------------------------------------------------------------------------
+
+
+def test_another_configuration_is_refused_with_the_key_unless_it_may_change(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed.parent, tmp_path / "copy")
+    config = tmp_path / "copy" / undisturbed.name
+    more = (f"run_dir={tmp_path / 'copy/run'}", "training.epochs=4")
+    done = galmerhpc("train", str(config), *more)
+    assert done.returncode == 2
+    assert "training.epochs: 3 there, 4 now" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = galmerhpc("train", "--allow-change", "training.epochs", str(config), *more)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after epoch 3, step 0" in done.stderr
+    assert [row["epoch"] for row in history(config)] == ["1", "2", "3", "4"]
+    done = galmerhpc("train", "--allow-change", "training.batch_size", str(config))
+    assert done.returncode == 2
+    assert "--allow-change training.batch_size: it decides the data, their order" in done.stderr
+
+
+def test_too_many_ranks_for_the_batch_is_one_clear_message(
+    preprocessed: Path, tmp_path: Path
+) -> None:
+    config = small_run(preprocessed, tmp_path)
+    done = galmerhpc("train", str(config), "training.batch_size=1", ranks=2)
     assert done.returncode == 2
     assert done.stderr.count("leaves some of the 2 ranks without images") == 1
     assert "Traceback" not in done.stderr
 
 
-def test_another_configuration_is_refused_with_the_key(undisturbed: Path) -> None:
-    done = galmerhpc("train", str(undisturbed), "training.learning_rate=0.5")
-    assert done.returncode == 2
-    assert "training.learning_rate: 0.001 there, 0.5 now" in done.stderr
-    assert "Traceback" not in done.stderr
+# --- networks and ways to train them --------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_ends_all_ranks_with_one_message(tiny_run: Path) -> None:
+def test_resnet50_trains_with_all_that_saves_memory_and_messages(tiny_run: Path) -> None:
     done = galmerhpc(
-        "train",
-        str(tiny_run),
-        "training.learning_rate=1e38",
-        "training.schedule.warmup_steps=0",
-        ranks=2,
-    )
-    assert done.returncode == 1
-    assert "lower training.learning_rate" in done.stderr
-    assert "Traceback" not in done.stderr
+        "train", str(tiny_run), "training.epochs=1", "training.sync_batchnorm=true",
+        "training.precision=mixed_bfloat16", "training.compression=fp16",
+        "training.micro_batch=8", "training.batch_size=23", ranks=2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(weights_of(tiny_run)) == 64
+    found = checkpoint.load_latest(tiny_run.parent / "run/checkpoints")
+    assert found
+    assert found[0]["loss_scale/0"] > 1
+    # Synchronised statistics are the same on all ranks.
+    for name in [name for name in found[0] if name.startswith("rank0/")]:
+        other = found[0][name.replace("rank0", "rank1")]
+        np.testing.assert_array_equal(found[0][name], other)
 
 
 # Twelve directions of the tiny run's snapshots, as an override of a committed configuration.
@@ -246,16 +389,20 @@ def test_the_paper_s_classification_runs_from_scrape_to_report(tmp_path: Path) -
     assert "a network that always says no has 93.33 %" in report
 
 
-def test_every_option_of_the_regression_trains_together(tiny_run: Path) -> None:
+def test_every_option_of_the_regression_trains_together_until_patience_ends(
+    tiny_run: Path,
+) -> None:
     done = galmerhpc(
         "train", str(tiny_run), "model.architecture=table1_cnn", "model.dropout=0.1",
         "model.spin=probability", "model.sine_cosine=[azimuth]",
         "training.loss=huber", "training.loss_weights={spin: 2}",
         "training.optimizer={kind: adamw, weight_decay: 0.01, clip_norm: 1}",
-        "training.schedule={batch_scaling: sqrt}",
+        "training.schedule={batch_scaling: sqrt}", "training.precision=mixed_float16",
         "training.augment={rotation_deg: 90, intensity: 0.2, psf_fwhm_px: 2, blur_px: 1, noise: 5}",
+        "training.epochs=50", "training.best_metric=validation_r2_spin", "training.patience=3",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((tiny_run.parent / "run/metrics.csv").read_text().splitlines()))
-    assert float(rows[2]["training_loss"]) < float(rows[0]["training_loss"])
+    rows = history(tiny_run)
     assert float(rows[2]["validation_mae_azimuth"]) < 180  # degrees, decoded
+    r2 = [float(row["validation_r2_spin"]) for row in rows]
+    assert len(rows) == 50 or len(rows) == 1 + r2.index(max(r2)) + 3

@@ -1,92 +1,185 @@
-"""What ranks do in tests: ``mpirun -np 2 python -m tests.training.workers NAME OUT``."""
+"""What ranks do in tests: ``mpirun -np 2 python -m tests.training.workers NAME OUT ...``."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 
-from galmerhpc.config import Config, Model, Optimizer, Schedule, Training, load
-from galmerhpc.dataset.batches import SplitReader, rank_share, training_batches
-from galmerhpc.dataset.shards import Dataset
+from galmerhpc import cli, files, parallel
+from galmerhpc.config import Config, Optimizer, Schedule, Training
+from galmerhpc.dataset.batches import Batch, rank_share
 from galmerhpc.models.build import build
 from galmerhpc.models.sky import make_augment
-from galmerhpc.models.targets import make_targets
-from galmerhpc.training import horovod
+from galmerhpc.models.targets import Targets, make_targets
+from galmerhpc.training import checkpoint, horovod
+from galmerhpc.training.loss_scale import LossScale
 from galmerhpc.training.losses import make_losses
+from galmerhpc.training.network import Network, set_up_tensorflow
 from galmerhpc.training.optimizer import make_optimizer
-from galmerhpc.training.train import make_step, set_up_tensorflow
+from galmerhpc.training.step import Step
 
 GLOBAL_BATCH = 25
 HUGE, CLIP_NORM = 1e4, 0.01
 
 
-def gradients(out: Path) -> None:
-    """Write the weights' changes by one step of ResNet50, and by one clipped step of Table 1's CNN.
+# --- gradients ------------------------------------------------------------------------------------
 
-    More ranks than images leave some without any.
-    """
-    section = {"training": {"loss": "mse"}}
-    resnet50 = Config.model_validate({"run_dir": "unused", **section})
-    table1 = resnet50.model_copy(update={"model": Model(architecture="table1_cnn")})
-    set_up_tensorflow(resnet50.training)
-    changes = {"whole": change(resnet50, Optimizer(kind="sgd"))}
-    changes["clipped"] = change(table1, Optimizer(kind="sgd", clip_norm=CLIP_NORM))
+
+def gradients(out: Path) -> None:
+    """Write the weights' changes by one step, of several networks and ways."""
+    horovod.init(stall_limit_s=300)
+    config = Config.model_validate({"run_dir": "unused", "training": {"loss": "mse"}})
+    set_up_tensorflow(config.training)
+    targets = make_targets(config, labels())
+    changes = {
+        "whole": change(frozen(build(config, (32, 32, 3), targets)), targets),
+        "clipped": change(small(targets), targets, clip_norm=CLIP_NORM),
+        "pieces": change(small(targets), targets, micro_batch=4),
+        "at once": change(small(targets), targets),
+        "fp16": change(small(targets), targets, compression="fp16"),
+        "synchronised": change(in_float64(targets), targets, sync_batchnorm=True),
+    }
     if horovod.rank() == 0:
         np.savez(out, **changes)
 
 
-def change(config: Config, optimizer: Optimizer) -> np.ndarray:
-    """Return the weights' change by one huge step of plain gradient descent on 25 images.
+def labels() -> np.ndarray:
+    return np.random.default_rng(8).uniform(0, 90, (GLOBAL_BATCH, 4)).astype(np.float32)
 
-    Batch normalisation is frozen; the step is so large that the change is the gradient to
-    float32's precision.
-    """
+
+def small(targets: Targets) -> Any:
+    """Return a network that is traced at once."""
     import keras
 
-    draw = np.random.default_rng(7)
-    images = draw.integers(0, 256, (GLOBAL_BATCH, 32, 32, 3), np.uint8)
-    labels = draw.uniform(0, 90, (GLOBAL_BATCH, 4)).astype(np.float32)
-    targets = make_targets(config, labels)
-    model = build(config, (32, 32, 3), targets)
+    images = keras.Input((32, 32, 3), dtype="uint8")
+    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(images)
+    features = keras.layers.Conv2D(8, 5, strides=4, activation="relu")(scaled)
+    raw = keras.layers.Dense(targets.width)(keras.layers.Flatten()(features))
+    return keras.Model(images, (raw, raw))
+
+
+def frozen(model: Any) -> Any:
+    import keras
+
     for layer in model.layers:
         layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+    return model
+
+
+def in_float64(targets: Targets) -> Any:
+    """Return ResNet50 with synchronised batch normalisation, in float64 to the last layer."""
+    import keras
+
+    from galmerhpc.models.resnet50 import resnet50_map
+    from galmerhpc.training.sync_batchnorm import synchronised
+
+    keras.config.set_dtype_policy("float64")
+    images = keras.Input((32, 32, 3), dtype="uint8")
+    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(images)
+    raw = keras.layers.Dense(targets.width)(keras.layers.Flatten()(resnet50_map(scaled, 0.9)))
+    model = synchronised(keras.Model(images, (raw, raw)))
+    keras.config.set_dtype_policy("float32")
+    return model
+
+
+def change(model: Any, targets: Targets, clip_norm: float | None = None, **keys: Any) -> np.ndarray:
+    """Return the weights' change by one huge step of plain gradient descent on 25 images.
+
+    The step is so large that the change is the gradient to the weights' precision.
+    """
     horovod.broadcast(model.variables)
-    constant = Training(
-        optimizer=optimizer, learning_rate=HUGE, schedule=Schedule(kind="constant", warmup_steps=0)
-    )
-    made = make_optimizer(constant, 1)
-    made.build(model.trainable_variables)
-    augment = make_augment(config.training.augment, 0)
-    step = make_step(model, made, make_losses(config.training, targets), augment)
-    mine = rank_share(GLOBAL_BATCH, horovod.rank(), horovod.size())
-    before = [v.numpy() for v in model.trainable_variables]
-    weights = np.ones(mine.stop - mine.start, np.float32)
-    rows = np.arange(GLOBAL_BATCH)[mine]
-    step(
-        images[mine], targets.encode(labels[mine]), rows, np.int64(0), weights,
-        np.float32(GLOBAL_BATCH), np.float32(0),
+    training = Training(
+        loss="mse", optimizer=Optimizer(kind="sgd", clip_norm=clip_norm), learning_rate=HUGE,
+        schedule=Schedule(kind="constant", warmup_steps=0), **keys,
     )  # fmt: skip
+    optimizer = make_optimizer(training, 1)
+    optimizer.build(model.trainable_variables)
+    step = Step(
+        model, optimizer, LossScale(training), make_losses(training, targets), targets,
+        make_augment(training.augment, 0), training,
+    )  # fmt: skip
+    before = [v.numpy() for v in model.trainable_variables]
+    outcome = step(share(), 0, 0, stop=False)
+    assert not outcome.failed
     after = [v.numpy() for v in model.trainable_variables]
     return np.concatenate([(a - b).ravel() for a, b in zip(after, before, strict=True)])
 
 
-def order(out: Path) -> None:
-    """Write the dataset rows of every global step of two epochs, as the ranks together see them."""
-    config = load(out.parent / "run.yaml")
-    reader = SplitReader(Dataset.open(config.run_dir / "shards"), "train", config.data)
-    steps = []
-    for epoch in (0, 1):
-        for batch in training_batches(
-            reader, 0, epoch, config.training.batch_size, horovod.rank(), horovod.size()
-        ):
-            shares = horovod.gather_objects(np.asarray(batch.rows).tolist())
-            steps.append([row for share in shares for row in share])
-    if horovod.rank() == 0:
-        out.write_text(json.dumps(steps))
+def share() -> Batch:
+    mine = rank_share(GLOBAL_BATCH, horovod.rank(), horovod.size())
+    draw = np.random.default_rng(7)
+    images = draw.integers(0, 256, (GLOBAL_BATCH, 32, 32, 3), np.uint8)
+    return Batch(0, np.arange(GLOBAL_BATCH)[mine], images[mine], labels()[mine], GLOBAL_BATCH)
+
+
+# --- a training that is watched, and dies ---------------------------------------------------------
+
+
+def train(out: Path, config: str, fault: str = "", *more: str) -> None:
+    """Train; tell which rows each step saw, and kill ranks at a moment.
+
+    Parameters
+    ----------
+    out : Path
+        A folder. Each rank writes a line a step into it: epoch, step, rows.
+    config : str
+        The configuration file.
+    fault : str
+        ``MOMENT:NUMBER:VICTIM``: at the number-th step, checkpoint or evaluation of this session,
+        the victim, a rank or ``all``, is killed.
+    *more : str
+        Given to the command.
+    """
+    moment, number, victim = fault.split(":") if fault else ("", "0", "")
+    pids = list(map(int, _all_pids()))
+    left = int(number)
+
+    def reached(now: str) -> None:
+        nonlocal left
+        left -= now == moment
+        if now == moment and left == 0:
+            if victim == "all":
+                for pid in [p for p in pids if p != os.getpid()]:
+                    os.kill(pid, signal.SIGKILL)
+            if victim in ("all", str(horovod.rank())):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    do_step, evaluated, replace = Step.__call__, Network.evaluated, files.write_json
+
+    def step(self: Step, batch: Batch, epoch: int, number: int, stop: bool) -> Any:
+        with (out / f"rows-{os.getpid()}.jsonl").open("a") as file:
+            file.write(json.dumps([number, horovod.rank(), batch.rows.tolist()]) + "\n")
+        reached("step")
+        return do_step(self, batch, epoch, number, stop)
+
+    def evaluate(self: Network, batches: Any) -> Any:
+        reached("evaluation")
+        return evaluated(self, batches)
+
+    def write(path: Path, value: Any) -> None:
+        if path.name == "manifest.json":  # the state is there, its manifest and name are not
+            reached("write")
+        replace(path, value)
+
+    with (
+        mock.patch.object(Step, "__call__", step),
+        mock.patch.object(Network, "evaluated", evaluate),
+        mock.patch.object(checkpoint.files, "write_json", write),
+    ):
+        sys.exit(cli.main(["train", *more, config]))
+
+
+def _all_pids() -> list[int]:
+    world = parallel.communicator()
+    return world.allgather(os.getpid()) if world else [os.getpid()]
 
 
 if __name__ == "__main__":
-    horovod.init(stall_limit_s=120)
-    {"gradients": gradients, "order": order}[sys.argv[1]](Path(sys.argv[2]))
+    _, name, out, *more = sys.argv
+    {"gradients": gradients, "train": train}[name](Path(out), *more)
     horovod.barrier()

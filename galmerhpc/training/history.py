@@ -1,0 +1,114 @@
+"""What a user reads of a training: a row an epoch in metrics.csv, and TensorBoard's files."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from galmerhpc import files
+from galmerhpc.metrics import Sums, to_json
+
+Row = dict[str, float | None]
+
+MONTAGE_ROWS, MONTAGE_COLUMNS = 4, 6
+
+
+def metric_columns(name: str, sums: Sums, parameters: tuple[str, ...]) -> Row:
+    """Return the columns of metrics.csv for one split: means over parameters, then each parameter.
+
+    R2 is None where it is not defined: for labels that are all equal.
+    """
+    metrics = sums.metrics()
+    columns = {f"{name}_{key}": np.mean(value) for key, value in metrics.items()}
+    each = [key for key in ("mae", "mse", "r2", "accuracy") if key in metrics]
+    for k, parameter in enumerate(parameters):
+        columns |= {f"{name}_{key}_{parameter}": metrics[key][k] for key in each}
+    return to_json(columns)
+
+
+def larger_is_better(metric: str) -> bool:
+    """Tell whether a column of metrics.csv counts what is right, and not what is wrong."""
+    return "accuracy" in metric or "_r2" in metric
+
+
+def write_metrics(folder: Path, history: list[Row]) -> None:
+    """Write metrics.csv into a run folder; what is not defined is left empty."""
+    rows = [["" if value is None else f"{value:.9g}" for value in row.values()] for row in history]
+    lines = [",".join(cells) for cells in [list(history[0]), *rows]]
+    files.write_text(folder / "metrics.csv", "\n".join(lines) + "\n")
+
+
+def write_tensorboard(folder: Path, row: Row, montage: NDArray[np.uint8] | None) -> None:
+    """Write one epoch's scalars, and the montage, for TensorBoard.
+
+    Each epoch has a file of its own, whole or not there; an epoch that is done again after a kill
+    replaces it, so that no curve runs twice. TensorBoard reads them in the order of their names.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's ``tensorboard``.
+    row : dict
+        A row of metrics.csv.
+    montage : ndarray, shape (H, W, C), uint8, optional
+        A picture.
+    """
+    import tensorflow as tf
+
+    # TensorBoard's record format, written directly: tf.summary's writer chooses its file's name.
+    event, summary = tf.compat.v1.Event, tf.compat.v1.Summary
+    step = int(row["step"] or 0)
+    values = [
+        summary.Value(tag=name.replace("_", "/", 1), simple_value=value)
+        for name, value in row.items()
+        if value is not None and name not in ("epoch", "step")
+    ]
+    if montage is not None:
+        height, width, channels = montage.shape
+        values.append(
+            summary.Value(
+                tag="images/training",
+                image=summary.Image(
+                    height=height, width=width, colorspace=channels,
+                    encoded_image_string=png(montage),
+                ),
+            )
+        )  # fmt: skip
+    name = f"events.out.tfevents.{int(row['epoch'] or 0):010d}.galmerhpc"
+    with (
+        files.atomic_path(folder / name) as temporary,
+        tf.io.TFRecordWriter(str(temporary)) as writer,
+    ):
+        writer.write(event(file_version="brain.Event:2").SerializeToString())
+        writer.write(event(step=step, summary=summary(value=values)).SerializeToString())
+
+
+def montage_of(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return up to 24 images (N, H, W, C) as one picture, row by row."""
+    count = min(len(images), MONTAGE_ROWS * MONTAGE_COLUMNS)
+    rows = -(-count // MONTAGE_COLUMNS)
+    _, height, width, channels = images.shape
+    sheet = np.zeros((rows * MONTAGE_COLUMNS, height, width, channels), np.uint8)
+    sheet[:count] = images[:count]
+    grid = sheet.reshape(rows, MONTAGE_COLUMNS, height, width, channels).swapaxes(1, 2)
+    return grid.reshape(rows * height, MONTAGE_COLUMNS * width, channels)
+
+
+def png(picture: NDArray[np.uint8]) -> bytes:
+    """Return a picture (H, W, 1 or 3) as a PNG file's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture if picture.shape[-1] == 3 else picture[..., 0]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def describe(row: Row, epochs: int, seconds_left: float) -> str:
+    """Return the line that an epoch ends with."""
+    minutes = f"{seconds_left / 60:.0f} min left" if seconds_left else "done"
+    return (
+        f"epoch {row['epoch']:.0f}/{epochs}: "
+        f"loss {row['training_loss']:.4f} (validation {row['validation_loss']:.4f}), "
+        f"MAE {row['training_mae']:.3f} ({row['validation_mae']:.3f}), "
+        f"{row['images_per_s']:.0f} images/s, {minutes}"
+    )

@@ -1,0 +1,144 @@
+"""One rank's network with everything that trains, evaluates and exports it."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galmerhpc import files, parallel
+from galmerhpc.config import Config, Training
+from galmerhpc.dataset.batches import Batch
+from galmerhpc.models import sky
+from galmerhpc.models.build import build, exported
+from galmerhpc.models.targets import Targets
+from galmerhpc.training import horovod
+from galmerhpc.training.loss_scale import LossScale
+from galmerhpc.training.losses import make_losses
+from galmerhpc.training.optimizer import make_optimizer
+from galmerhpc.training.state import State, averages_of, mean_of
+from galmerhpc.training.statistics import StatisticsEstimator
+from galmerhpc.training.step import Step, make_predict
+
+
+class Network:
+    """The configured network, from random weights.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    image_shape : (H, W, C)
+        Shape of an image.
+    targets : Targets
+        What it learns.
+    steps : int
+        Steps of the whole training.
+
+    Attributes
+    ----------
+    model : keras.Model
+        What is trained.
+    state : State
+        What a checkpoint holds of it.
+    step : Step
+        Does a step of training.
+    predict : callable
+        As `make_predict` makes it.
+    losses : callable
+        As `make_losses` makes it.
+    """
+
+    def __init__(
+        self, config: Config, image_shape: tuple[int, int, int], targets: Targets, steps: int
+    ) -> None:
+        training = config.training
+        set_up_tensorflow(training)
+        self._config, self._image_shape, self._targets = config, image_shape, targets
+        self.model = build(config, image_shape, targets)
+        if training.sync_batchnorm:
+            from galmerhpc.training.sync_batchnorm import synchronised
+
+            self.model = synchronised(self.model)
+        self.optimizer = make_optimizer(training, steps)
+        self.optimizer.build(self.model.trainable_variables)
+        loss_scale = LossScale(training)
+        self.state = State(self.model, self.optimizer, loss_scale)
+        self.losses = make_losses(training, targets)
+        self._augment = sky.make_augment(training.augment, training.seed)
+        self.step = Step(
+            self.model, self.optimizer, loss_scale, self.losses, targets, self._augment, training
+        )
+        self.predict = make_predict(self.model)
+        self._statistics = StatisticsEstimator(self.model, self._augment)
+
+    def augmented(self, batch: Batch, epoch: int) -> NDArray[np.uint8]:
+        """Return a batch's images as the training sees them in an epoch."""
+        return np.asarray(self._augment(batch.images, np.int64(epoch), batch.rows))
+
+    @contextlib.contextmanager
+    def evaluated(self, batches: Iterator[Batch]) -> Iterator[None]:
+        """Context in which the model is what is evaluated; afterwards it is, to the bit, as it was.
+
+        The weights are the moving averages where these are kept. Batch normalisation's statistics
+        are estimated afresh on training batches, or are the mean of the ranks' moving ones.
+
+        Parameters
+        ----------
+        batches : iterator of Batch
+            This rank's training batches to estimate on.
+        """
+        variables = [*self.model.trainable_variables, *self.model.non_trainable_weights]
+        before = [v.numpy() for v in variables]
+        try:
+            for weight, average in zip(
+                self.model.trainable_variables, averages_of(self.optimizer), strict=False
+            ):
+                weight.assign(average)
+            training = self._config.training
+            if training.statistics_batches:
+                self._statistics.estimate(batches, training.epochs, training.statistics_batches)
+            else:
+                own = horovod.gather_objects([v.numpy() for v in self.state.own])
+                for variable, mean in zip(self.state.own, mean_of(own), strict=True):
+                    variable.assign(mean)
+            yield
+        finally:
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+
+    def export(self, path: Path) -> None:
+        """Write the model as it is: plain layers, float32, uint8 images in, predictions out."""
+        import keras
+
+        keras.config.set_dtype_policy("float32")
+        plain = build(self._config, self._image_shape, self._targets)
+        weights = [*self.model.trainable_variables, *self.model.non_trainable_weights]
+        for target, source in zip(
+            [*plain.trainable_variables, *plain.non_trainable_weights], weights, strict=True
+        ):
+            target.assign(source)
+        with files.atomic_path(path) as temporary:
+            exported(plain).save(temporary)
+        keras.config.set_dtype_policy(self._config.training.precision)
+
+
+def set_up_tensorflow(training: Training) -> None:
+    """Set seed, threads, precision, determinism and this rank's GPU, before TensorFlow starts."""
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(training.seed)
+    keras.config.set_dtype_policy(training.precision)
+    if training.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    threads = training.threads or max(1, parallel.cpu_count() // horovod.local_size())
+    with contextlib.suppress(RuntimeError):  # TensorFlow runs already, with the threads it has
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        mine = gpus[horovod.local_rank() % len(gpus)]
+        tf.config.set_visible_devices(mine, "GPU")
+        tf.config.experimental.set_memory_growth(mine, True)

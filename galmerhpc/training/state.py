@@ -1,0 +1,208 @@
+"""What a checkpoint holds: where the training stands, and every number the next step depends on."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.metrics import Sums
+from galmerhpc.training import horovod
+from galmerhpc.training.checkpoint import Arrays
+from galmerhpc.training.history import Row
+from galmerhpc.training.loss_scale import LossScale
+
+if TYPE_CHECKING:
+    import keras
+
+
+GO_ON = (
+    "the last checkpoint is sound: go on from it with a lower training.learning_rate "
+    "(train --allow-change training.learning_rate CONFIG training.learning_rate=...)"
+)
+
+
+@dataclass
+class Progress:
+    """Where the training stands.
+
+    Attributes
+    ----------
+    sums : PartialSums or ClassifierSums
+        Training metrics of the epoch so far; of this rank while it runs, of all in a checkpoint.
+    epoch : int
+        Epochs finished.
+    step : int
+        Steps done in the epoch under way.
+    seconds : float
+        Seconds of training so far, over all sessions.
+    loss : float
+        Sum of the losses of the epoch's images so far, over all ranks.
+    best : float, optional
+        Best value of ``training.best_metric`` so far.
+    best_name : str, optional
+        Checkpoint of that epoch.
+    epochs_since_best : int
+        What ``training.patience`` is compared with.
+    history : list of dict
+        The finished epochs' rows of metrics.csv.
+    """
+
+    sums: Sums
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = 0.0
+    best: float | None = None
+    best_name: str | None = None
+    epochs_since_best: int = 0
+    history: list[Row] = field(default_factory=list)
+
+    def meta(self) -> dict[str, Any]:
+        """Return all but the sums as JSON values."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[1:]}
+
+    @classmethod
+    def from_meta(cls, meta: dict[str, Any], sums: Sums) -> "Progress":
+        """Read what `meta` wrote."""
+        return cls(sums, **{f.name: meta[f.name] for f in dataclasses.fields(cls)[1:]})
+
+
+class State:
+    """The numbers of one rank's network.
+
+    Weights, optimiser (with the weights' averages) and loss scale are the same on all ranks.
+    Batch normalisation's moving statistics are each rank's own. Dropout has no state: what is
+    dropped follows from seed, step and rank (`step.Step`).
+
+    Parameters
+    ----------
+    model : keras.Model
+        The network.
+    optimizer : keras.optimizers.Optimizer
+        Built.
+    loss_scale : LossScale
+        Factor on the loss.
+    """
+
+    def __init__(
+        self,
+        model: "keras.Model",
+        optimizer: "keras.optimizers.Optimizer",
+        loss_scale: LossScale,
+    ) -> None:
+        self._weights = model.trainable_variables
+        averages = averages_of(optimizer)
+        ours = {id(v) for v in averages}
+        parts = {
+            "weights": self._weights,
+            "averages": averages,
+            "optimizer": [v for v in optimizer.variables if id(v) not in ours],
+            "loss_scale": loss_scale.variables,
+        }
+        # Numbered: Keras's names depend on what else the process has built.
+        self.shared = {f"{part}/{k}": v for part, vs in parts.items() for k, v in enumerate(vs)}
+        self.own = list(model.non_trainable_weights)
+        self._look = make_look(self._weights)
+
+    def copy(self) -> Arrays:
+        """Return a copy of what all ranks share, in host memory."""
+        return {name: variable.numpy() for name, variable in self.shared.items()}
+
+    def check(self) -> None:
+        """Look whether the weights are finite, and the same on all ranks; collective.
+
+        Raises
+        ------
+        GalmerhpcError
+            They are not.
+        """
+        bits, norm = (x.numpy() for x in self._look())
+        if len(set(horovod.gather_objects(int(bits)))) > 1:
+            raise GalmerhpcError(
+                "the ranks' weights differ: Horovod's all-reduce is broken; run galmerhpc doctor "
+                "and do not use this run's later checkpoints"
+            )
+        if not np.isfinite(norm):
+            raise GalmerhpcError(f"the weights are not finite any more; {GO_ON}")
+
+    def gather_own(self) -> Arrays:
+        """Return the statistics of all ranks; collective."""
+        answers = horovod.gather_objects([v.numpy() for v in self.own])
+        return {
+            f"rank{rank}/{k}": value
+            for rank, own in enumerate(answers)
+            for k, value in enumerate(own)
+        }
+
+    def restore(self, arrays: Arrays | None, ranks: int, path: Path) -> None:
+        """Take the numbers of a checkpoint; collective.
+
+        Parameters
+        ----------
+        arrays : dict, or None
+            Its arrays on rank 0; None elsewhere.
+        ranks : int
+            Number of ranks that wrote it. As many take each its own statistics, another number
+            takes the mean.
+        path : Path
+            The checkpoint, for messages.
+
+        Raises
+        ------
+        InputError
+            It is of another network or optimiser.
+        """
+        statistics: list[list[NDArray[Any]]] = []
+        if arrays is not None:
+            for name, variable in self.shared.items():
+                if name not in arrays or arrays[name].shape != tuple(variable.shape):
+                    raise InputError(
+                        f"{path}: {name} does not fit the configured network and optimiser; "
+                        "choose another run_dir"
+                    )
+                variable.assign(arrays[name])
+            statistics = [
+                [arrays[f"rank{rank}/{k}"] for k in range(len(self.own))] for rank in range(ranks)
+            ]
+        horovod.broadcast(list(self.shared.values()))
+        statistics = horovod.broadcast_object(statistics)
+        own = statistics[horovod.rank()] if ranks == horovod.size() else mean_of(statistics)
+        for variable, value in zip(self.own, own, strict=True):
+            variable.assign(value)
+
+    def broadcast(self) -> None:
+        """Give every rank rank 0's numbers."""
+        horovod.broadcast([*self.shared.values(), *self.own])
+
+
+def averages_of(optimizer: "keras.optimizers.Optimizer") -> list[Any]:
+    """Return the weights' moving averages, in the weights' order; none where none are kept."""
+    return list(optimizer._model_variables_moving_average) if optimizer.use_ema else []
+
+
+def mean_of(statistics: list[list[NDArray[Any]]]) -> list[NDArray[Any]]:
+    """Return the mean over ranks of each array."""
+    return [
+        np.mean(arrays, axis=0).astype(arrays[0].dtype) for arrays in zip(*statistics, strict=True)
+    ]
+
+
+def make_look(variables: list[Any]) -> Any:
+    """Return the function from nothing to a sum over the variables' bits, and their norm.
+
+    Another sum means other weights; a norm that is not finite, weights that are not. Both run at
+    the speed of memory, where a hash would hold the training up.
+    """
+    import tensorflow as tf
+
+    @tf.function(autograph=False)
+    def look() -> tuple[Any, Any]:
+        values = [tf.cast(v.value, tf.float32) for v in variables]
+        sums = [tf.reduce_sum(tf.bitcast(value, tf.int32)) for value in values]
+        return tf.add_n(sums), tf.linalg.global_norm(values)
+
+    return look
