@@ -25,7 +25,7 @@ from training import prepare
 ROUNDS = 5
 BATCH = {64: 32, 400: 4}
 """Images a step: at 400 pixels one of them costs as much as forty at 64."""
-STEPS = {64: 12, 400: 3}
+STEPS = {64: 6, 400: 2}
 """Steps of a run."""
 FIT_RATIO, FULL_RATIO, BLOCKED_SHARE, MEMORY_ERROR = 0.97, 0.98, 0.01, 0.3
 CHECKPOINT_STEPS = 100

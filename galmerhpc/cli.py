@@ -279,7 +279,7 @@ def log_file(run_dir: Path, stage: str) -> Iterator[None]:
     except OSError as error:
         raise GalmerhpcError(f"{path}: cannot be written: {error.strerror}") from None
     handler.setFormatter(
-        logging.Formatter(f"%(asctime)s rank {parallel.rank()} %(levelname)s %(message)s")
+        logging.Formatter(f"%(asctime)s rank {parallel.rank()} %(message)s")
     )
     logging.getLogger().addHandler(handler)
     try:

@@ -40,7 +40,7 @@ SMALL_LOCAL_BATCH = 8
 
 _LIBRARIES = ("tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy")
 _ORDER_KEYS = ("training.batch_size", "training.seed")
-_NAMED_VIEWS = 8
+_NAMED_VIEWS = 4
 
 
 def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = False) -> None:
