@@ -65,12 +65,13 @@ def measure(path: Path, size: int) -> dict[str, Any]:
 
     config = load(path)
     batch_size, steps = config.training.batch_size, STEPS[size]
-    import tensorflow as tf  # noqa: F401 - libraries are no part of a training's memory
+    import tensorflow as tf
 
+    tf.constant(1.0)  # libraries are no part of a training's memory
     dataset = Dataset.open(config.run_dir / "shards")
     with Writer() as writer, Watchdog(3600) as watchdog, StopRequest() as stop:
-        trainer = Trainer(config, dataset, watchdog, writer)
         before = rss_gb("VmRSS")
+        trainer = Trainer(config, dataset, watchdog, writer)
         network, reader = trainer.network, trainer.reader
 
         def batches() -> Any:
@@ -92,9 +93,7 @@ def measure(path: Path, size: int) -> dict[str, Any]:
         network.step(at_hand, 0, 0, stop=False)
         network.step(at_hand, 0, 1, stop=False)
         estimate = sum(memory_estimate(network.model, config.training).values()) / 1e9
-        weights_gb = 4 * sum(v.numpy().size for v in network.model.variables) / 1e9
-        copies = sum(v.numpy().size for v in network.optimizer.variables) * 4 / 1e9
-        grown = rss_gb("VmHWM") - before + weights_gb + copies  # these were there before
+        grown = rss_gb("VmHWM") - before
         short = reader.count - (trainer._steps - steps) * batch_size
         seconds = alternating(synthetic, full, reading)
         figures = {
