@@ -22,6 +22,7 @@ from galmerhpc.training.losses import make_losses
 from galmerhpc.training.network import Network, set_up_tensorflow
 from galmerhpc.training.optimizer import make_optimizer
 from galmerhpc.training.step import Step
+from galmerhpc.training.watchdog import Watchdog
 
 GLOBAL_BATCH = 25
 HUGE, CLIP_NORM = 1e4, 0.01
@@ -181,7 +182,23 @@ def _all_pids() -> list[int]:
     return world.allgather(os.getpid()) if world else [os.getpid()]
 
 
+# --- a rank that hangs ----------------------------------------------------------------------------
+
+
+LIMIT_S = 5
+
+
+def hang(_: Path, rank: str) -> None:
+    """Stop one rank while the other waits for it."""
+    horovod.init(LIMIT_S)
+    horovod.barrier()
+    with Watchdog(LIMIT_S):
+        if horovod.rank() == int(rank):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        horovod.barrier()
+
+
 if __name__ == "__main__":
     _, name, out, *more = sys.argv
-    {"gradients": gradients, "train": train}[name](Path(out), *more)
+    {"gradients": gradients, "train": train, "hang": hang}[name](Path(out), *more)
     horovod.barrier()
