@@ -278,9 +278,7 @@ def log_file(run_dir: Path, stage: str) -> Iterator[None]:
         handler = logging.FileHandler(path)
     except OSError as error:
         raise GalmerhpcError(f"{path}: cannot be written: {error.strerror}") from None
-    handler.setFormatter(
-        logging.Formatter(f"%(asctime)s rank {parallel.rank()} %(message)s")
-    )
+    handler.setFormatter(logging.Formatter(f"%(asctime)s rank {parallel.rank()} %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield

@@ -161,6 +161,14 @@ def make_gradients(
     seeds = [generator.state for generator in generators if generator]
     compile_it = training.xla and bool(tf.config.list_physical_devices("GPU"))
 
+    def forward(images: "tf.Tensor", weight: "tf.Tensor") -> Any:
+        if not training.sync_batchnorm:
+            return model(images, training=True)
+        from galmerhpc.training.sync_batchnorm import counting
+
+        with counting(weight):
+            return model(images, training=True)
+
     # Without autograph, which rewrites what has nothing to rewrite: half the tracing.
     @tf.function(
         autograph=False,
@@ -188,13 +196,7 @@ def make_gradients(
             seed.assign(tf.cast(dropout_key, seed.dtype))
         images = augment(images, epoch, rows)
         with tf.GradientTape() as tape:
-            if training.sync_batchnorm:
-                from galmerhpc.training.sync_batchnorm import counting
-
-                with counting(weight):
-                    raw, predicted = model(images, training=True)
-            else:
-                raw, predicted = model(images, training=True)  # (n, R), labels or probabilities
+            raw, predicted = forward(images, weight)  # (n, R), and labels or probabilities
             each = losses(tf.cast(targets, raw.dtype), raw)  # (n,)
             share = tf.reduce_sum(each) * tf.cast(weight / global_size, each.dtype)
             scaled = share * tf.cast(loss_scale.factor, share.dtype)
