@@ -48,7 +48,8 @@ def good(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert done.returncode == 0, done.stderr
     run = folder / "run"
     for step in (3, 6):
-        checkpoint.save(run / "checkpoints", step, {"w": np.arange(9.0)}, {"epoch": 1}, keep=2)
+        name = checkpoint.checkpoint_name(step)
+        checkpoint.save(run / "checkpoints", name, {"w": np.arange(9.0)}, {"epoch": 1}, 2, None)
     (run / "evaluation").mkdir()
     (run / "evaluation" / "metrics.json").write_text("{}")
     record = files.StageRecord(run / "evaluation", {})

@@ -14,6 +14,7 @@ from galmerhpc import cli, files, parallel
 from galmerhpc.config import Config, Optimizer, Schedule, Training
 from galmerhpc.dataset.batches import Batch, rank_share
 from galmerhpc.models.build import build
+from galmerhpc.models.resnet50 import resnet50_map
 from galmerhpc.models.sky import make_augment
 from galmerhpc.models.targets import Targets, make_targets
 from galmerhpc.training import checkpoint, horovod
@@ -31,20 +32,36 @@ HUGE, CLIP_NORM = 1e4, 0.01
 # --- gradients ------------------------------------------------------------------------------------
 
 
-def gradients(out: Path) -> None:
-    """Write the weights' changes by one step, of several networks and ways."""
+def gradients(out: Path, network: str) -> None:
+    """Write the weights' changes by one step, of a small network or of ResNet50, and of many ways.
+
+    Parameters
+    ----------
+    out : Path
+        Where they go.
+    network : str
+        ``small`` or ``resnet50``.
+    """
     horovod.init(stall_limit_s=300)
     config = Config.model_validate({"run_dir": "unused", "training": {"loss": "mse"}})
     set_up_tensorflow(config.training)
     targets = make_targets(config, labels())
-    changes = {
-        "whole": change(frozen(build(config, (32, 32, 3), targets)), targets),
-        "clipped": change(small(targets), targets, clip_norm=CLIP_NORM),
-        "pieces": change(small(targets), targets, micro_batch=4),
-        "at once": change(small(targets), targets),
-        "fp16": change(small(targets), targets, compression="fp16"),
-        "synchronised": change(in_float64(targets), targets, sync_batchnorm=True),
-    }
+    if network == "small":
+        changes = {
+            "frozen": change(frozen(small(targets)), targets),
+            "clipped": change(frozen(small(targets)), targets, clip_norm=CLIP_NORM),
+            "pieces": change(frozen(small(targets)), targets, micro_batch=4),
+            "fp16": change(frozen(small(targets)), targets, compression="fp16"),
+            "synchronised": change(in_float64(small_map, targets), targets, sync_batchnorm=True),
+        }
+    else:
+        changes = {
+            "frozen": change(frozen(build(config, (32, 32, 3), targets)), targets),
+            "synchronised": change(
+                in_float64(lambda images: resnet50_map(images, 0.9), targets),
+                targets, sync_batchnorm=True,
+            ),
+        }  # fmt: skip
     if horovod.rank() == 0:
         np.savez(out, **changes)
 
@@ -53,14 +70,21 @@ def labels() -> np.ndarray:
     return np.random.default_rng(8).uniform(0, 90, (GLOBAL_BATCH, 4)).astype(np.float32)
 
 
-def small(targets: Targets) -> Any:
-    """Return a network that is traced at once."""
+def small_map(images: Any) -> Any:
     import keras
 
+    features = keras.layers.Conv2D(8, 5, strides=4)(images)
+    return keras.layers.ReLU()(keras.layers.BatchNormalization()(features))
+
+
+def small(targets: Targets, of: Any = small_map) -> Any:
+    """Return a network that is traced at once; always of the same weights."""
+    import keras
+
+    keras.utils.set_random_seed(3)
     images = keras.Input((32, 32, 3), dtype="uint8")
     scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(images)
-    features = keras.layers.Conv2D(8, 5, strides=4, activation="relu")(scaled)
-    raw = keras.layers.Dense(targets.width)(keras.layers.Flatten()(features))
+    raw = keras.layers.Dense(targets.width)(keras.layers.Flatten()(of(scaled)))
     return keras.Model(images, (raw, raw))
 
 
@@ -72,18 +96,14 @@ def frozen(model: Any) -> Any:
     return model
 
 
-def in_float64(targets: Targets) -> Any:
-    """Return ResNet50 with synchronised batch normalisation, in float64 to the last layer."""
+def in_float64(of: Any, targets: Targets) -> Any:
+    """Return a network with synchronised batch normalisation, in float64 to the last layer."""
     import keras
 
-    from galmerhpc.models.resnet50 import resnet50_map
     from galmerhpc.training.sync_batchnorm import synchronised
 
     keras.config.set_dtype_policy("float64")
-    images = keras.Input((32, 32, 3), dtype="uint8")
-    scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(images)
-    raw = keras.layers.Dense(targets.width)(keras.layers.Flatten()(resnet50_map(scaled, 0.9)))
-    model = synchronised(keras.Model(images, (raw, raw)))
+    model = synchronised(small(targets, of))
     keras.config.set_dtype_policy("float32")
     return model
 
