@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from galmerhpc import __version__, files, parallel
+from galmerhpc.cluster.stages import STAGES
 from galmerhpc.config import (
+    RESOLVED,
     Config,
     Render,
     Simulate,
@@ -29,6 +31,7 @@ MOST_SPLIT_VIEWS = 10_000_000
 """Views of which `catalogue show` counts the splits: seconds of work."""
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+AddCommand = Callable[..., argparse.ArgumentParser]
 
 RUN_HELP = """
 Do the whole job: scrape, preprocess, train, evaluate and report. A stage that is complete is
@@ -217,7 +220,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--until-stdin-closes", action="store_true", help="end when standard input does"
     )
 
-    add("doctor", doctor, "say what this environment has and what is wrong with it")
+    add_cluster_commands(add, add_stage)
     return parser
 
 
@@ -241,20 +244,49 @@ def add_scrape_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_cluster_commands(add: AddCommand, add_stage: AddCommand) -> None:
+    """Add the commands that speak with SLURM, and the doctor."""
+    command = add_stage("submit", submit, "submit the stages as SLURM jobs, each after the other")
+    command.add_argument(
+        "--from", dest="first", choices=STAGES, default=STAGES[0],
+        help="begin with this stage; those before it must be complete",
+    )  # fmt: skip
+    command.add_argument("--nodes", type=count, help="nodes of the training")
+    command.add_argument("--gpus-per-node", type=int, help="GPUs that it uses of each")
+    command.add_argument(
+        "--dry-run", action="store_true", help="print the sbatch commands and submit nothing"
+    )
+    for name, function, summary in (
+        ("status", status, "show a run's jobs, how far they are, and how to go on"),
+        ("cancel", cancel, "cancel a run's jobs; what they made stays"),
+    ):
+        command = add(name, function, summary)
+        command.add_argument("config", metavar="RUN", help="run folder")
+        command.set_defaults(overrides=())
+
+    command = add("doctor", doctor, "say what this environment has and what is wrong with it")
+    command.add_argument(
+        "--job", metavar="RUN", help="look at the job that this runs in and at this run folder "
+        "(srun --mpi=pmix galmerhpc doctor --job RUN)",
+    )  # fmt: skip
+
+
+def count(text: str) -> int:
+    """Return a number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
+
+
 def read_config(given: argparse.Namespace) -> Config:
     """Read the configuration that a command was given, a file or a run folder."""
-    path = Path(given.config)
-    if path.is_dir():
-        path /= "config.yaml"
-        if not path.exists():
-            raise InputError(f"{path.parent}: not a run folder (it has no config.yaml)")
-    return load(path, given.overrides)
+    return load(given.config, given.overrides)
 
 
 def open_run(config: Config) -> Config:
     """Write the resolved configuration into the run folder."""
     if parallel.rank() == 0:
-        files.write_text(config.run_dir / "config.yaml", dump(config))
+        files.write_text(config.run_dir / RESOLVED, dump(config))
     return config
 
 
@@ -514,12 +546,48 @@ def mirror(given: argparse.Namespace) -> None:
     )
 
 
-def doctor(_: argparse.Namespace) -> None:
-    """Print the state of this environment."""
-    from galmerhpc.cluster.doctor import doctor
+def submit(given: argparse.Namespace) -> None:
+    """Submit the stages."""
+    from galmerhpc.cluster.submit import Request, submit
 
-    if doctor():
-        sys.exit(ExitCode.FAILED)
+    request = Request(
+        given.config,
+        tuple(given.overrides),
+        given.first,
+        given.nodes,
+        given.gpus_per_node,
+        given.dry_run,
+    )
+    submit(read_config(given), request)
+
+
+def status(given: argparse.Namespace) -> None:
+    """Print the state of a run's jobs."""
+    from galmerhpc.cluster.status import status
+
+    print(status(read_config(given)))
+
+
+def cancel(given: argparse.Namespace) -> None:
+    """Cancel a run's jobs."""
+    from galmerhpc.cluster.status import cancel
+
+    numbers = cancel(read_config(given))
+    print(f"cancelled: {', '.join(numbers)}" if numbers else "no job of this run is queued")
+
+
+def doctor(given: argparse.Namespace) -> None:
+    """Print the state of this environment, or of this job."""
+    if given.job is None:
+        from galmerhpc.cluster.doctor import doctor
+
+        exit_code = doctor()
+    else:
+        from galmerhpc.cluster.job_doctor import doctor_job
+
+        exit_code = doctor_job(Path(given.job))
+    if exit_code:
+        sys.exit(exit_code)
 
 
 if __name__ == "__main__":

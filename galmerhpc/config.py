@@ -642,8 +642,8 @@ class Training(Section):
     deterministic: bool = False
     """Bit-identical repeats on CPU; slower on GPU."""
     threads: Count | None = None
-    """TensorFlow's threads a rank; by default the CPUs of this process over the ranks that share
-    them."""
+    """TensorFlow's threads a rank; by default the CPUs that the launcher gave it, or its share of
+    those that it was not given alone."""
     stall_limit_s: Positive = 600.0
     """Seconds after which a rank that does not answer ends the job; must exceed first-step tracing
     and work that only rank 0 does."""
@@ -780,6 +780,9 @@ def _refuse_without_class(parameter: Parameter, values: Sequence[float]) -> None
             )
 
 
+RESOLVED = "config.yaml"
+"""The run folder's copy of the configuration: all defaults, overrides and the catalogue in it."""
+
 Stage = Literal["scrape", "preprocess", "train", "evaluate"]
 
 _STAGE_KEYS: dict[str, tuple[str, ...]] = {
@@ -830,7 +833,8 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Parameters
     ----------
     path : path
-        YAML file. A catalogue named in it by path is read too and becomes part of the result.
+        YAML file, or a run folder, for its ``config.yaml``. A catalogue named in the file by path
+        is read too and becomes part of the result.
     overrides : sequence of str
         ``section.key=value``, the value in YAML; they win over the file.
 
@@ -840,6 +844,10 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         The file cannot be read, or a key or value is wrong; the message names file and key.
     """
     path = Path(path)
+    if path.is_dir():
+        path /= RESOLVED
+        if not path.exists():
+            raise InputError(f"{path.parent}: not a run folder (it has no {RESOLVED})")
     values, catalogue = _read_yaml(path), None
     for override in overrides:
         _override(values, override)

@@ -136,6 +136,29 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def cpus_per_rank(ranks: int) -> int:
+    """Return the CPUs that are this rank's own: those of its mask over the ranks that share it.
+
+    srun and mpirun give each rank a mask of its own, or none at all; where SLURM does not bind,
+    ``--cpus-per-task`` says how many it meant. Collective over the node.
+
+    Parameters
+    ----------
+    ranks : int
+        Ranks on this node, for a launcher that MPI does not know of: they share what there is.
+    """
+    mine = os.sched_getaffinity(0)
+    node = _node()
+    masks = node.allgather(mine) if node else [mine] * ranks
+    share = max(1, len(mine) // sum(1 for mask in masks if mask & mine))
+    return min(share, int(os.environ.get("SLURM_CPUS_PER_TASK", share)))
+
+
+def own_device(visible: Sequence[T], local_rank: int) -> T:
+    """Return a rank's device of those that it sees: all of the node's, or only its own."""
+    return visible[local_rank % len(visible)]
+
+
 def node_barrier() -> None:
     """Wait for the ranks of this node."""
     if node := _node():

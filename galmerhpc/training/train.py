@@ -422,7 +422,7 @@ def set_up_tensorflow(training: Training) -> None:
     keras.utils.set_random_seed(training.seed)
     if training.deterministic:
         tf.config.experimental.enable_op_determinism()
-    threads = training.threads or max(1, parallel.cpu_count() // horovod.local_size())
+    threads = training.threads or parallel.cpus_per_rank(horovod.local_size())
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -430,7 +430,7 @@ def set_up_tensorflow(training: Training) -> None:
         log.debug("TensorFlow's threads stay as they are")
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        mine = gpus[horovod.local_rank() % len(gpus)]
+        mine = parallel.own_device(gpus, horovod.local_rank())
         tf.config.set_visible_devices(mine, "GPU")
         tf.config.experimental.set_memory_growth(mine, True)
 

@@ -1,0 +1,245 @@
+"""``galmerhpc doctor --job RUN``: what the tasks of this job have, measured, and what is wrong.
+
+Runs under the job's launcher on every rank (``slurm/doctor.sbatch``). Rank 0 gathers what each
+found and prints one report.
+"""
+
+import importlib.metadata
+import os
+import socket
+import statistics
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from galmerhpc import __version__, parallel
+from galmerhpc.cluster.doctor import Report
+from galmerhpc.errors import ExitCode, InputError
+from galmerhpc.training import horovod
+
+GRADIENT_BYTES = 102_400_000
+"""All-reduced at once: the gradient of ResNet50 in float32, rounded."""
+
+REPEATS = 5
+
+READ_BYTES = 256_000_000
+"""Read by each rank; more than caches of disks, little enough for a minute at 10 MB/s a rank."""
+
+SLOW_NETWORK_GB_S = 1.0
+"""Between GPU nodes: below this it is the management network."""
+
+SLOW_READ_MB_S = 50.0
+"""Of one rank: a ResNet50 on a fast GPU takes 12 kB (64 px) a few thousand times a second."""
+
+_STALL_LIMIT_S = 60.0
+_BLOCK = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What one rank has.
+
+    Attributes
+    ----------
+    rank, local_rank : int
+        Its numbers in the job and on its node.
+    host : str
+        Its node.
+    cpus : int
+        CPUs that are its own.
+    node_cpus : int
+        CPUs of the node.
+    versions : str
+        Of everything whose difference between nodes would break the job.
+    device : str
+        Its entry of CUDA_VISIBLE_DEVICES; empty where there is none.
+    gpus : int
+        GPUs that TensorFlow sees.
+    read_mb_s : float
+        Rate of reading from the run folder, all ranks at once.
+    """
+
+    rank: int
+    local_rank: int
+    host: str
+    cpus: int
+    node_cpus: int
+    versions: str
+    device: str
+    gpus: int
+    read_mb_s: float
+
+
+def doctor_job(run_dir: Path) -> ExitCode:
+    """Look at this job, print the report on rank 0 and return the exit code of all ranks.
+
+    Raises
+    ------
+    InputError
+        There is no such folder, or no launcher started this.
+    """
+    if not run_dir.is_dir():
+        raise InputError(f"{run_dir}: no such folder; give the run folder, or any on its disk")
+    parallel.communicator()  # says so where srun started tasks that do not know of each other
+    horovod.init(_STALL_LIMIT_S)
+    seconds = time_all_reduce()
+    parallel.barrier()
+    found = parallel.gather(examine_rank(run_dir))
+    report = judge(found, seconds) if parallel.rank() == 0 else Report()
+    if parallel.rank() == 0:
+        print(report, flush=True)
+    return parallel.broadcast(ExitCode.FAILED if report.errors else ExitCode.COMPLETE)
+
+
+def examine_rank(run_dir: Path) -> Findings:
+    """Return what this rank has; collective, since all read at once."""
+    import tensorflow as tf
+
+    visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+    names = ("tensorflow", "tensorflow-cpu", "horovod", "mpi4py", "h5py")
+    versions = [f"galmerhpc {__version__}"]
+    for name in names:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:  # noqa: PERF203
+            continue
+    return Findings(
+        rank=parallel.rank(),
+        local_rank=parallel.local_rank(),
+        host=socket.gethostname(),
+        cpus=parallel.cpus_per_rank(parallel.local_size()),
+        node_cpus=os.cpu_count() or 1,
+        versions=", ".join(versions),
+        device=parallel.own_device(visible, parallel.local_rank()) if visible else "",
+        gpus=len(tf.config.list_physical_devices("GPU")),
+        read_mb_s=read_rate(run_dir) / 1e6,
+    )
+
+
+def time_all_reduce() -> float:
+    """Return the seconds that the sum of a ResNet50's gradient over all ranks takes, the median."""
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        tf.config.set_visible_devices(parallel.own_device(gpus, parallel.local_rank()), "GPU")
+    gradient = tf.ones(GRADIENT_BYTES // 4)
+    seconds = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        (total,) = horovod.sum_tensors([gradient])
+        total[0].numpy()  # waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])  # the first one makes the connections
+
+
+def read_rate(run_dir: Path) -> float:
+    """Return the rate at which this rank reads from the folder's disk, past the cache, bytes/s.
+
+    It reads what the run has; in a folder with little, a file that it writes and removes again.
+    """
+    files = sorted(run_dir.rglob("*.h5"))
+    if sum(path.stat().st_size for path in files) >= READ_BYTES:
+        # Each rank begins elsewhere, so that one rank's reading does not serve another.
+        first = parallel.rank() * len(files) // parallel.size()
+        return _read(files[first:] + files[:first])
+    scratch = run_dir / f".doctor-{socket.gethostname()}-{os.getpid()}"
+    try:
+        with scratch.open("wb") as file:
+            block = np.random.default_rng(parallel.rank()).bytes(_BLOCK)
+            for _ in range(READ_BYTES // _BLOCK):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        parallel.barrier()
+        return _read([scratch])
+    except OSError as error:
+        raise InputError(f"{scratch}: cannot be written: {error.strerror}") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _read(files: list[Path]) -> float:
+    done, start = 0, time.perf_counter()
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while done < READ_BYTES and (block := file.read(_BLOCK)):
+                done += len(block)
+    return done / (time.perf_counter() - start)
+
+
+def judge(found: list[Findings], all_reduce_s: float) -> Report:
+    """Return the report on all ranks' findings.
+
+    Parameters
+    ----------
+    found : list of Findings
+        In rank order.
+    all_reduce_s : float
+        Seconds of the sum of `GRADIENT_BYTES` over all ranks.
+    """
+    report = Report()
+    hosts = Counter(f.host for f in found)
+    report.row("job", f"{os.environ.get('SLURM_JOB_ID', 'none')}, {len(found)} ranks")
+    report.row("nodes", ", ".join(f"{host} ({count})" for host, count in hosts.items()))
+    report.row("versions", found[0].versions)
+    for f in found:
+        device = f", GPU {f.device}" if f.device else ""
+        report.row(
+            f"rank {f.rank}",
+            f"{f.host}, {f.cpus} of {f.node_cpus} CPUs{device}, reads {f.read_mb_s:.0f} MB/s",
+        )
+    # What each rank sends and receives in a ring (Patarasuk & Yuan 2009), so that the figure is
+    # comparable with the network's, whatever the number of ranks.
+    ring = 2 * (len(found) - 1) / len(found) * GRADIENT_BYTES / all_reduce_s / 1e9
+    if len(found) > 1:
+        report.row(
+            "all-reduce",
+            f"{GRADIENT_BYTES / 1e6:.0f} MB in {all_reduce_s * 1e3:.0f} ms, {ring:.2f} GB/s a rank",
+        )
+    _judge_ranks(report, found)
+    if any(f.gpus for f in found) and len(hosts) > 1 and ring < SLOW_NETWORK_GB_S:
+        report.notes.append(
+            f"all-reduce runs at {ring:.2f} GB/s: set NETWORK_INTERFACE in slurm/site.sh to the "
+            "fast network's, and look at NCCL_DEBUG=INFO"
+        )
+    slowest = min(found, key=lambda f: f.read_mb_s)
+    if slowest.read_mb_s < SLOW_READ_MB_S:
+        report.notes.append(
+            f"rank {slowest.rank} reads {slowest.read_mb_s:.0f} MB/s: put the run folder on the "
+            "parallel file system (RUNS_FOLDER of slurm/site.sh)"
+        )
+    return report
+
+
+def _judge_ranks(report: Report, found: list[Findings]) -> None:
+    tasks = int(os.environ.get("SLURM_NTASKS", len(found)))
+    if len(found) == 1 < tasks:
+        report.errors.append(
+            f"SLURM started {tasks} tasks, MPI knows one: MPI_PLUGIN of slurm/site.sh is not the "
+            "one that this MPI was built for (srun --mpi=list), or set LAUNCHER=mpirun"
+        )
+    for f in found:
+        if f.versions != found[0].versions:
+            report.errors.append(f"{f.host} has other versions than {found[0].host}: {f.versions}")
+        if f.cpus == 1 < f.node_cpus // max(1, sum(g.host == f.host for g in found)):
+            report.notes.append(
+                f"rank {f.rank} has one CPU of {f.node_cpus}: raise CPUS_PER_TASK in slurm/site.sh"
+            )
+        if f.device and not f.gpus:
+            report.errors.append(
+                f"rank {f.rank}: SLURM gives it GPU {f.device}, TensorFlow sees none: install "
+                "galmerhpc[gpu], and look for the driver with nvidia-smi"
+            )
+    owners = Counter((f.host, f.device) for f in found if f.device)
+    for (host, device), count in owners.items():
+        # With --gpus-per-task each rank sees its own one under the same number.
+        alone = all(f.gpus == 1 for f in found if f.host == host)
+        if count > 1 and not alone:
+            report.errors.append(
+                f"{count} ranks of {host} share GPU {device}: as many tasks a node as GPUs"
+            )

@@ -1,0 +1,135 @@
+"""The lives of a job: ``slurm/job.sh`` runs this module as each begins and ends.
+
+A job that must stop before its work is done (time limit, preemption, a lost node) goes back to the
+queue and goes on from what it saved. What it had made is written down at the beginning of each
+life: a job that makes nothing in two lives, or lives too often, is not started again.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from galmerhpc.cluster import slurm
+from galmerhpc.cluster.stages import progress
+from galmerhpc.config import Config, load
+from galmerhpc.errors import ExitCode, GalmerhpcError, InputError
+
+PATIENCE = 2
+"""Lives without anything new that end a job."""
+
+_FINAL = (ExitCode.WRONG_INPUT, ExitCode.VIEWS_MISSING)
+"""Exit codes that another life would only repeat."""
+
+_KILLED = 128
+"""bash adds this to the number of the signal that ended a command."""
+
+
+class Lives:
+    """The record of one job's lives, a line each, in the run folder's ``logs``.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    stage : str
+        Command of galmerhpc that the job runs.
+    environment : mapping of str
+        The job's: its number from SLURM, and the rules of ``slurm/site.sh``.
+    """
+
+    def __init__(self, config: Config, stage: str, environment: Mapping[str, str]) -> None:
+        self._config, self._stage, self._environment = config, stage, environment
+        self._array = environment.get("SLURM_ARRAY_JOB_ID")
+        self._task = environment.get("SLURM_ARRAY_TASK_ID", "")
+        # Tasks of scrape's array are jobs of their own; those of a training are its lives.
+        number = environment["SLURM_JOB_ID"]
+        if self._array:
+            number = f"{self._array}_{self._task}" if stage == "scrape" else self._array
+        self._path = config.run_dir / "logs" / f"{stage}-{number}.lives"
+
+    def begin(self) -> None:
+        """Write down a new life.
+
+        Raises
+        ------
+        GalmerhpcError
+            The job does not get on, or had lives enough.
+        """
+        made = progress(self._config, self._stage)
+        self._check(made)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as record:
+            record.write(f"{made}\n")
+
+    def end(self, status: int, signal: str) -> None:
+        """Put the job back into the queue if another life can finish it, or leave with its status.
+
+        Parameters
+        ----------
+        status : int
+            Exit code of what the job ran; not 0.
+        signal : str
+            What SLURM sent meanwhile; empty for nothing.
+        """
+        stopped = status == ExitCode.INTERRUPTED or (signal and status > _KILLED)
+        crashed_for_now = self._environment["REQUEUE_FAILED"] == "yes" and status not in _FINAL
+        if not (stopped or crashed_for_now):
+            sys.exit(status)
+        made = progress(self._config, self._stage)
+        self._check(made)
+        if self._environment["CONTINUATION"] == "requeue":
+            say(f"stopped ({signal or f'exit code {status}'}) with {made}; back into the queue")
+            slurm.requeue(self._environment["SLURM_JOB_ID"])
+        elif self._task and self._task != self._environment["SLURM_ARRAY_TASK_MAX"]:
+            say(f"stopped with {made}; the array's next task goes on")
+        else:
+            say(f"stopped with {made}; submit again to go on")
+            sys.exit(ExitCode.INTERRUPTED)
+
+    def _check(self, made: str) -> None:
+        before = self._path.read_text().splitlines() if self._path.exists() else []
+        if len(before) >= int(self._environment["MAX_LIVES"]):
+            raise GalmerhpcError(
+                f"{self._stage} was started {len(before)} times (MAX_LIVES of slurm/site.sh): "
+                f"submit again to go on ({made} is saved)"
+            )
+        if len(before) >= PATIENCE and set(before[-PATIENCE:]) == {made}:
+            raise GalmerhpcError(
+                f"{self._stage} made nothing new in {PATIENCE} lives ({made}): raise the job's "
+                "time limit, or let training.checkpoint_every_steps save more often, and submit "
+                "again"
+            )
+
+
+def say(message: str) -> None:
+    """Write a line into the job's log."""
+    print(f"galmerhpc: {message}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Begin or end a life of the job that this runs in."""
+    parser = argparse.ArgumentParser(prog="galmerhpc.cluster.lives")
+    parser.add_argument("moment", choices=("begin", "end"))
+    parser.add_argument("stage")
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--status", type=int, default=0)
+    parser.add_argument("--signal", default="")
+    given = parser.parse_args(arguments)
+    try:
+        lives = Lives(load(given.config, given.overrides), given.stage, os.environ)
+        if given.moment == "begin":
+            lives.begin()
+        else:
+            lives.end(given.status, given.signal)
+    except InputError as error:
+        say(str(error))
+        sys.exit(ExitCode.WRONG_INPUT)
+    except GalmerhpcError as error:
+        say(str(error))
+        sys.exit(ExitCode.FAILED)
+
+
+if __name__ == "__main__":
+    main()

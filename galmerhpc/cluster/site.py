@@ -1,0 +1,140 @@
+"""The facts of a cluster, from ``slurm/site.sh``: one bash file that people and job scripts source.
+
+It is run by bash, as the jobs do, and what it exports is checked here, so that a wrong value is
+named before anything is submitted.
+"""
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from galmerhpc.errors import InputError
+
+SITE_FILE = Path("slurm/site.sh")
+EXAMPLE_FILE = Path("slurm/site.example.sh")
+
+_LOAD = f"set -e; source {SITE_FILE}; load_environment; command -v galmerhpc > /dev/null || {{ "
+_LOAD += "echo 'no galmerhpc on PATH after it' >&2; exit 1; }"
+
+_PRINT = f"set -ae; source {SITE_FILE} > /dev/null; env -0"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What `slurm/site.sh` says; each field is its variable in small letters.
+
+    Attributes
+    ----------
+    environment : dict
+        All variables after sourcing it, among them sbatch's own defaults (SBATCH_...).
+    """
+
+    cpu_partition: str
+    gpu_partition: str
+    internet_partition: str
+    gpus_per_node: int
+    tasks_per_node: int
+    cpus_per_task: int
+    train_nodes: int
+    preprocess_tasks: int
+    scrape_tasks: int
+    scrape_at_once: int
+    launcher: Literal["srun", "mpirun"]
+    mpi_plugin: str
+    network_interface: str
+    continuation: Literal["requeue", "array"]
+    continuation_tasks: int
+    max_lives: int
+    requeue_failed: Literal["yes", "no"]
+    runs_folder: str
+    mail_user: str
+    environment: dict[str, str]
+
+    @property
+    def training_partition(self) -> str:
+        """The partition that trains and evaluates."""
+        return self.gpu_partition or self.cpu_partition
+
+
+_MAY_BE_ZERO = "gpus_per_node"
+_MUST_BE_GIVEN = ("cpu_partition", "mpi_plugin")
+
+
+def read_site() -> Site:
+    """Read the site file of the checkout that is the current folder.
+
+    Raises
+    ------
+    InputError
+        There is none, it does not run, or a value is missing or impossible; the message names the
+        variable.
+    """
+    if not SITE_FILE.exists():
+        where = (
+            f"copy {EXAMPLE_FILE} to it and fill it in"
+            if EXAMPLE_FILE.exists()
+            else "submit from the folder of galmerhpc's checkout"
+        )
+        raise InputError(f"{SITE_FILE}: no such file in {Path.cwd()}; {where}")
+    printed = _bash(_PRINT)
+    # BASH_FUNC_...: functions that the user's shell exports.
+    environment = dict(
+        line.split("=", 1) for line in printed.split("\0") if "=" in line and line[0] != "="
+    )
+    names = [name for name in Site.__dataclass_fields__ if name != "environment"]
+    return Site(
+        **{name: _value(name, environment) for name in names},  # type: ignore[arg-type]
+        environment=environment,
+    )
+
+
+def check_environment() -> None:
+    """Run the site file's `load_environment`, as each job will.
+
+    Raises
+    ------
+    InputError
+        It fails, or there is no `galmerhpc` after it.
+    """
+    _bash(_LOAD, "load_environment fails: ")
+
+
+def _value(name: str, environment: dict[str, str]) -> str | int:
+    variable, kind = name.upper(), Site.__dataclass_fields__[name].type
+    if variable not in environment:
+        raise InputError(f"{SITE_FILE}: {variable} is missing; {EXAMPLE_FILE} explains it")
+    text = environment[variable].strip()
+    if name in _MUST_BE_GIVEN and not text:
+        raise InputError(f"{SITE_FILE}: {variable} is empty; {EXAMPLE_FILE} explains it")
+    if kind is int:
+        least = 0 if name == _MAY_BE_ZERO else 1
+        if not re.fullmatch(r"\d{1,6}", text) or int(text) < least:
+            raise InputError(
+                f"{SITE_FILE}: {variable} must be a whole number from {least} on, not {text!r}"
+            )
+        return int(text)
+    if allowed := get_args(kind):
+        if text not in allowed:
+            raise InputError(
+                f"{SITE_FILE}: {variable} must be {' or '.join(allowed)}, not {text!r}"
+            )
+        return text
+    # A partition's name becomes an argument of sbatch.
+    if name.endswith("_partition") and not re.fullmatch(r"[\w.,-]*", text):
+        raise InputError(f"{SITE_FILE}: {variable} is no partition's name: {text!r}")
+    return text
+
+
+def _bash(script: str, what: str = "") -> str:
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    if done.returncode:
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise InputError(
+            f"{SITE_FILE}: {what}{' '.join(said[:2]) or f'exit code {done.returncode}'}"
+        )
+    return done.stdout

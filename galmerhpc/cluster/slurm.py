@@ -1,0 +1,164 @@
+"""SLURM's commands as functions: submit, look, cancel.
+
+States come from squeue and scontrol, which every cluster has; sacct remembers longer, where there
+is one.
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from galmerhpc.errors import GalmerhpcError, InputError
+
+DEAD_DEPENDENCY = "DependencyNeverSatisfied"
+
+_TIME_LIMIT_S = 90.0
+"""For a command: a controller that does not answer is asked for up to a minute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job, or a task of an array, as SLURM shows it.
+
+    Attributes
+    ----------
+    id : str
+        Number of the job, of the whole array where it is one.
+    task : str
+        Array tasks it stands for, as in ``3`` or ``4-9%2``; empty for a job that is none.
+    name, state : str
+        As SLURM has them; the state in capitals, as in ``PENDING``.
+    reason : str
+        Why it is pending or ended; empty where there is none.
+    exit_code : str
+        ``code:signal`` of an ended job, where it is known.
+    restarts : int
+        How often it went back to the queue.
+    """
+
+    id: str
+    task: str
+    name: str
+    state: str
+    reason: str = ""
+    exit_code: str = ""
+    restarts: int = 0
+
+
+def require() -> None:
+    """Refuse to go on where there is no SLURM."""
+    if shutil.which("sbatch") is None:
+        raise InputError("no sbatch on PATH: this is no login node of a cluster with SLURM")
+
+
+def submit(command: Sequence[str], environment: dict[str, str]) -> str:
+    """Run an sbatch command with ``--parsable`` and return the job's number.
+
+    Raises
+    ------
+    InputError
+        SLURM refuses the job.
+    """
+    return _run(command, environment).strip().split(";")[0]
+
+
+def test(command: Sequence[str], environment: dict[str, str]) -> str:
+    """Return why SLURM would not take the job of an sbatch command; empty where it would.
+
+    Nothing is submitted. It knows of accounts, partitions, limits, and what nodes there are.
+    """
+    try:
+        _run([command[0], "--test-only", *command[1:]], environment)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def queued(names: Sequence[str]) -> list[Job]:
+    """Return this user's jobs of these names that are pending, running or completing."""
+    printed = _run(
+        ["squeue", "--me", "--noheader", f"--name={','.join(names)}", "--format=%i|%j|%T|%r"]
+    )
+    jobs = []
+    for line in printed.splitlines():
+        number, name, state, reason = line.split("|", 3)
+        jobs.append(Job(*_number(number), name, state, _reason(reason)))
+    return jobs
+
+
+def show(job_id: str) -> list[Job]:
+    """Return what SLURM knows of a job, each task of an array by itself; nothing if it forgot."""
+    try:
+        printed = _run(["scontrol", "show", "job", "--oneliner", job_id])
+    except InputError:  # forgotten some minutes after its end
+        return _accounted(job_id)
+    return [_parse(line) for line in printed.splitlines() if line.startswith("JobId=")]
+
+
+def cancel(job_ids: Sequence[str]) -> None:
+    """Cancel jobs."""
+    _run(["scancel", *job_ids])
+
+
+def requeue(job_id: str) -> None:
+    """Put a running job back into the queue."""
+    _run(["scontrol", "requeue", job_id])
+
+
+def _parse(line: str) -> Job:
+    facts: dict[str, str] = dict(re.findall(r"(\w+)=(\S*)", line))
+    return Job(
+        facts.get("ArrayJobId") or facts["JobId"],
+        facts.get("ArrayTaskId", ""),
+        facts.get("JobName", ""),
+        facts["JobState"],
+        _reason(facts.get("Reason", "")),
+        facts.get("ExitCode", ""),
+        int(facts.get("Restarts", "0")),
+    )
+
+
+def _accounted(job_id: str) -> list[Job]:
+    if shutil.which("sacct") is None:
+        return []
+    command = ["sacct", "-n", "-P", "-X", "-j", job_id, "-o", "JobID,JobName,State,ExitCode"]
+    try:
+        printed = _run(command)
+    except InputError:  # no accounting on this cluster
+        return []
+    jobs = []
+    for line in printed.splitlines():
+        number, name, state, exit_code = line.split("|", 3)
+        jobs.append(Job(*_number(number), name, state.split()[0], "", exit_code))
+    return jobs
+
+
+def _number(text: str) -> tuple[str, str]:
+    """Return number and task of ``12``, ``12_3`` or ``12_[4-9%2]``."""
+    number, _, task = text.partition("_")
+    return number, task.strip("[]")
+
+
+def _reason(text: str) -> str:
+    return "" if text in ("None", "(null)") else text
+
+
+def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
+    """Run a command of SLURM's and return what it printed."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment,
+            timeout=_TIME_LIMIT_S,
+        )  # fmt: skip
+    except FileNotFoundError:
+        raise InputError(f"no {command[0]} on PATH: there is no SLURM here") from None
+    except subprocess.TimeoutExpired:
+        raise GalmerhpcError(
+            f"{command[0]}: no answer of SLURM within {_TIME_LIMIT_S:g} s; try again later"
+        ) from None
+    if done.returncode:
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        raise InputError(said[-1] if said else f"{command[0]}: exit code {done.returncode}")
+    return done.stdout

@@ -1,0 +1,81 @@
+"""The stages of a run as jobs: their order and names, whether one is complete, how far it is."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from galmerhpc import files
+from galmerhpc.config import Config
+from galmerhpc.errors import InputError
+
+JobStage = Literal["scrape", "preprocess", "train", "evaluate"]
+
+STAGES: tuple[JobStage, ...] = ("scrape", "preprocess", "train", "evaluate")
+"""One job each; each needs what the one before it made."""
+
+FOLDERS = {
+    "scrape": "raw",
+    "preprocess": "shards",
+    "train": "checkpoints",
+    "evaluate": "evaluation",
+}
+"""Where a stage's files lie in the run folder."""
+
+_MADE = {"scrape": "raw-*", "preprocess": "*.h5", "train": "step-*", "evaluate": "*.html"}
+"""What a stage adds to its folder while it gets on."""
+
+_REPORT = "report.html"
+
+
+def job_name(run_dir: Path, stage: str) -> str:
+    """Return the name of a stage's job: the same for the same run folder, and for no other."""
+    place = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:8]
+    return f"{stage}-{run_dir.name}-{place}"
+
+
+def is_complete(config: Config, stage: JobStage) -> bool:
+    """Say whether a stage has made all it makes.
+
+    Raises
+    ------
+    InputError
+        Its folder was made from another configuration, or is damaged.
+    """
+    folder = config.run_dir / FOLDERS[stage]
+    done = files.StageRecord(folder, config.inputs(stage)).complete
+    return done and (stage != "evaluate" or (folder / _REPORT).exists())
+
+
+def progress(config: Config, command: str) -> str:
+    """Return what a command has made so far, in a few words that change when it gets on.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    command : str
+        A stage, ``simulate``, or ``run``, which is all stages.
+    """
+    if command == "run":
+        return "; ".join(f"{stage}: {progress(config, stage)}" for stage in STAGES)
+    if command == "simulate":
+        library = Path(config.library)
+        made = sorted(library.with_name(f"{library.name}.parts").glob("*.h5"))
+    else:
+        stage = "evaluate" if command == "report" else command
+        made = sorted((config.run_dir / FOLDERS[stage]).glob(_MADE[stage]))
+    if not made:
+        return "nothing yet"
+    if command == "train":
+        return _position(made[-1])
+    return f"{len(made)} files, {sum(path.stat().st_size for path in made) / 1e6:.3f} MB"
+
+
+def _position(checkpoint: Path) -> str:
+    """Return where the training stands, from its newest checkpoint."""
+    step = int(checkpoint.name.removeprefix("step-"))
+    try:
+        epochs = files.read_json(checkpoint / "manifest.json")["epoch"]
+    except (InputError, KeyError, TypeError):  # being replaced, or damaged: training says so
+        return f"step {step}"
+    return f"step {step}, {epochs} epochs finished"

@@ -1,0 +1,105 @@
+"""``galmerhpc status`` and ``galmerhpc cancel``: a run's jobs, from SLURM and from its files."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from galmerhpc.cluster import slurm
+from galmerhpc.cluster.stages import STAGES, is_complete, progress
+from galmerhpc.cluster.submit import queued_jobs, read_jobs
+from galmerhpc.config import Config
+
+LOG_LINES = 3
+"""Last lines of a job's log that are shown."""
+
+_LOG_BYTES = 8192
+"""Where the last lines are looked for."""
+
+
+def status(config: Config) -> str:
+    """Return the state of a run's stages, the last lines of their logs, and the command to go on.
+
+    Parameters
+    ----------
+    config : Config
+        The run, as its folder has it.
+
+    Raises
+    ------
+    InputError
+        There is no SLURM here, or the run folder is damaged.
+    """
+    slurm.require()
+    record = read_jobs(config.run_dir)
+    waiting = queued_jobs(config.run_dir)
+    table = [("stage", "job", "state", "progress")]
+    logs: list[str] = []
+    missing = []
+    for stage in STAGES:
+        number = waiting[stage].id if stage in waiting else record["jobs"].get(stage, "")
+        made = progress(config, stage)
+        if is_complete(config, stage):
+            table.append((stage, number, "complete", made))
+            continue
+        missing.append(stage)
+        state = describe(slurm.show(number)) or "forgotten by SLURM" if number else "not submitted"
+        table.append((stage, number, state, made))
+        if number:
+            logs += last_lines(config.run_dir / "logs", f"{stage}-{number}")
+    widths = [max(len(row[k]) for row in table) + 2 for k in range(3)] + [0]
+    text = [
+        "".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
+    if logs:
+        text += ["", *logs]
+    if not missing:
+        text += ["", f"complete; the report: {config.run_dir / 'evaluation' / 'report.html'}"]
+    elif not waiting:
+        command = record["command"] or "galmerhpc submit CONFIG"
+        text += ["", f"nothing is queued; {missing[0]} goes on with: {command}"]
+    return "\n".join(text)
+
+
+def cancel(config: Config) -> list[str]:
+    """Cancel the run's jobs and return their numbers."""
+    slurm.require()
+    numbers = [job.id for job in queued_jobs(config.run_dir).values()]
+    if numbers:
+        slurm.cancel(numbers)
+    return numbers
+
+
+def describe(jobs: Iterable[slurm.Job]) -> str:
+    """Return the states of a job, or of an array's tasks, with their reasons.
+
+    Examples
+    --------
+    >>> describe([slurm.Job("7", "", "train", "PENDING", "Dependency")])
+    'PENDING (Dependency)'
+    >>> describe([slurm.Job("7", str(k), "scrape", "RUNNING") for k in range(3)])
+    '3 RUNNING'
+    >>> describe([slurm.Job("7", "", "train", "FAILED", "NonZeroExitCode", "2:0", 1)])
+    'FAILED (NonZeroExitCode 2:0), life 2'
+    """
+    counts: Counter[str] = Counter()
+    for job in jobs:
+        why = job.reason
+        if job.exit_code not in ("", "0:0"):
+            why = f"{why} {job.exit_code}".lstrip()
+        life = f", life {job.restarts + 1}" if job.restarts else ""
+        counts[f"{job.state}{f' ({why})' if why else ''}{life}"] += 1
+    return ", ".join(f"{n} {state}" if n > 1 else state for state, n in counts.items())
+
+
+def last_lines(folder: Path, name: str) -> list[str]:
+    """Return the last lines of a job's newest log, after the log's path; empty without a log."""
+    logs = [*folder.glob(f"{name}.out"), *folder.glob(f"{name}_*.out")]
+    if not logs:
+        return []
+    newest = max(logs, key=lambda path: path.stat().st_mtime)
+    with newest.open("rb") as file:
+        file.seek(max(0, newest.stat().st_size - _LOG_BYTES))
+        text = file.read().decode(errors="replace")
+    lines = [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return [f"{newest}:", *(f"  {line}" for line in lines[-LOG_LINES:])]

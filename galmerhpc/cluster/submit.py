@@ -1,0 +1,227 @@
+"""``galmerhpc submit``: the stages of a run as SLURM jobs, each waiting for the one before it."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from galmerhpc import files
+from galmerhpc.cluster import slurm
+from galmerhpc.cluster.site import SITE_FILE, Site, check_environment, read_site
+from galmerhpc.cluster.stages import STAGES, JobStage, is_complete, job_name
+from galmerhpc.config import RESOLVED, Config, dump, require_catalogue
+from galmerhpc.errors import GalmerhpcError, InputError
+
+JOBS_FILE = "jobs.json"
+"""In the run folder: the command that submitted, and each stage's last job."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Attributes
+    ----------
+    config_path : str
+        The configuration file as it was given: jobs read it again.
+    overrides : sequence of str
+        ``key=value``.
+    first : str
+        Stage to begin with; those before it must be complete.
+    nodes, gpus_per_node : int or None
+        Of the training; None: what the site file says.
+    dry_run : bool
+        Print the sbatch commands and submit nothing.
+    """
+
+    config_path: str
+    overrides: Sequence[str] = ()
+    first: JobStage = "scrape"
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    dry_run: bool = False
+
+    def arguments(self) -> list[str]:
+        """Return what each job's galmerhpc is called with."""
+        return [self.config_path, *self.overrides]
+
+
+def submit(config: Config, request: Request) -> None:
+    """Submit what is neither complete nor in the queue, and print what happens to each stage.
+
+    Every job is first tried on SLURM (``sbatch --test-only``): a value that it does not take is
+    named before the first job is submitted.
+
+    Raises
+    ------
+    InputError
+        The site file, the run folder or the configuration does not allow it, or SLURM refuses.
+    """
+    require_catalogue(config)
+    slurm.require()
+    site = read_site()
+    _check(config, request, site)
+    first = STAGES.index(request.first)
+    complete = {stage for stage in STAGES if is_complete(config, stage)}
+    for stage in STAGES[:first]:
+        if stage not in complete:
+            raise InputError(f"--from {request.first}: {stage} of {config.run_dir} is not complete")
+    waiting = queued_jobs(config.run_dir)
+    commands = {
+        stage: sbatch_command(config, request, site, stage)
+        for stage in STAGES[first:]
+        if stage not in complete and stage not in waiting
+    }
+    if commands:
+        check_environment()
+        _try(commands, site)
+    if commands and not request.dry_run:
+        _prepare(config)
+
+    previous = ""
+    for stage in STAGES[first:]:
+        if stage in complete:
+            print(f"{stage}: complete")
+        elif stage in waiting:
+            previous = waiting[stage].id
+            print(f"{stage}: job {previous} is {waiting[stage].state.lower()} already")
+        else:
+            command = after(previous, commands[stage])
+            if request.dry_run:
+                print(shlex.join(command))
+                previous = f"<{stage}>"
+            else:
+                previous = slurm.submit(command, site.environment)
+                _note(config.run_dir, request, stage, previous)
+                print(f"{stage}: job {previous}", flush=True)
+
+
+def after(previous: str, command: list[str]) -> list[str]:
+    """Return an sbatch command that waits for a job, and leaves the queue where that one fails."""
+    if not previous:
+        return command
+    waiting = [f"--dependency=afterok:{previous}", "--kill-on-invalid-dep=yes"]
+    return [command[0], *waiting, *command[1:]]
+
+
+def _try(commands: dict[JobStage, list[str]], site: Site) -> None:
+    """Refuse what SLURM would."""
+    for stage, command in commands.items():
+        fault = slurm.test(command, site.environment)
+        if fault:
+            raise InputError(f"{stage}: SLURM refuses the job: {fault} (see {SITE_FILE})")
+
+
+def queued_jobs(run_dir: Path) -> dict[str, slurm.Job]:
+    """Return the run's jobs that are in the queue, or run, by stage.
+
+    One whose dependency has failed is there for some seconds more, and is left out.
+    """
+    stages = {job_name(run_dir, stage): stage for stage in STAGES}
+    return {
+        stages[job.name]: job
+        for job in slurm.queued(list(stages))
+        if job.reason != slurm.DEAD_DEPENDENCY
+    }
+
+
+def sbatch_command(config: Config, request: Request, site: Site, stage: JobStage) -> list[str]:
+    """Return the sbatch command of a stage, without its dependency."""
+    logs = config.run_dir / "logs"
+    number = "%j"
+    partition = site.cpu_partition
+    options: list[str]
+    match stage:
+        case "scrape":
+            if config.scrape.source != "mirror":
+                partition = site.internet_partition
+            options = [f"--array=1-{site.scrape_tasks}%{site.scrape_at_once}"]
+            number = "%A_%a"
+        case "preprocess":
+            options = [f"--ntasks={site.preprocess_tasks}"]
+        case "train":
+            partition = site.training_partition
+            gpus = _gpus_per_node(request, site)
+            options = [
+                f"--nodes={request.nodes or site.train_nodes}",
+                f"--ntasks-per-node={gpus or site.tasks_per_node}",
+                f"--cpus-per-task={site.cpus_per_task}",
+                *([f"--gpus-per-node={gpus}"] if gpus else []),
+            ]
+            if site.continuation == "array":
+                options.append(f"--array=1-{site.continuation_tasks}%1")
+                number = "%A"  # its tasks are one training's lives: one log
+        case "evaluate":
+            partition = site.training_partition
+            options = [
+                f"--cpus-per-task={site.cpus_per_task}",
+                *(["--gpus-per-node=1"] if _gpus_per_node(request, site) else []),
+            ]
+    if site.mail_user:
+        options += [f"--mail-user={site.mail_user}", "--mail-type=END,FAIL"]
+    return [
+        "sbatch", "--parsable", f"--job-name={job_name(config.run_dir, stage)}",
+        f"--partition={partition}", f"--output={logs / f'{stage}-{number}.out'}", *options,
+        f"slurm/{stage}.sbatch", *request.arguments(),
+    ]  # fmt: skip
+
+
+def read_jobs(run_dir: Path) -> dict[str, Any]:
+    """Return what `JOBS_FILE` holds: ``command`` and ``jobs``, the last job's number by stage."""
+    path = run_dir / JOBS_FILE
+    if not path.exists():
+        return {"command": "", "jobs": {}}
+    record = files.read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("jobs"), dict):
+        raise InputError(f"{path}: damaged; remove it (the jobs themselves are not touched)")
+    return record
+
+
+def _gpus_per_node(request: Request, site: Site) -> int:
+    return site.gpus_per_node if request.gpus_per_node is None else request.gpus_per_node
+
+
+def _check(config: Config, request: Request, site: Site) -> None:
+    if _gpus_per_node(request, site) > site.gpus_per_node:
+        raise InputError(
+            f"--gpus-per-node {request.gpus_per_node}: a node has {site.gpus_per_node} "
+            f"(GPUS_PER_NODE of {SITE_FILE})"
+        )
+    needs_internet = config.scrape.source != "mirror" and not is_complete(config, "scrape")
+    if needs_internet and not site.internet_partition:
+        raise InputError(
+            f"scrape.source is {config.scrape.source}, and {SITE_FILE} names no "
+            "INTERNET_PARTITION: run galmerhpc scrape where there is internet, then submit"
+        )
+    tasks = (request.nodes or site.train_nodes) * (
+        _gpus_per_node(request, site) or site.tasks_per_node
+    )
+    if config.training.batch_size < tasks:
+        raise InputError(
+            f"training.batch_size {config.training.batch_size} leaves some of {tasks} tasks "
+            "without images: raise it, or take fewer --nodes"
+        )
+
+
+def _prepare(config: Config) -> None:
+    """Make the run folder, with the configuration for `status` and a place for the jobs' logs."""
+    try:
+        (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{config.run_dir}: cannot be made: {error.strerror}") from None
+    files.write_text(config.run_dir / RESOLVED, dump(config))
+
+
+def _note(run_dir: Path, request: Request, stage: str, job_id: str) -> None:
+    """Write down a job that was submitted."""
+    options = ["--nodes", str(request.nodes)] if request.nodes else []
+    if request.gpus_per_node is not None:
+        options += ["--gpus-per-node", str(request.gpus_per_node)]
+    command = shlex.join(["galmerhpc", "submit", *options, *request.arguments()])
+    try:
+        record = read_jobs(run_dir)
+        record = {"command": command, "jobs": {**record["jobs"], stage: job_id}}
+        files.write_json(run_dir / JOBS_FILE, record)
+    except GalmerhpcError as error:
+        raise GalmerhpcError(f"job {job_id} of {stage} is submitted, but: {error}") from error

@@ -1,0 +1,54 @@
+# shellcheck shell=bash
+# The facts of one cluster, the only file that names them. Copy it to slurm/site.sh, fill it in, then
+#
+#   galmerhpc submit configs/demo.yaml             reads it by itself; or by hand, in the checkout:
+#   source slurm/site.sh && sbatch -p "$CPU_PARTITION" slurm/preprocess.sbatch configs/demo.yaml
+#
+# The jobs read it too. Every value is explained in docs/cluster.md where one line is not enough.
+
+# --- who pays: sbatch takes these as defaults of every job; leave out what your site does not ask for
+#export SBATCH_ACCOUNT=project123
+#export SBATCH_QOS=normal
+#export SBATCH_TIMELIMIT=12:00:00   # where the partition's limit is below the scripts' own --time
+
+# --- partitions, as sinfo lists them
+export CPU_PARTITION=              # preprocess, scrape from the mirror; all else where there is no GPU
+export GPU_PARTITION=              # train and evaluate; empty: they use CPU_PARTITION
+export INTERNET_PARTITION=         # scrape from an address; empty: no node of the cluster has internet
+
+# --- the nodes that train
+export GPUS_PER_NODE=0             # GPUs of one node: one task each
+export TASKS_PER_NODE=1            # tasks of one node where there are no GPUs
+export CPUS_PER_TASK=4             # cores of a node over its tasks
+export TRAIN_NODES=1               # nodes of a training, unless submit --nodes says otherwise
+
+# --- the other stages
+export PREPROCESS_TASKS=4          # MPI tasks, on however many nodes they fit
+export SCRAPE_TASKS=1              # array tasks; each has its slice of the catalogue and of the rate
+export SCRAPE_AT_ONCE=1            # how many of them run at the same time
+
+# --- how tasks are started
+export LAUNCHER=srun               # srun, or mpirun
+export MPI_PLUGIN=pmix             # of srun; `srun --mpi=list` shows what there is
+export NETWORK_INTERFACE=          # the fast network's, as `ip link` lists it (ib0, hsn0); empty: any
+
+# --- how often a job comes back
+export CONTINUATION=requeue        # requeue, or array: `submit` chains CONTINUATION_TASKS array tasks
+export CONTINUATION_TASKS=10       # only for array
+export MAX_LIVES=100               # a job that was started so often is not started again
+export REQUEUE_FAILED=no           # yes: also after a crash, as of nodes that lose GPUs
+
+# --- where things go
+export RUNS_FOLDER=                # on the parallel file system; `runs` becomes a link to it
+export MAIL_USER=                  # gets a message at the end or failure of each job
+
+# --- the environment that galmerhpc is installed in; runs in every job and, as a test, in submit
+load_environment() {
+  # module load openmpi cuda
+  # shellcheck source=/dev/null
+  source .venv/bin/activate
+}
+
+# --- what must be there before sbatch: it writes no log into a missing folder, and says nothing
+mkdir -p logs
+[ -z "$RUNS_FOLDER" ] || [ -e runs ] || { mkdir -p "$RUNS_FOLDER" && ln -s "$RUNS_FOLDER" runs; }
