@@ -127,7 +127,8 @@ class Cluster:
 
     def start(self) -> None:
         """Start munge, the controller and the nodes, and wait until all are idle."""
-        for name in ("munge", "state", "log", "pid", "gpus", *(f"spool.{n}" for n in NODES)):
+        own = [f"{what}.{node}" for what in ("spool", "tmp") for node in NODES]
+        for name in ("munge", "state", "log", "pid", "gpus", *own):
             (self.folder / name).mkdir(parents=True)
         (self.folder / "munge").chmod(0o755)
         self._configure()
@@ -249,6 +250,7 @@ AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
+TmpFS={folder}/tmp.%n
 SlurmctldPidFile={folder}/pid/slurmctld
 SlurmdPidFile={folder}/pid/slurmd.%n
 SlurmctldLogFile={folder}/log/slurmctld
