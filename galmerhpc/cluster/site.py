@@ -133,7 +133,11 @@ def _bash(script: str, what: str = "") -> str:
         ["bash", "-c", script], capture_output=True, text=True, check=False, env=dict(os.environ)
     )
     if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        said = [
+            line.strip().removeprefix(f"{SITE_FILE}: ")
+            for line in done.stderr.splitlines()
+            if line.strip()
+        ]
         raise InputError(
             f"{SITE_FILE}: {what}{' '.join(said[:2]) or f'exit code {done.returncode}'}"
         )

@@ -58,7 +58,10 @@ def submit(config: Config, request: Request) -> None:
     InputError
         The site file, the run folder or the configuration does not allow it, or SLURM refuses.
     """
-    require_catalogue(config)
+    if require_catalogue(config).images and not is_complete(config, "scrape"):
+        raise InputError(
+            "catalogue.images: pictures of a folder; run galmerhpc images import first, then submit"
+        )
     slurm.require()
     site = read_site()
     _check(config, request, site)

@@ -112,6 +112,16 @@ class Cluster:
         """Return how often a job went back to the queue."""
         return int(self.job(job_id)["Restarts"])
 
+    def cancel_all(self) -> None:
+        """End all jobs."""
+        self.run("scancel", f"--user={os.getuid()}", check=False)
+        wait_until(lambda: not self.run("squeue", "--noheader"), "jobs to end")
+
+    @property
+    def address(self) -> str:
+        """The address at which jobs find a server of this machine."""
+        return f"{_NETWORK}.254" if self.mode == NETNS else "127.0.0.1"
+
     def daemon(self, node: str) -> int:
         """Return the process id of a node's slurmd."""
         return int((self.folder / "pid" / f"slurmd.{node}").read_text())

@@ -1,0 +1,165 @@
+"""`galmerhpc submit`, `status` and `cancel` on a real cluster: what is refused, what is queued."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from galmerhpc.cluster.stages import STAGES
+from galmerhpc.errors import ExitCode
+from galmerhpc.simulate.library import library_path
+from tests.conftest import write_run
+from tests.slurm.cluster import GPUS, Cluster
+from tests.slurm.conftest import Checkout, nothing_starts
+
+
+@pytest.fixture
+def tiny(checkout: Checkout) -> str:
+    """Write the tiny run into the checkout and return its configuration's name."""
+    return write_run(checkout.folder).name
+
+
+def change(path: Path, **sections: object) -> None:
+    """Change top-level keys of a configuration file."""
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **sections}))
+
+
+def test_a_dry_run_prints_the_chain_and_leaves_no_trace(checkout, cluster, tiny):
+    checkout.site(TRAIN_NODES=2, SCRAPE_TASKS=4, SCRAPE_AT_ONCE=2, MAIL_USER="a@b.org")
+    done = checkout.galmerhpc("submit", tiny, "training.epochs=5", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split("slurm/")[1].split(".sbatch")[0] for line in lines] == list(STAGES)
+    assert all(line.endswith(f"{tiny} training.epochs=5") for line in lines)
+    assert "--array=1-4%2" in lines[0]
+    assert "--nodes=2" in lines[2]
+    for line, before in zip(lines[1:], STAGES, strict=False):
+        assert f"afterok:<{before}>" in line
+        assert "--kill-on-invalid-dep=yes" in line
+    assert all("--mail-user=a@b.org" in line for line in lines)
+    assert not cluster.run("squeue", "--noheader")
+    assert not (checkout.folder / "run").exists()
+
+
+def test_submitting_again_submits_nothing_and_cancel_ends_it(checkout, cluster, tiny):
+    with nothing_starts(cluster):
+        jobs = checkout.submit(tiny, "--nodes", "2")
+        assert list(jobs) == list(STAGES)
+        again = checkout.galmerhpc("submit", tiny)
+        assert again.stdout.count("is pending already") == len(STAGES)
+        assert len(cluster.run("squeue", "--noheader").splitlines()) == len(STAGES)
+        assert cluster.job(jobs["train"])["NumNodes"] == "2-2"
+
+        status = checkout.galmerhpc("status", "run")
+        assert status.returncode == 0, status.stderr
+        for stage in STAGES[1:]:
+            assert f"{jobs[stage]}" in status.stdout
+        assert status.stdout.count("PENDING (Dependency)") == 3
+        assert "PENDING (PartitionDown)" in status.stdout
+
+        # Another run folder's jobs are its own.
+        other = checkout.submit(tiny, "run_dir=other")
+        done = checkout.galmerhpc("cancel", "run")
+        assert done.returncode == 0, done.stderr
+        for number in jobs.values():
+            assert cluster.states(number) == ["CANCELLED"]
+        assert cluster.states(other["train"]) == ["PENDING"]
+        assert "no job" in checkout.galmerhpc("cancel", "run").stdout
+        assert list(checkout.submit(tiny)) == list(STAGES)
+
+
+def module_of(checkout: Checkout) -> None:
+    path = checkout.folder / "slurm" / "site.sh"
+    text = path.read_text().replace("  # module load openmpi cuda", "  module load no-such/1.0")
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("site", "arguments", "message"),
+    [
+        (
+            {"CPU_PARTITION": "nosuch"},
+            (),
+            "SLURM refuses the job: allocation failure: Invalid part",
+        ),
+        ({"CPU_PARTITION": ""}, (), "CPU_PARTITION is empty"),
+        ({"CPU_PARTITION": "'a b'"}, (), "CPU_PARTITION is no partition's name: 'a b'"),
+        ({"GPUS_PER_NODE": "two"}, (), "GPUS_PER_NODE must be a whole number from 0 on"),
+        ({"TASKS_PER_NODE": 0}, (), "TASKS_PER_NODE must be a whole number from 1 on, not '0'"),
+        ({"LAUNCHER": "mpiexec"}, (), "LAUNCHER must be srun or mpirun, not 'mpiexec'"),
+        ({"CONTINUATION": "hope"}, (), "CONTINUATION must be requeue or array"),
+        ({"CPUS_PER_TASK": 99}, (), "Requested node configuration is not available"),
+        ({}, ("--nodes", "9"), "Requested node configuration is not available"),
+        ({}, ("--nodes", "0"), "must be a whole number from 1 on, not '0'"),
+        (
+            {"GPUS_PER_NODE": GPUS},
+            ("--gpus-per-node", "3"),
+            "a node has 2 (GPUS_PER_NODE of slurm/site.sh)",
+        ),
+        ({}, ("--from", "train"), "--from train: scrape of"),
+        ({}, ("training.batch_size=1", "--nodes", "2"), "leaves some of 2 tasks without images"),
+        (
+            {},
+            ("scrape.source=http://galmer.example",),
+            "slurm/site.sh names no INTERNET_PARTITION: run galmerhpc scrape where there is",
+        ),
+        ({}, ("run_dir=run.yaml/run",), "run.yaml/run"),
+        ({}, ("training.epoch=3",), "did you mean epochs?"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_line(
+    checkout, cluster: Cluster, tiny: str, site: dict, arguments: tuple, message: str
+):
+    checkout.site(**site)
+    done = checkout.galmerhpc("submit", tiny, *arguments)
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    if "usage:" not in done.stderr:
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert not cluster.run("squeue", "--noheader")
+    assert not (checkout.folder / "run").exists()
+
+
+def test_a_missing_site_file_module_or_value_is_named(checkout, cluster, tiny):
+    module_of(checkout)
+    done = checkout.galmerhpc("submit", tiny)
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert "load_environment fails" in done.stderr
+    assert "module" in done.stderr
+    path = checkout.folder / "slurm" / "site.sh"
+    path.write_text(path.read_text().replace("export MPI_PLUGIN=pmix", ""))
+    done = checkout.galmerhpc("submit", tiny)
+    assert "MPI_PLUGIN is missing; slurm/site.example.sh explains it" in done.stderr
+    path.write_text("export CPU_PARTITION=(\n")
+    done = checkout.galmerhpc("submit", tiny)
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert "unexpected EOF" in done.stderr
+    path.unlink()
+    done = checkout.galmerhpc("submit", tiny)
+    assert "copy slurm/site.example.sh to it and fill it in" in done.stderr
+    assert not cluster.run("squeue", "--noheader")
+
+
+def test_a_stage_that_fails_ends_the_chain_and_the_mended_one_goes_on(checkout, cluster, tiny):
+    change(checkout.folder / tiny, library="library.h5")
+    jobs = checkout.submit(tiny)
+    assert cluster.wait_for_end(jobs["scrape"]) == "FAILED"
+    for stage in STAGES[1:]:
+        assert cluster.wait_for_end(jobs[stage]) == "CANCELLED"
+    status = checkout.galmerhpc("status", "run").stdout
+    assert "FAILED" in status
+    assert "library.h5: no such file" in status
+    assert f"scrape goes on with: galmerhpc submit {tiny}" in status
+
+    shutil.copy(library_path("shipped"), checkout.folder / "library.h5")
+    jobs = checkout.submit(tiny)
+    assert cluster.wait_for_end(jobs["preprocess"], timeout_s=120) == "COMPLETED"
+    checkout.galmerhpc("cancel", "run")
+    status = checkout.galmerhpc("status", "run").stdout
+    assert "train goes on with" in status
+    assert [line.split()[2] for line in status.splitlines()[1:3]] == ["complete", "complete"]
+    with nothing_starts(cluster):
+        assert list(checkout.submit(tiny)) == ["train", "evaluate"]
+        assert list(checkout.submit(tiny, "--from", "train")) == ["train", "evaluate"]
