@@ -104,7 +104,7 @@ class Service:
 
 
 @contextmanager
-def serve(behaviour: Behaviour = well) -> Iterator[Service]:
+def serve(behaviour: Behaviour = well, host: str = "127.0.0.1") -> Iterator[Service]:
     """Run a service on a free port of this machine, in threads of this process."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -155,8 +155,8 @@ def serve(behaviour: Behaviour = well) -> Iterator[Service]:
         def handle_error(self, *_: object) -> None:
             """A client that was killed or gave up is no fault of the service."""
 
-    server = Server(("127.0.0.1", 0), Handler)
-    service = Service(f"http://127.0.0.1:{server.server_port}")
+    server = Server((host, 0), Handler)
+    service = Service(f"http://{host}:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

@@ -9,7 +9,7 @@ from galmerhpc.cluster.stages import STAGES, is_complete, progress
 from galmerhpc.cluster.submit import queued_jobs, read_jobs
 from galmerhpc.config import Config
 
-LOG_LINES = 3
+LOG_LINES = 6
 """Last lines of a job's log that are shown."""
 
 _LOG_BYTES = 8192

@@ -1,0 +1,97 @@
+"""When a job that was stopped is started again, and when no more."""
+
+from pathlib import Path
+
+import pytest
+
+from galmerhpc.cluster.lives import PATIENCE, Lives
+from galmerhpc.config import Config
+from galmerhpc.errors import ExitCode, GalmerhpcError
+
+SITE = {"MAX_LIVES": "5", "REQUEUE_FAILED": "no", "CONTINUATION": "array"}
+ARRAY = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_MAX": "9"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return Config.model_validate({"run_dir": tmp_path / "run"})
+
+
+def task(config: Config, number: int = 1, **site: str) -> Lives:
+    """Return the record as the array's task of this number sees it."""
+    environment = {**SITE, **ARRAY, "SLURM_ARRAY_TASK_ID": str(number), **site}
+    return Lives(config, "train", environment)
+
+
+def checkpoint(config: Config, step: int) -> None:
+    (config.run_dir / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+
+
+def test_lives_without_a_new_step_end_the_job(config):
+    for number in range(1, PATIENCE + 1):
+        task(config, number).begin()
+    with pytest.raises(GalmerhpcError, match="made nothing new in 2 lives"):
+        task(config, 3).begin()
+    with pytest.raises(GalmerhpcError, match="raise the job's time limit"):
+        task(config, 2).end(ExitCode.INTERRUPTED, "USR1")
+    checkpoint(config, 1)
+    task(config, 2).end(ExitCode.INTERRUPTED, "USR1")
+    task(config, 3).begin()
+
+
+def test_lives_are_counted(config):
+    for number in range(1, 6):
+        checkpoint(config, number)
+        task(config, number).begin()
+    checkpoint(config, 6)
+    with pytest.raises(GalmerhpcError, match="started 5 times"):
+        task(config, 6).begin()
+    with pytest.raises(GalmerhpcError, match="step 6 is saved"):
+        task(config, 5).end(ExitCode.INTERRUPTED, "")
+
+
+@pytest.mark.parametrize(
+    ("status", "signal", "site", "again"),
+    [
+        (ExitCode.INTERRUPTED, "", {}, True),
+        (ExitCode.INTERRUPTED, "USR1", {}, True),
+        (138, "USR1", {}, True),  # a stage that the signal itself ended
+        (143, "TERM", {}, True),
+        (137, "", {}, False),
+        (137, "", {"REQUEUE_FAILED": "yes"}, True),
+        (ExitCode.FAILED, "", {}, False),
+        (ExitCode.FAILED, "USR1", {}, False),
+        (ExitCode.FAILED, "", {"REQUEUE_FAILED": "yes"}, True),
+        (ExitCode.WRONG_INPUT, "", {"REQUEUE_FAILED": "yes"}, False),
+        (ExitCode.VIEWS_MISSING, "", {"REQUEUE_FAILED": "yes"}, False),
+    ],
+)
+def test_what_another_life_can_mend_gets_one(config, status, signal, site, again):
+    lives = task(config, 1, **site)
+    lives.begin()
+    if again:
+        lives.end(status, signal)
+        return
+    with pytest.raises(SystemExit) as left:
+        lives.end(status, signal)
+    assert left.value.code == status
+
+
+def test_the_last_task_of_an_array_says_that_the_work_is_not_done(config, capsys):
+    lives = task(config, 9)
+    lives.begin()
+    with pytest.raises(SystemExit) as left:
+        lives.end(ExitCode.INTERRUPTED, "USR1")
+    assert left.value.code == ExitCode.INTERRUPTED
+    assert "submit again to go on" in capsys.readouterr().err
+
+
+def test_tasks_of_a_scrape_are_jobs_of_their_own_and_those_of_a_training_one(config):
+    for number in (1, 2, 3):
+        environment = {**SITE, **ARRAY, "SLURM_ARRAY_TASK_ID": str(number)}
+        Lives(config, "scrape", environment).begin()
+    assert len(list((config.run_dir / "logs").glob("scrape-7_*.lives"))) == 3
+    task(config, 1).begin()
+    task(config, 2).begin()
+    (record,) = (config.run_dir / "logs").glob("train-*.lives")
+    assert record.read_text().splitlines() == ["nothing yet"] * 2

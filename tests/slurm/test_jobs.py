@@ -1,0 +1,176 @@
+"""Jobs on a real cluster: how ranks start, and how a job that was stopped goes on."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import yaml
+
+from galmerhpc.config import load
+from galmerhpc.dataset.raw import RawStore
+from tests.servers import Reply, Service, gif, serve
+from tests.slurm.cluster import GPUS, NETNS, NODES, Cluster, wait_until
+from tests.slurm.conftest import Checkout
+from tests.support import ROOT
+
+RANKS = str(ROOT / "tests" / "slurm" / "ranks.sbatch")
+
+
+def ranks_of(checkout: Checkout, cluster: Cluster, *options: str) -> list[dict]:
+    """Run a job and return what its ranks said of themselves, in order."""
+    job = checkout.sbatch("--job-name=ranks", *options, RANKS)
+    state = cluster.wait_for_end(job)
+    text = (checkout.folder / "logs" / f"ranks-{job}.out").read_text()
+    assert state == "COMPLETED", text
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
+def test_one_task_a_gpu_each_with_its_own(checkout, cluster, launcher):
+    checkout.site(LAUNCHER=launcher, GPUS_PER_NODE=GPUS)
+    if cluster.mode != NETNS:
+        pytest.skip("nodes that share /dev/shm: Open MPI's shared memory does not allow two ranks")
+    found = ranks_of(checkout, cluster, "--nodes=2", f"--gpus-per-node={GPUS}", "--exclusive")
+    assert [r["rank"] for r in found] == list(range(4))
+    assert {r["size"] for r in found} == {4}
+    assert {(r["node"], r["device"]) for r in found} == {(n, d) for n in NODES for d in "01"}
+    assert {r["visible"] == ["0", "1"] for r in found} == {True}
+    assert {r["threads"] for r in found} == {"2"}  # 4 CPUs over 2 tasks
+
+
+def test_a_task_that_sees_one_gpu_takes_that(checkout, cluster):
+    options = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-task=1")
+    found = ranks_of(checkout, cluster, *options)
+    assert [(r["visible"], r["device"]) for r in found] == [(["0"], "0")] * 2
+
+
+def test_the_doctor_looks_at_a_job(checkout, cluster):
+    """Fake GPUs are there for SLURM and not for TensorFlow: it must say that."""
+    job = checkout.sbatch("-p", "batch", "--gpus-per-node=1", "slurm/doctor.sbatch", ".")
+    assert cluster.wait_for_end(job, timeout_s=300) == "FAILED"
+    report = (checkout.folder / "logs" / f"doctor-{job}.out").read_text()
+    assert "2 ranks" in report
+    assert "GB/s a rank" in report
+    for rank in (0, 1):
+        assert f"rank {rank}: SLURM gives it GPU 0, TensorFlow sees none: install" in report
+    assert report.count(" MB/s\n") == 2
+    assert "Traceback" not in report
+
+
+# --- jobs that are stopped ------------------------------------------------------------------------
+
+FEW = 16
+"""Views of the small harvest."""
+
+BEFORE = 5
+"""Views that are answered before the job is stopped."""
+
+
+@contextmanager
+def slow_service(cluster: Cluster) -> Iterator[tuple[Service, threading.Event]]:
+    """Run a service that answers so many views and the others once its event is set."""
+    go_on, answered, lock = threading.Event(), [0], threading.Lock()
+
+    def behaviour(query: str, _attempt: int) -> Reply:
+        with lock:
+            answered[0] += 1
+            first = answered[0] <= BEFORE
+        if not first:
+            go_on.wait(120)
+        return Reply(gif(query))
+
+    with serve(behaviour, cluster.address) as service:
+        try:
+            yield service, go_on
+        finally:
+            go_on.set()
+
+
+def harvest(checkout: Checkout, url: str) -> str:
+    """Write the configuration of a small harvest and return its name."""
+    angles = {"theta_deg": {"start": 0, "stop": 90, "step": 30}}
+    run = {"spin": "prograde", "inclination_deg": 0, "snapshots": [{"id": 27415, "time_myr": 100}]}
+    views = {**angles, "phi_deg": {"start": 0, "stop": 90, "step": 30}}
+    values = {
+        "run_dir": "run",
+        "catalogue": {"runs": [run], "views": views, "render": {"nbins": 64}},
+        "scrape": {"source": url, "connections": 2, "timeout_s": 100},
+    }
+    (checkout.folder / "harvest.yaml").write_text(yaml.safe_dump(values))
+    return "harvest.yaml"
+
+
+def by_the_time_limit(cluster: Cluster, job: str) -> None:
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+
+
+def by_preemption(cluster: Cluster, _job: str) -> None:
+    cluster.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null",
+                "--wrap=true")  # fmt: skip
+
+
+def by_a_lost_node(cluster: Cluster, job: str) -> None:
+    node = cluster.job(job)["BatchHost"]
+    cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+
+
+@pytest.fixture
+def healed(cluster: Cluster) -> Iterator[None]:
+    """Bring lost nodes back."""
+    yield
+    for node in NODES:
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+    wait_until(cluster.idle, "all nodes idle")
+
+
+@pytest.mark.usefixtures("healed")
+@pytest.mark.parametrize("stop", [by_the_time_limit, by_preemption, by_a_lost_node])
+def test_a_job_that_is_stopped_goes_on(
+    checkout: Checkout, cluster: Cluster, stop: Callable[[Cluster, str], None]
+):
+    checkout.site(INTERNET_PARTITION="batch")
+    with slow_service(cluster) as (service, go_on):
+        config = harvest(checkout, service.url)
+        job = checkout.submit(config)["scrape"]
+        service.wait_for(BEFORE + 2)
+        stop(cluster, job)
+        wait_until(lambda: cluster.restarts(job) == 1, "the job back in the queue")
+        go_on.set()
+        assert cluster.wait_for_end(job, timeout_s=120) == "COMPLETED"
+    store = RawStore(checkout.folder / "run" / "raw")
+    assert len(store.ids()) == FEW
+    # What had arrived was not asked for again; what was on its way may have been.
+    assert FEW <= service.asked.total() <= FEW + 2
+    log = checkout.read_log("run", f"scrape-{job}_1.out")
+    assert ("back into the queue" in log) == (stop is not by_a_lost_node)
+
+
+def test_a_killed_rank_fails_the_job_or_brings_it_back_as_the_site_says(checkout, cluster):
+    for requeued, state in (("no", "FAILED"), ("yes", "COMPLETED")):
+        checkout.site(INTERNET_PARTITION="batch", REQUEUE_FAILED=requeued)
+        with slow_service(cluster) as (service, go_on):
+            config = harvest(checkout, service.url)
+            job = checkout.submit(config, f"run_dir=run-{requeued}")["scrape"]
+            service.wait_for(BEFORE + 2)
+            cluster.run("scancel", "--signal=KILL", f"{job}.0")
+            if requeued == "yes":
+                wait_until(lambda j=job: cluster.restarts(j) == 1, "the job back in the queue")
+            go_on.set()
+            assert cluster.wait_for_end(job) == state
+        assert cluster.restarts(job) == (requeued == "yes")
+
+
+def test_tasks_of_an_array_share_the_views_and_the_rate(checkout, cluster):
+    checkout.site(INTERNET_PARTITION="batch", SCRAPE_TASKS=4, SCRAPE_AT_ONCE=2)
+    with serve(host=cluster.address) as service:
+        config = harvest(checkout, service.url)
+        job = checkout.submit(config, "scrape.rate_per_s=8")["scrape"]
+        assert cluster.wait_for_end(job, timeout_s=120) == "COMPLETED"
+    assert cluster.states(job) == ["COMPLETED"] * 4
+    assert service.asked.total() == len(service.asked) == FEW
+    assert load(checkout.folder / "run").scrape.rate_per_s == 8
+    for first, second in zip(service.arrivals, service.arrivals[2:], strict=False):
+        assert second - first > 0  # arrivals are noted in order; the budget itself: see below
+    assert len(RawStore(checkout.folder / "run" / "raw").ids()) == FEW
