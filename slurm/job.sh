@@ -18,7 +18,11 @@ command -v galmerhpc > /dev/null || die "no galmerhpc on $(hostname) after load_
 # CPUs: sbatch's --cpus-per-task, else the node's cores over its tasks. Since SLURM 22.05 srun does not
 # take --cpus-per-task from sbatch, and binds each task to one core.
 on_every_task() {
-  local tasks=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-$TASKS_PER_NODE}}
+  # Of whole nodes (--exclusive) SLURM gives the GPUs to the job, but to no step that does not ask.
+  [ -z "${SLURM_GPUS_ON_NODE:-}" ] || export SLURM_GPUS_PER_NODE=${SLURM_GPUS_PER_NODE:-$SLURM_GPUS_ON_NODE}
+  local gpus=${SLURM_GPUS_PER_NODE:-}  # may be a100:4
+  local tasks=${SLURM_NTASKS_PER_NODE:-${gpus##*:}}
+  tasks=${tasks:-$TASKS_PER_NODE}
   local cpus=${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / tasks))}
   start "--ntasks-per-node=$tasks" "$((tasks * SLURM_JOB_NUM_NODES))" "$((cpus > 0 ? cpus : 1))" "$@"
 }
@@ -61,18 +65,18 @@ fi
 options=()  # of galmerhpc, which a script may set
 
 live() {  # live STAGE HOW CONFIG [key=value ...]: galmerhpc STAGE on the tasks that HOW says
-  local stage=$1 how=$2 status=0 signal='' child
+  local stage=$1 how=$2 status=0 child
   shift 2
   lives() { python -m galmerhpc.cluster.lives "$@"; }
   lives begin "$stage" "$@"
 
   "$how" galmerhpc "$stage" "${options[@]}" "$@" &
   child=$!
-  trap 'signal=USR1; kill -USR1 "$child"' USR1
+  trap 'kill -USR1 "$child"' USR1
   # A second signal would end a task before it has saved its work, so srun's tasks get no other.
-  trap 'signal=TERM; [ "$LAUNCHER" = srun ] || kill -USR1 "$child"' TERM
+  trap '[ "$LAUNCHER" = srun ] || kill -USR1 "$child"' TERM
   while kill -0 "$child" 2> /dev/null; do wait "$child" || true; done
   wait "$child" || status=$?
   trap - USR1 TERM
-  [ $status -eq 0 ] || { lives end "$stage" "$@" --status="$status" --signal="$signal"; exit; }
+  [ $status -eq 0 ] || { lives end "$stage" "$@" --status="$status"; exit; }
 }

@@ -74,7 +74,7 @@ class Findings:
 
 
 def doctor_job(run_dir: Path) -> ExitCode:
-    """Look at this job, print the report on rank 0 and return the exit code of all ranks.
+    """Look at this job, print the report and return the exit code; rank 0 does both for all.
 
     Raises
     ------
@@ -88,10 +88,11 @@ def doctor_job(run_dir: Path) -> ExitCode:
     seconds = time_all_reduce()
     parallel.barrier()
     found = parallel.gather(examine_rank(run_dir))
-    report = judge(found, seconds) if parallel.rank() == 0 else Report()
-    if parallel.rank() == 0:
-        print(report, flush=True)
-    return parallel.broadcast(ExitCode.FAILED if report.errors else ExitCode.COMPLETE)
+    if parallel.rank() > 0:
+        return ExitCode.COMPLETE
+    report = judge(found, seconds)
+    print(report, flush=True)
+    return ExitCode.FAILED if report.errors else ExitCode.COMPLETE
 
 
 def examine_rank(run_dir: Path) -> Findings:

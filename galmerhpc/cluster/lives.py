@@ -7,6 +7,7 @@ life: a job that makes nothing in two lives, or lives too often, is not started 
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -21,8 +22,8 @@ PATIENCE = 2
 _FINAL = (ExitCode.WRONG_INPUT, ExitCode.VIEWS_MISSING)
 """Exit codes that another life would only repeat."""
 
-_KILLED = 128
-"""bash adds this to the number of the signal that ended a command."""
+_STOPPED = (ExitCode.INTERRUPTED, 128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+"""The work is saved; or the signal itself ended a stage, which saves as it goes."""
 
 
 class Lives:
@@ -62,29 +63,35 @@ class Lives:
         with self._path.open("a") as record:
             record.write(f"{made}\n")
 
-    def end(self, status: int, signal: str) -> None:
+    def end(self, status: int) -> None:
         """Put the job back into the queue if another life can finish it, or leave with its status.
 
         Parameters
         ----------
         status : int
-            Exit code of what the job ran; not 0.
-        signal : str
-            What SLURM sent meanwhile; empty for nothing.
+            Exit code of what the job ran, as bash gives it; not 0.
         """
-        stopped = status == ExitCode.INTERRUPTED or (signal and status > _KILLED)
         crashed_for_now = self._environment["REQUEUE_FAILED"] == "yes" and status not in _FINAL
-        if not (stopped or crashed_for_now):
+        if status not in _STOPPED and not crashed_for_now:
             sys.exit(status)
         made = progress(self._config, self._stage)
         self._check(made)
         if self._environment["CONTINUATION"] == "requeue":
-            say(f"stopped ({signal or f'exit code {status}'}) with {made}; back into the queue")
-            slurm.requeue(self._environment["SLURM_JOB_ID"])
+            self._requeue(made)
         elif self._task and self._task != self._environment["SLURM_ARRAY_TASK_MAX"]:
             say(f"stopped with {made}; the array's next task goes on")
         else:
             say(f"stopped with {made}; submit again to go on")
+            sys.exit(ExitCode.INTERRUPTED)
+
+    def _requeue(self, made: str) -> None:
+        job_id = self._environment["SLURM_JOB_ID"]
+        # SLURM would bring back a job that is being cancelled, too.
+        if any(job.state == "RUNNING" for job in slurm.show(job_id)):
+            say(f"stopped with {made}; back into the queue")
+            slurm.requeue(job_id)
+        else:
+            say(f"stopped with {made}; SLURM is ending the job: submit again to go on")
             sys.exit(ExitCode.INTERRUPTED)
 
     def _check(self, made: str) -> None:
@@ -115,14 +122,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--status", type=int, default=0)
-    parser.add_argument("--signal", default="")
     given = parser.parse_args(arguments)
     try:
         lives = Lives(load(given.config, given.overrides), given.stage, os.environ)
         if given.moment == "begin":
             lives.begin()
         else:
-            lives.end(given.status, given.signal)
+            lives.end(given.status)
     except InputError as error:
         say(str(error))
         sys.exit(ExitCode.WRONG_INPUT)

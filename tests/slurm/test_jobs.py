@@ -27,12 +27,19 @@ def ranks_of(checkout: Checkout, cluster: Cluster, *options: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
-def test_one_task_a_gpu_each_with_its_own(checkout, cluster, launcher):
-    checkout.site(LAUNCHER=launcher, GPUS_PER_NODE=GPUS)
+@pytest.mark.parametrize(
+    ("launcher", "options"),
+    [
+        ("srun", ("--exclusive",)),  # whole nodes, as by hand
+        ("srun", ("--exclusive", f"--gpus-per-node={GPUS}", "--ntasks-per-node=2")),
+        ("mpirun", ("--exclusive", f"--gpus-per-node={GPUS}")),
+    ],
+)
+def test_one_task_a_gpu_each_with_its_own(checkout, cluster, launcher, options):
     if cluster.mode != NETNS:
         pytest.skip("nodes that share /dev/shm: Open MPI's shared memory does not allow two ranks")
-    found = ranks_of(checkout, cluster, "--nodes=2", f"--gpus-per-node={GPUS}", "--exclusive")
+    checkout.site(LAUNCHER=launcher, GPUS_PER_NODE=GPUS)
+    found = ranks_of(checkout, cluster, "--nodes=2", *options)
     assert [r["rank"] for r in found] == list(range(4))
     assert {r["size"] for r in found} == {4}
     assert {(r["node"], r["device"]) for r in found} == {(n, d) for n in NODES for d in "01"}
@@ -145,6 +152,18 @@ def test_a_job_that_is_stopped_goes_on(
     assert FEW <= service.asked.total() <= FEW + 2
     log = checkout.read_log("run", f"scrape-{job}_1.out")
     assert ("back into the queue" in log) == (stop is not by_a_lost_node)
+
+
+def test_a_cancelled_job_stays_cancelled(checkout, cluster):
+    checkout.site(INTERNET_PARTITION="batch")
+    with slow_service(cluster) as (service, _):
+        config = harvest(checkout, service.url)
+        jobs = checkout.submit(config)
+        service.wait_for(BEFORE + 2)
+        checkout.galmerhpc("cancel", "run")
+        for job in jobs.values():
+            assert cluster.wait_for_end(job) == "CANCELLED"
+    assert cluster.restarts(jobs["scrape"]) == 0
 
 
 def test_a_killed_rank_fails_the_job_or_brings_it_back_as_the_site_says(checkout, cluster):
