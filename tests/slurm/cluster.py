@@ -122,10 +122,6 @@ class Cluster:
         """The address at which jobs find a server of this machine."""
         return f"{_NETWORK}.254" if self.mode == NETNS else "127.0.0.1"
 
-    def daemon(self, node: str) -> int:
-        """Return the process id of a node's slurmd."""
-        return int((self.folder / "pid" / f"slurmd.{node}").read_text())
-
     def logs(self) -> str:
         """Return the ends of the daemons' logs."""
         return "\n".join(
@@ -175,6 +171,11 @@ class Cluster:
             "--propagation", "private", "sh", "-c", script, "-", node,
             str(self.folder / "hosts"), *command,
         )  # fmt: skip
+
+    def kill_daemon(self, node: str) -> None:
+        """Kill a node's slurmd: the node no longer answers; its tasks run on, alone."""
+        pid = int((self.folder / "pid" / f"slurmd.{node}").read_text())
+        os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """End all jobs, then the daemons, then the network; safe on a cluster half started."""

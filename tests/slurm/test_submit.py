@@ -150,7 +150,7 @@ def test_a_stage_that_fails_ends_the_chain_and_the_mended_one_goes_on(checkout, 
         assert cluster.wait_for_end(jobs[stage]) == "CANCELLED"
     status = checkout.galmerhpc("status", "run").stdout
     assert "FAILED" in status
-    assert "library.h5: no such file" in status
+    assert "library.h5: no such snapshot library" in status
     assert f"scrape goes on with: galmerhpc submit {tiny}" in status
 
     shutil.copy(library_path("shipped"), checkout.folder / "library.h5")
