@@ -32,14 +32,14 @@ setup: $(VENV)/.horovod  ## the environment that the main job runs in
 demo: $(VENV)/.horovod  ## the main job on two ranks: scrape, preprocess, train ResNet50, evaluate, report
 	$(BIN)/mpirun -np 2 --oversubscribe --bind-to none $(BIN)/galmerhpc run configs/demo.yaml
 
-test: $(VENV)/.horovod $(VENV)/.dev  ## all tests but the long ones, with coverage
+test: $(VENV)/.horovod $(VENV)/.dev  ## all tests but the long ones, with coverage; on SLURM where it is installed
 	$(BIN)/python -m pytest --cov
 
 lint: $(VENV)/.dev  ## style, types, shell scripts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck scripts/*.sh .ci/run
+	$(BIN)/shellcheck scripts/*.sh slurm/*.sh slurm/*.sbatch tests/slurm/*.sbatch .ci/run
 
 # pytest leaves with 5 where no test is marked so.
 soak: $(VENV)/.horovod $(VENV)/.dev  ## the long fault and kill tests

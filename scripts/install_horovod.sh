@@ -14,7 +14,8 @@
 # VENV                  environment to install into; default: the active one, else .venv
 # GALMERHPC_WHEELHOUSE  cache of built wheels; default: ~/.cache/galmerhpc/wheels
 # CUDA_HOME             CUDA toolkit; default: that of the nvcc on PATH
-# CUDA_ARCHITECTURES    compute capabilities to build for; default: 80,90 (A100, H100)
+# CUDA_ARCHITECTURES    compute capabilities to build for; default: all that TensorFlow's wheel and
+#                       the toolkit know, from V100 (70; CUDA 12 and older) over A100 (80) to H100 (90)
 # TMPDIR                where it is built (1 GB); default: /tmp
 set -euo pipefail
 
@@ -75,8 +76,12 @@ if [ -n "$gpu" ]; then
   nccl=${HOROVOD_NCCL_HOME:-$(python -c 'import nvidia.nccl as n; print(*n.__path__)' 2> /dev/null || true)}
   [ -e "$nccl/include/nccl.h" ] ||
     die "no NCCL${nccl:+ in $nccl}: pip install nvidia-nccl-cu12, or set HOROVOD_NCCL_HOME (with --gpu)"
-  CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES:-80,90}
   cuda=$("$CUDA_HOME/bin/nvcc" --version | sed -n 's/.*release \([0-9.]*\).*/\1/p')
+  case $cuda in
+    12.*) known=70,75,80,86,89,90 ;;
+    *) known=75,80,86,89,90 ;;  # CUDA 13 no longer compiles for V100
+  esac
+  CUDA_ARCHITECTURES=${CUDA_ARCHITECTURES:-$known}
   nccl_version=$(sed -n 's/^#define NCCL_VERSION_CODE \([0-9]*\).*/\1/p' "$nccl/include/nccl.h")
   kind="$kind cuda$cuda nccl$nccl_version sm${CUDA_ARCHITECTURES//,/_}"
 fi
