@@ -1,5 +1,6 @@
 """``galmerhpc submit``: the stages of a run as SLURM jobs, each waiting for the one before it."""
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,32 +71,33 @@ def submit(config: Config, request: Request) -> None:
     for stage in STAGES[:first]:
         if stage not in complete:
             raise InputError(f"--from {request.first}: {stage} of {config.run_dir} is not complete")
-    waiting = queued_jobs(config.run_dir)
     commands = {
         stage: sbatch_command(config, request, site, stage)
         for stage in STAGES[first:]
-        if stage not in complete and stage not in waiting
+        if stage not in complete
     }
-    if commands:
+    waiting = queued_jobs(config.run_dir)
+    new = {stage: command for stage, command in commands.items() if stage not in waiting}
+    if new:
         check_environment()
-        _try(commands, site)
-    if commands and not request.dry_run:
-        _prepare(config)
-
-    previous = ""
-    for stage in STAGES[first:]:
-        if stage in complete:
-            print(f"{stage}: complete")
-        elif stage in waiting:
-            previous = waiting[stage].id
-            print(f"{stage}: job {previous} is {waiting[stage].state.lower()} already")
-        else:
-            command = after(previous, commands[stage])
-            if request.dry_run:
-                print(shlex.join(command))
+        _try(new, site)
+    with contextlib.ExitStack() as stack:
+        if new and not request.dry_run:
+            _prepare(config)
+            stack.enter_context(files.lock(config.run_dir / "logs" / "submit.lock"))
+            waiting = queued_jobs(config.run_dir)  # another submit may have been faster
+        previous = ""
+        for stage in STAGES[first:]:
+            if stage in complete:
+                print(f"{stage}: complete")
+            elif stage in waiting:
+                previous = waiting[stage].id
+                print(f"{stage}: job {previous} is {waiting[stage].state.lower()} already")
+            elif request.dry_run:
+                print(shlex.join(after(previous, commands[stage])))
                 previous = f"<{stage}>"
             else:
-                previous = slurm.submit(command, site.environment)
+                previous = slurm.submit(after(previous, commands[stage]), site.environment)
                 _note(config.run_dir, request, stage, previous)
                 print(f"{stage}: job {previous}", flush=True)
 

@@ -1,6 +1,7 @@
 """Jobs on a real cluster: how ranks start, and how a job that was stopped goes on."""
 
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -94,11 +95,11 @@ def slow_service(cluster: Cluster) -> Iterator[tuple[Service, threading.Event]]:
             go_on.set()
 
 
-def harvest(checkout: Checkout, url: str) -> str:
+def harvest(checkout: Checkout, url: str, step_deg: int = 30) -> str:
     """Write the configuration of a small harvest and return its name."""
-    angles = {"theta_deg": {"start": 0, "stop": 90, "step": 30}}
+    angles = {"start": 0, "stop": 90, "step": step_deg}
     run = {"spin": "prograde", "inclination_deg": 0, "snapshots": [{"id": 27415, "time_myr": 100}]}
-    views = {**angles, "phi_deg": {"start": 0, "stop": 90, "step": 30}}
+    views = {"theta_deg": angles, "phi_deg": angles}
     values = {
         "run_dir": "run",
         "catalogue": {"runs": [run], "views": views, "render": {"nbins": 64}},
@@ -194,3 +195,38 @@ def test_tasks_of_an_array_share_the_views_and_the_rate(checkout, cluster):
     assert len(RawStore(checkout.folder / "run" / "raw").ids()) == FEW
     at_once = [sum(t <= other < t + 1 for other in service.arrivals) for t in service.arrivals]
     assert max(at_once) <= RATE + 1
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(3))
+def test_an_array_whose_tasks_are_killed_at_random_fetches_each_view(checkout, cluster, seed):
+    checkout.site(INTERNET_PARTITION="batch", SCRAPE_TASKS=4, SCRAPE_AT_ONCE=2)
+    draw = random.Random(seed)
+    with serve(host=cluster.address) as service:
+        config = harvest(checkout, service.url, step_deg=6)
+        views, killed = 256, 0
+        while "scrape" in (jobs := checkout.submit(config, "scrape.rate_per_s=40")):
+            job = jobs["scrape"]
+            while killed < 8 and not is_over(cluster, job):
+                aim = service.asked.total() + draw.randrange(10, 40)
+                wait_until(
+                    lambda n=aim, j=job: service.asked.total() >= n or is_over(cluster, j),
+                    "requests",
+                    120,
+                )
+                task = draw.randrange(1, 5)
+                cluster.run("scancel", "--signal=KILL", f"{job}_{task}.0", check=False)
+                killed += 1
+            cluster.wait_for_end(job, timeout_s=240)
+            if killed >= 8 and set(cluster.states(job)) == {"COMPLETED"}:
+                break
+    store = RawStore(checkout.folder / "run" / "raw")
+    assert len(store.ids()) == len(service.asked) == views
+    assert "scrape: complete" in checkout.galmerhpc("submit", config, "--dry-run").stdout
+    at_once = [sum(t <= other < t + 1 for other in service.arrivals) for t in service.arrivals]
+    assert max(at_once) <= 40 * 1.05
+
+
+def is_over(cluster: Cluster, job: str) -> bool:
+    """Say whether no task of an array runs or waits any more."""
+    return not {"PENDING", "RUNNING", "COMPLETING"} & set(cluster.states(job))

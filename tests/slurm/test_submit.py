@@ -1,6 +1,7 @@
 """`galmerhpc submit`, `status` and `cancel` on a real cluster: what is refused, what is queued."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from galmerhpc.simulate.library import library_path
 from tests.conftest import write_run
 from tests.slurm.cluster import GPUS, Cluster
 from tests.slurm.conftest import Checkout, nothing_starts
+from tests.support import BIN
 
 
 @pytest.fixture
@@ -49,7 +51,11 @@ def test_submitting_again_submits_nothing_and_cancel_ends_it(checkout, cluster, 
         again = checkout.galmerhpc("submit", tiny)
         assert again.stdout.count("is pending already") == len(STAGES)
         assert len(cluster.run("squeue", "--noheader").splitlines()) == len(STAGES)
-        assert cluster.job(jobs["train"])["NumNodes"] == "2-2"
+        train = cluster.job(jobs["train"])
+        assert train["NumNodes"] == "2-2"
+        assert train["OverSubscribe"] == "NO"
+        assert train["TimeLimit"] == "1-00:00:00"
+        assert train["Requeue"] == "1"
 
         status = checkout.galmerhpc("status", "run")
         assert status.returncode == 0, status.stderr
@@ -67,6 +73,22 @@ def test_submitting_again_submits_nothing_and_cancel_ends_it(checkout, cluster, 
         assert cluster.states(other["train"]) == ["PENDING"]
         assert "no job" in checkout.galmerhpc("cancel", "run").stdout
         assert list(checkout.submit(tiny)) == list(STAGES)
+
+
+def test_two_submissions_at_once_make_one_chain(checkout, cluster, tiny):
+    with nothing_starts(cluster):
+        command = [str(BIN / "galmerhpc"), "submit", tiny]
+        both = [
+            subprocess.Popen(
+                command, cwd=checkout.folder, env=checkout.environment, text=True,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            )
+            for _ in range(2)
+        ]  # fmt: skip
+        for process in both:
+            said = process.communicate(timeout=120)[1]
+            assert process.returncode == 0 or "in use by process" in said
+        assert len(cluster.run("squeue", "--noheader").splitlines()) == len(STAGES)
 
 
 def module_of(checkout: Checkout) -> None:
