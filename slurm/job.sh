@@ -60,23 +60,21 @@ fi
 
 # --- A life of a job ------------------------------------------------------------------------------
 # SLURM sends USR1 to this shell ahead of the time limit (--signal=B:USR1@...), and it is passed on; at
-# a preemption SLURM sends TERM, to the tasks too. They save their work and leave with 75; then the job
-# goes back to the queue, unless galmerhpc.cluster.lives finds that it does not get on.
+# a preemption SLURM sends TERM to the tasks themselves. They save their work and leave with 75; then the
+# job goes back to the queue, unless galmerhpc.cluster.lives finds that it does not get on.
 options=()  # of galmerhpc, which a script may set
 
 live() {  # live STAGE HOW CONFIG [key=value ...]: galmerhpc STAGE on the tasks that HOW says
-  local stage=$1 how=$2 status=0 child
+  local stage=$1 how=$2 status=0 warned=no child=
   shift 2
   lives() { python -m galmerhpc.cluster.lives "$@"; }
   lives begin "$stage" "$@"
 
+  trap 'warned=yes; [ -z "$child" ] || kill -USR1 "$child"' USR1
   "$how" galmerhpc "$stage" "${options[@]}" "$@" &
   child=$!
-  trap 'kill -USR1 "$child"' USR1
-  # A second signal would end a task before it has saved its work, so srun's tasks get no other.
-  trap '[ "$LAUNCHER" = srun ] || kill -USR1 "$child"' TERM
   while kill -0 "$child" 2> /dev/null; do wait "$child" || true; done
   wait "$child" || status=$?
-  trap - USR1 TERM
-  [ $status -eq 0 ] || { lives end "$stage" "$@" --status="$status"; exit; }
+  trap - USR1
+  [ $status -eq 0 ] || { lives end "$stage" "$@" --status="$status" --warned="$warned"; exit; }
 }

@@ -22,8 +22,8 @@ PATIENCE = 2
 _FINAL = (ExitCode.WRONG_INPUT, ExitCode.VIEWS_MISSING)
 """Exit codes that another life would only repeat."""
 
-_STOPPED = (ExitCode.INTERRUPTED, 128 + signal.SIGUSR1, 128 + signal.SIGTERM)
-"""The work is saved; or the signal itself ended a stage, which saves as it goes."""
+_SIGNALLED = (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+"""Exit codes, in bash's way, of what SLURM's signals ended."""
 
 
 class Lives:
@@ -63,16 +63,18 @@ class Lives:
         with self._path.open("a") as record:
             record.write(f"{made}\n")
 
-    def end(self, status: int) -> None:
+    def end(self, status: int, warned: bool) -> None:
         """Put the job back into the queue if another life can finish it, or leave with its status.
 
         Parameters
         ----------
         status : int
             Exit code of what the job ran, as bash gives it; not 0.
+        warned : bool
+            SLURM announced the end of the job's time.
         """
         crashed_for_now = self._environment["REQUEUE_FAILED"] == "yes" and status not in _FINAL
-        if status not in _STOPPED and not crashed_for_now:
+        if not (crashed_for_now or self._was_stopped(status, warned)):
             sys.exit(status)
         made = progress(self._config, self._stage)
         self._check(made)
@@ -83,6 +85,16 @@ class Lives:
         else:
             say(f"stopped with {made}; submit again to go on")
             sys.exit(ExitCode.INTERRUPTED)
+
+    def _was_stopped(self, status: int, warned: bool) -> bool:
+        """Say whether SLURM stopped the work, which is saved.
+
+        A stage that saves as it goes may be ended by the signal itself. But srun leaves with a
+        signal's status also where one task has failed, and srun then ended the others.
+        """
+        if status not in _SIGNALLED:
+            return status == ExitCode.INTERRUPTED
+        return warned or any(j.preempted for j in slurm.show(self._environment["SLURM_JOB_ID"]))
 
     def _requeue(self, made: str) -> None:
         job_id = self._environment["SLURM_JOB_ID"]
@@ -122,13 +134,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--status", type=int, default=0)
+    parser.add_argument("--warned", choices=("yes", "no"), default="no")
     given = parser.parse_args(arguments)
     try:
         lives = Lives(load(given.config, given.overrides), given.stage, os.environ)
         if given.moment == "begin":
             lives.begin()
         else:
-            lives.end(given.status)
+            lives.end(given.status, given.warned == "yes")
     except InputError as error:
         say(str(error))
         sys.exit(ExitCode.WRONG_INPUT)

@@ -36,6 +36,8 @@ class Job:
         ``code:signal`` of an ended job, where it is known.
     restarts : int
         How often it went back to the queue.
+    preempted : bool
+        A more urgent job is taking its nodes.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Job:
     reason: str = ""
     exit_code: str = ""
     restarts: int = 0
+    preempted: bool = False
 
 
 def require() -> None:
@@ -117,6 +120,7 @@ def _parse(line: str) -> Job:
         _reason(facts.get("Reason", "")),
         facts.get("ExitCode", ""),
         int(facts.get("Restarts", "0")),
+        facts.get("PreemptTime", "None") != "None",
     )
 
 

@@ -33,9 +33,9 @@ def test_lives_without_a_new_step_end_the_job(config):
     with pytest.raises(GalmerhpcError, match="made nothing new in 2 lives"):
         task(config, 3).begin()
     with pytest.raises(GalmerhpcError, match="raise the job's time limit"):
-        task(config, 2).end(ExitCode.INTERRUPTED)
+        task(config, 2).end(ExitCode.INTERRUPTED, warned=False)
     checkpoint(config, 1)
-    task(config, 2).end(ExitCode.INTERRUPTED)
+    task(config, 2).end(ExitCode.INTERRUPTED, warned=False)
     task(config, 3).begin()
 
 
@@ -47,31 +47,31 @@ def test_lives_are_counted(config):
     with pytest.raises(GalmerhpcError, match="started 5 times"):
         task(config, 6).begin()
     with pytest.raises(GalmerhpcError, match="step 6 is saved"):
-        task(config, 5).end(ExitCode.INTERRUPTED)
+        task(config, 5).end(ExitCode.INTERRUPTED, warned=False)
 
 
 @pytest.mark.parametrize(
-    ("status", "site", "again"),
+    ("status", "warned", "site", "again"),
     [
-        (ExitCode.INTERRUPTED, {}, True),
-        (138, {}, True),  # a stage that SIGUSR1 itself ended
-        (143, {}, True),  # or SIGTERM
-        (137, {}, False),
-        (137, {"REQUEUE_FAILED": "yes"}, True),
-        (ExitCode.FAILED, {}, False),
-        (ExitCode.FAILED, {"REQUEUE_FAILED": "yes"}, True),
-        (ExitCode.WRONG_INPUT, {"REQUEUE_FAILED": "yes"}, False),
-        (ExitCode.VIEWS_MISSING, {"REQUEUE_FAILED": "yes"}, False),
+        (ExitCode.INTERRUPTED, False, {}, True),
+        (138, True, {}, True),  # a stage that SIGUSR1 itself ended
+        (143, True, {}, True),  # or SIGTERM
+        (137, True, {}, False),
+        (137, True, {"REQUEUE_FAILED": "yes"}, True),
+        (ExitCode.FAILED, True, {}, False),
+        (ExitCode.FAILED, True, {"REQUEUE_FAILED": "yes"}, True),
+        (ExitCode.WRONG_INPUT, False, {"REQUEUE_FAILED": "yes"}, False),
+        (ExitCode.VIEWS_MISSING, False, {"REQUEUE_FAILED": "yes"}, False),
     ],
 )
-def test_what_another_life_can_mend_gets_one(config, status, site, again):
+def test_what_another_life_can_mend_gets_one(config, status, warned, site, again):
     lives = task(config, 1, **site)
     lives.begin()
     if again:
-        lives.end(status)
+        lives.end(status, warned)
         return
     with pytest.raises(SystemExit) as left:
-        lives.end(status)
+        lives.end(status, warned)
     assert left.value.code == status
 
 
@@ -79,7 +79,7 @@ def test_the_last_task_of_an_array_says_that_the_work_is_not_done(config, capsys
     lives = task(config, 9)
     lives.begin()
     with pytest.raises(SystemExit) as left:
-        lives.end(ExitCode.INTERRUPTED)
+        lives.end(ExitCode.INTERRUPTED, warned=False)
     assert left.value.code == ExitCode.INTERRUPTED
     assert "submit again to go on" in capsys.readouterr().err
 

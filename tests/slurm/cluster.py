@@ -71,6 +71,8 @@ class Cluster:
     def __init__(self, folder: Path, mode: str) -> None:
         self.folder, self.mode = folder, mode
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
+        if mode == MULTI:  # nodes of one host: Open MPI would mix up their shared memory
+            self.environment["OMPI_MCA_btl"] = "tcp,self"
 
     # --- what tests do with it ----------------------------------------------------------------
 

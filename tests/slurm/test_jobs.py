@@ -11,7 +11,7 @@ import yaml
 
 from galmerhpc.dataset.raw import RawStore
 from tests.servers import Reply, Service, gif, serve
-from tests.slurm.cluster import GPUS, NETNS, NODES, Cluster, wait_until
+from tests.slurm.cluster import GPUS, NODES, Cluster, wait_until
 from tests.slurm.conftest import Checkout
 from tests.support import ROOT
 
@@ -36,8 +36,6 @@ def ranks_of(checkout: Checkout, cluster: Cluster, *options: str) -> list[dict]:
     ],
 )
 def test_one_task_a_gpu_each_with_its_own(checkout, cluster, launcher, options):
-    if cluster.mode != NETNS:
-        pytest.skip("nodes that share /dev/shm: Open MPI's shared memory does not allow two ranks")
     checkout.site(LAUNCHER=launcher, GPUS_PER_NODE=GPUS)
     found = ranks_of(checkout, cluster, "--nodes=2", *options)
     assert [r["rank"] for r in found] == list(range(4))
@@ -154,6 +152,16 @@ def test_a_job_that_is_stopped_goes_on(
     assert ("back into the queue" in log) == (stop is not by_a_lost_node)
 
 
+def test_a_job_whose_tasks_fail_does_not_come_back(checkout, cluster):
+    """The task that finds the fault ends the others, by the signal that a preemption sends too."""
+    config = harvest(checkout, "mirror")
+    (checkout.folder / "run" / "logs").mkdir(parents=True)
+    job = checkout.sbatch("-p", "batch", "--ntasks=4", "slurm/preprocess.sbatch", config)
+    assert cluster.wait_for_end(job) == "FAILED"
+    assert cluster.restarts(job) == 0
+    assert "scrape" in (checkout.folder / "logs" / f"preprocess-{job}.out").read_text()
+
+
 def test_a_cancelled_job_stays_cancelled(checkout, cluster):
     checkout.site(INTERNET_PARTITION="batch")
     with slow_service(cluster) as (service, _):
@@ -166,6 +174,7 @@ def test_a_cancelled_job_stays_cancelled(checkout, cluster):
     assert cluster.restarts(jobs["scrape"]) == 0
 
 
+@pytest.mark.soak
 def test_a_killed_rank_fails_the_job_or_brings_it_back_as_the_site_says(checkout, cluster):
     for requeued, state in (("no", "FAILED"), ("yes", "COMPLETED")):
         checkout.site(INTERNET_PARTITION="batch", REQUEUE_FAILED=requeued)

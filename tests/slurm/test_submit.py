@@ -32,7 +32,7 @@ def test_a_dry_run_prints_the_chain_and_leaves_no_trace(checkout, cluster, tiny)
     done = checkout.galmerhpc("submit", tiny, "training.epochs=5", "--dry-run")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert [line.split("slurm/")[1].split(".sbatch")[0] for line in lines] == list(STAGES)
+    assert [line.split(" slurm/")[1].split(".sbatch")[0] for line in lines] == list(STAGES)
     assert all(line.endswith(f"{tiny} training.epochs=5") for line in lines)
     assert "--array=1-4%2" in lines[0]
     assert "--nodes=2" in lines[2]
