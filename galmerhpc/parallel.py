@@ -155,7 +155,13 @@ def cpus_per_rank(ranks: int) -> int:
 
 
 def own_device(visible: Sequence[T], local_rank: int) -> T:
-    """Return a rank's device of those that it sees: all of the node's, or only its own."""
+    """Return a rank's device of those that it sees: all of the node's, or only its own.
+
+    Examples
+    --------
+    >>> own_device(["0", "1"], local_rank=1), own_device(["0"], local_rank=1)
+    ('1', '0')
+    """
     return visible[local_rank % len(visible)]
 
 

@@ -128,6 +128,14 @@ def test_no_rank_outlives_one_that_was_killed(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_rank_counts_the_cpus_that_are_its_own(tmp_path: Path, ranks: int) -> None:
+    for there, shared, said, bound, mine in results("count_own_cpus", tmp_path, ranks):
+        assert shared == max(1, there // max(1, ranks))
+        assert said == 1
+        assert bound == mine
+
+
 def test_tasks_that_know_nothing_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in parallel.LAUNCHER_VARIABLES:
         monkeypatch.delenv(name, raising=False)

@@ -148,6 +148,18 @@ def die(folder: Path) -> None:  # noqa: ARG001
     parallel.barrier()
 
 
+def count_own_cpus(folder: Path) -> list[int]:  # noqa: ARG001
+    """Say how many CPUs there are, and which share is this rank's: unbound, as SLURM says, bound."""
+    there = parallel.cpu_count()
+    shared = parallel.cpus_per_rank(parallel.size())
+    os.environ["SLURM_CPUS_PER_TASK"] = "1"
+    said = parallel.cpus_per_rank(parallel.size())
+    del os.environ["SLURM_CPUS_PER_TASK"]
+    mine = sorted(os.sched_getaffinity(0))[parallel.rank() :: parallel.size()]
+    os.sched_setaffinity(0, mine)
+    return [there, shared, said, parallel.cpus_per_rank(parallel.size()), len(mine)]
+
+
 if __name__ == "__main__":
     out = Path(sys.argv[2])
     value = globals()[sys.argv[1]](out)

@@ -1,0 +1,81 @@
+"""What the doctor makes of a job's ranks; `tests/slurm` runs it in a real job."""
+
+from dataclasses import replace
+
+import pytest
+
+from galmerhpc.cluster.job_doctor import Findings, judge
+
+FAST_S = 0.02
+
+
+def ranks(nodes: int = 2, each: int = 2, **changes: object) -> list[Findings]:
+    """Return what healthy ranks find, a GPU each."""
+    return [
+        replace(
+            Findings(
+                rank=node * each + k,
+                local_rank=k,
+                host=f"node{node}",
+                cpus=8,
+                node_cpus=16,
+                versions="galmerhpc 1, tensorflow 2",
+                device=str(k),
+                gpus=each,
+                read_mb_s=900.0,
+            ),
+            **changes,
+        )
+        for node in range(nodes)
+        for k in range(each)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+
+
+def test_nothing_is_wrong_with_a_healthy_job():
+    report = judge(ranks(), FAST_S)
+    assert not report.errors
+    assert not report.notes
+    assert "node0 (2), node1 (2)" in str(report)
+    # 102.4 MB in 20 ms over 4 ranks: each sends 3/2 of them.
+    assert "102 MB in 20 ms, 7.68 GB/s a rank" in str(report)
+
+
+def test_no_gpus_are_nothing_wrong():
+    assert not judge(ranks(device="", gpus=0), 1.0).errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "seconds", "message"),
+    [
+        ({"gpus": 0}, FAST_S, "SLURM gives it GPU 0, TensorFlow sees none: install"),
+        ({"device": "0"}, FAST_S, "2 ranks of node0 share GPU 0"),
+        ({"cpus": 1}, FAST_S, "rank 0 has one CPU of 16: raise CPUS_PER_TASK"),
+        ({}, 1.0, "all-reduce runs at 0.15 GB/s: set NETWORK_INTERFACE"),
+        ({"read_mb_s": 3.0}, FAST_S, "rank 0 reads 3 MB/s: put the run folder on the parallel"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_remedy(changes, seconds, message):
+    report = judge(ranks(**changes), seconds)
+    assert any(message in line for line in report.errors + report.notes), report
+
+
+def test_ranks_that_see_one_gpu_each_share_none():
+    assert not judge(ranks(device="0", gpus=1), FAST_S).errors
+
+
+def test_a_node_with_other_versions_is_named():
+    found = ranks()
+    found[3] = replace(found[3], versions="galmerhpc 1, tensorflow 3")
+    (error,) = judge(found, FAST_S).errors
+    assert error.startswith("node1 has other versions than node0")
+
+
+def test_tasks_that_mpi_does_not_know_are_an_error(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    (error,) = judge(ranks(1, 1), FAST_S).errors
+    assert "SLURM started 4 tasks, MPI knows one: MPI_PLUGIN" in error

