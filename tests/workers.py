@@ -149,7 +149,7 @@ def die(folder: Path) -> None:  # noqa: ARG001
 
 
 def count_own_cpus(folder: Path) -> list[int]:  # noqa: ARG001
-    """Say how many CPUs there are, and which share is this rank's: unbound, as SLURM says, bound."""
+    """Count the CPUs, and this rank's own: unbound, as SLURM says, and bound."""
     there = parallel.cpu_count()
     shared = parallel.cpus_per_rank(parallel.size())
     os.environ["SLURM_CPUS_PER_TASK"] = "1"
