@@ -252,7 +252,7 @@ def add_cluster_commands(add: AddCommand, add_stage: AddCommand) -> None:
         help="begin with this stage; those before it must be complete",
     )  # fmt: skip
     command.add_argument("--nodes", type=count, help="nodes of the training")
-    command.add_argument("--gpus-per-node", type=int, help="GPUs that it uses of each")
+    command.add_argument("--gpus-per-node", type=count, help="GPUs that it uses of each")
     command.add_argument(
         "--dry-run", action="store_true", help="print the sbatch commands and submit nothing"
     )
