@@ -10,6 +10,7 @@
 #export SBATCH_ACCOUNT=project123
 #export SBATCH_QOS=normal
 #export SBATCH_TIMELIMIT=12:00:00   # where the partition's limit is below the scripts' own --time
+#export SBATCH_SIGNAL=B:USR1@60     # seconds; where that limit is only a few minutes
 
 # --- partitions, as sinfo lists them
 export CPU_PARTITION=              # preprocess, scrape from the mirror; all else where there is no GPU

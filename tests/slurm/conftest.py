@@ -76,10 +76,10 @@ class Checkout:
         )  # fmt: skip
 
     def submit(self, *arguments: str) -> dict[str, str]:
-        """Run `galmerhpc submit` with success and return the jobs' numbers by stage."""
+        """Run `galmerhpc submit` with success and return the new jobs' numbers by stage."""
         done = self.galmerhpc("submit", *arguments)
         assert done.returncode == 0, done.stderr
-        return dict(re.findall(r"^(\w+): job (\d+)", done.stdout, re.MULTILINE))
+        return dict(re.findall(r"^(\w+): job (\d+)$", done.stdout, re.MULTILINE))
 
     def sbatch(self, *arguments: str) -> str:
         """Submit a script by hand, as docs/cluster.md says, and return the job's number."""

@@ -28,7 +28,10 @@ def change(path: Path, **sections: object) -> None:
 
 
 def test_a_dry_run_prints_the_chain_and_leaves_no_trace(checkout, cluster, tiny):
-    checkout.site(TRAIN_NODES=2, SCRAPE_TASKS=4, SCRAPE_AT_ONCE=2, MAIL_USER="a@b.org")
+    scratch = checkout.folder / "scratch"
+    checkout.site(
+        TRAIN_NODES=2, SCRAPE_TASKS=4, SCRAPE_AT_ONCE=2, MAIL_USER="a@b.org", RUNS_FOLDER=scratch
+    )
     done = checkout.galmerhpc("submit", tiny, "training.epochs=5", "--dry-run")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -42,6 +45,7 @@ def test_a_dry_run_prints_the_chain_and_leaves_no_trace(checkout, cluster, tiny)
     assert all("--mail-user=a@b.org" in line for line in lines)
     assert not cluster.run("squeue", "--noheader")
     assert not (checkout.folder / "run").exists()
+    assert (checkout.folder / "runs").readlink() == scratch
 
 
 def test_submitting_again_submits_nothing_and_cancel_ends_it(checkout, cluster, tiny):
@@ -184,4 +188,19 @@ def test_a_stage_that_fails_ends_the_chain_and_the_mended_one_goes_on(checkout, 
     assert [line.split()[2] for line in status.splitlines()[1:3]] == ["complete", "complete"]
     with nothing_starts(cluster):
         assert list(checkout.submit(tiny)) == ["train", "evaluate"]
-        assert list(checkout.submit(tiny, "--from", "train")) == ["train", "evaluate"]
+        assert not checkout.submit(tiny, "--from", "train")
+
+
+def test_a_job_that_slurm_has_forgotten_is_said_to_be(checkout, cluster, tiny):
+    with nothing_starts(cluster):
+        checkout.submit(tiny)
+        checkout.galmerhpc("cancel", "run")
+    path = checkout.folder / "run" / "jobs.json"
+    path.write_text(path.read_text().replace('"train": "', '"train": "99999'))
+    status = checkout.galmerhpc("status", "run")
+    assert status.returncode == 0, status.stderr
+    assert "forgotten by SLURM" in status.stdout
+    path.write_text("[]")
+    status = checkout.galmerhpc("status", "run")
+    assert status.returncode == ExitCode.WRONG_INPUT
+    assert "jobs.json: damaged; remove it" in status.stderr
