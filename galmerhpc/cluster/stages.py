@@ -73,7 +73,7 @@ def progress(config: Config, command: str) -> str:
 
 def _position(checkpoint: Path) -> str:
     """Return where the training stands, from its newest checkpoint."""
-    step = int(checkpoint.name.removeprefix("step-"))
+    step = int(checkpoint.name.split("-")[1])
     try:
         epochs = files.read_json(checkpoint / "manifest.json")["epoch"]
     except (InputError, KeyError, TypeError):  # being replaced, or damaged: training says so
