@@ -1,6 +1,6 @@
 """A real SLURM cluster of two nodes on this machine, that tests start and stop.
 
-``netns`` (root): each node has its own host name, network, hosts file and /dev/shm, as on a
+``netns`` (root, outside most containers): each node has its own host name, network, hosts file and /dev/shm, as on a
 cluster. ``multi`` (anybody): the nodes are processes on one address. Nothing under /etc is touched.
 By hand, to look around:  python -m tests.slurm.cluster /tmp/c  (ends with Ctrl-D).
 """
@@ -41,6 +41,14 @@ def missing() -> str:
     elif not list(Path("/usr/lib").glob("*/pmix2/lib/libpmix.so")):
         absent.append("libpmix.so")
     return f"{', '.join(absent)} missing: apt-get install {PACKAGES}" if absent else ""
+
+
+def can_make_networks() -> bool:
+    """Say whether this process may make nodes of their own: root may, in most containers not."""
+    if os.getuid() != 0:
+        return False
+    probe = ["unshare", "--net", "--uts", "--mount", "ip", "link", "add", "probe", "type", "bridge"]
+    return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
 def _path() -> str:
@@ -325,7 +333,7 @@ def _quietly(*command: str) -> None:
 @contextmanager
 def running(folder: Path, mode: str | None = None) -> Iterator[Cluster]:
     """Give a running cluster and stop it after."""
-    cluster = Cluster(folder, mode or (NETNS if os.getuid() == 0 else MULTI))
+    cluster = Cluster(folder, mode or (NETNS if can_make_networks() else MULTI))
     with ExitStack() as stack:
         stack.callback(cluster.stop)
         cluster.start()
