@@ -1,7 +1,8 @@
 """A real SLURM cluster of two nodes on this machine, that tests start and stop.
 
-``netns`` (root, outside most containers): each node has its own host name, network, hosts file and /dev/shm, as on a
-cluster. ``multi`` (anybody): the nodes are processes on one address. Nothing under /etc is touched.
+``netns`` (root, outside most containers): each node has its own host name, network, hosts file and
+/dev/shm, as on a cluster. ``multi`` (anybody): the nodes are processes on one address. Nothing
+under /etc is touched.
 By hand, to look around:  python -m tests.slurm.cluster /tmp/c  (ends with Ctrl-D).
 """
 
