@@ -53,7 +53,6 @@ if [ -n "$NETWORK_INTERFACE" ]; then
 fi
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN}                # its faults, not its whole log
 export UCX_WARN_UNUSED_ENV_VARS=n                    # one line a rank about variables of other tools
-export HOROVOD_CYCLE_TIME=${HOROVOD_CYCLE_TIME:-1}   # ms; gradients of a step come within few of them
 if [ "$(id -u)" = 0 ]; then                          # containers: Open MPI refuses root unless told twice
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
