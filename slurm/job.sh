@@ -34,9 +34,10 @@ start() {  # start PLACING NUMBER CPUS COMMAND...: becomes the launcher, so that
   shift 3
   export OMP_NUM_THREADS=$cpus  # NumPy and oneDNN would take all cores of the node for each task
   case $LAUNCHER in
-    # A task that dies ends its step, not after the others have waited for it.
+    # A task that dies ends the others, who would wait for it; but not at once, since all of them leave
+    # with 75 when the work is saved, one a moment before the other.
     srun) exec srun --mpi="$MPI_PLUGIN" --ntasks="$number" ${placing:+"$placing"} \
-      --cpus-per-task="$cpus" --kill-on-bad-exit=1 "$@" ;;
+      --cpus-per-task="$cpus" --kill-on-bad-exit=0 --wait=30 "$@" ;;
     # Open MPI binds each task to one core unless told not to; TensorFlow needs them all.
     mpirun) exec mpirun -n "$number" ${placing:+--map-by "ppr:${placing#*=}:node"} --bind-to none "$@" ;;
     *) die "LAUNCHER=$LAUNCHER in slurm/site.sh: must be srun or mpirun" ;;
