@@ -25,9 +25,6 @@ MEMORY_MB = 16000
 GPUS = 2
 MULTI, NETNS = "multi", "netns"
 
-_NETWORK = "10.77.0"
-_BRIDGE = "galmer0"
-_PORT = 17400
 _SYSTEM_PATH = "/usr/sbin:/sbin"
 
 
@@ -79,6 +76,14 @@ class Cluster:
 
     def __init__(self, folder: Path, mode: str) -> None:
         self.folder, self.mode = folder, mode
+        # Two test runs on one machine have a cluster each.
+        number = os.getpid() % 250
+        self._network, self._name, self._port = (
+            f"10.77.{number}",
+            f"gm{number}",
+            20000 + 10 * number,
+        )
+        self._undo: list[str] = []
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         if mode == MULTI:  # nodes of one host: Open MPI would mix up their shared memory
             self.environment["OMPI_MCA_btl"] = "tcp,self"
@@ -131,7 +136,7 @@ class Cluster:
     @property
     def address(self) -> str:
         """The address at which jobs find a server of this machine."""
-        return f"{_NETWORK}.254" if self.mode == NETNS else "127.0.0.1"
+        return f"{self._network}.254" if self.mode == NETNS else "127.0.0.1"
 
     def logs(self) -> str:
         """Return the ends of the daemons' logs."""
@@ -178,7 +183,7 @@ class Cluster:
             '/dev/shm; shift 2; exec "$@"'
         )
         self._start(
-            "nsenter", f"--net=/run/netns/galmer-{node}", "unshare", "--uts", "--mount",
+            "nsenter", f"--net=/run/netns/{self._name}-{node}", "unshare", "--uts", "--mount",
             "--propagation", "private", "sh", "-c", script, "-", node,
             str(self.folder / "hosts"), *command,
         )  # fmt: skip
@@ -196,10 +201,8 @@ class Cluster:
                 wait_until(lambda: not self.run("squeue", "-h", check=False), "jobs to end", 15)
         for name in (*(f"slurmd.{node}" for node in NODES), "slurmctld", "munged"):
             self._end(name)
-        if self.mode == NETNS:
-            for node in NODES:
-                _quietly("ip", "netns", "del", f"galmer-{node}")
-            _quietly("ip", "link", "del", _BRIDGE)
+        for command in self._undo:
+            _quietly("ip", *command.split())
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _end(self, name: str) -> None:
@@ -221,27 +224,30 @@ class Cluster:
         assert done.returncode == 0, f"{command[0]} does not start\n{self.logs()}"
 
     def _make_network(self) -> None:
-        commands = [
-            f"link add {_BRIDGE} type bridge",
-            f"addr add {_NETWORK}.254/24 dev {_BRIDGE}",
-            f"link set {_BRIDGE} up",
-        ]
+        """Make a bridge and a network of its own for each node."""
+        bridge = self._name
+        self._ip(f"link add {bridge} type bridge", undo=f"link del {bridge}")
+        self._ip(f"addr add {self._network}.254/24 dev {bridge}")
+        self._ip(f"link set {bridge} up")
         hosts = [Path("/etc/hosts").read_text()]
         for number, node in enumerate(NODES, 1):
-            space, link = f"galmer-{node}", f"galmer{number}"
-            hosts.append(f"{_NETWORK}.{number} {node}")
-            commands += [
-                f"netns add {space}",
-                f"link add {link} type veth peer name eth0 netns {space}",
-                f"link set {link} master {_BRIDGE}",
-                f"link set {link} up",
-                f"-n {space} addr add {_NETWORK}.{number}/24 dev eth0",
-                f"-n {space} link set lo up",
-                f"-n {space} link set eth0 up",
-            ]
+            space, link, address = f"{self._name}-{node}", f"{bridge}p{number}", f".{number}"
+            hosts.append(f"{self._network}{address} {node}")
+            self._ip(f"netns add {space}", undo=f"netns del {space}")
+            self._ip(
+                f"link add {link} type veth peer name eth0 netns {space}", undo=f"link del {link}"
+            )
+            self._ip(f"link set {link} master {bridge}")
+            self._ip(f"link set {link} up")
+            self._ip(f"-n {space} addr add {self._network}{address}/24 dev eth0")
+            self._ip(f"-n {space} link set lo up")
+            self._ip(f"-n {space} link set eth0 up")
         (self.folder / "hosts").write_text("\n".join(hosts) + "\n")
-        for command in commands:
-            subprocess.run(["ip", *command.split()], check=True)
+
+    def _ip(self, command: str, undo: str = "") -> None:
+        subprocess.run(["ip", *command.split()], check=True)
+        if undo:
+            self._undo.insert(0, undo)
 
     def _configure(self) -> None:
         folder, me = self.folder, _me()
@@ -250,13 +256,13 @@ class Cluster:
             env={**os.environ, "PATH": _path()}, check=True,
         )  # fmt: skip
         host = os.uname().nodename.split(".")[0]
-        controller = f"{_NETWORK}.254" if self.mode == NETNS else "127.0.0.1"
+        controller = f"{self._network}.254" if self.mode == NETNS else "127.0.0.1"
         nodes = [
             f"NodeName={node} CPUs={CPUS} RealMemory={MEMORY_MB} Gres=gpu:{GPUS} State=UNKNOWN "
             + (
-                f"NodeHostname={node} NodeAddr={_NETWORK}.{number} Port={_PORT + number}"
+                f"NodeHostname={node} NodeAddr={self._network}.{number} Port={self._port + number}"
                 if self.mode == NETNS
-                else f"NodeHostname={host} NodeAddr=127.0.0.1 Port={_PORT + number}"
+                else f"NodeHostname={host} NodeAddr=127.0.0.1 Port={self._port + number}"
             )
             for number, node in enumerate(NODES, 1)
         ]
@@ -265,7 +271,7 @@ class Cluster:
             f"""
 ClusterName=galmer
 SlurmctldHost={host}({controller})
-SlurmctldPort={_PORT}
+SlurmctldPort={self._port}
 SlurmUser={me}
 SlurmdUser={me}
 AuthType=auth/munge
