@@ -1,8 +1,11 @@
 """Real processes for tests: the package's command and MPI ranks of it."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,6 +23,11 @@ _MPI = {
 }
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 
+# An mpirun that is killed leaves its session's folder behind, named by its number, and the next one
+# that gets this number from the system cannot start. So each has a place of its own.
+_SESSIONS = tempfile.mkdtemp(prefix="mpi-")
+atexit.register(shutil.rmtree, _SESSIONS, ignore_errors=True)
+
 
 def environment(**more: str) -> dict[str, str]:
     """Return this process's environment with the virtual environment's programs first."""
@@ -30,6 +38,7 @@ def environment(**more: str) -> dict[str, str]:
         "PYTHONPATH": str(ROOT),
         **_MPI,
         **_QUIET,
+        "PRTE_MCA_prte_tmpdir_base": tempfile.mkdtemp(dir=_SESSIONS),
         **more,
     }
 
