@@ -23,6 +23,10 @@ from galmerhpc.dataset.split import SPLITS
 from galmerhpc.dataset.stage import staged
 from galmerhpc.errors import InputError
 
+# Images that are read into memory at once: few enough to be in the processor's cache still when
+# their checksums are compared.
+_FILL_BYTES = 2 << 20
+
 # A row of the data set, or a position in a split.
 Positions = NDArray[np.signedinteger[Any]]
 
@@ -150,7 +154,7 @@ class SplitReader:
         self.labels: NDArray[np.float32] = table["labels"]
         self._source: _Source
         if self.count * self.image_bytes <= data.memory_gb * 1e9:
-            self._source = _InMemory(dataset, table, split, data.threads)
+            self._source = _InMemory(dataset, table, split, data)
         else:
             self._source = _InShards(staged(dataset, data) if data.stage else dataset, table)
 
@@ -231,6 +235,9 @@ class _InShards:
     def __init__(self, dataset: Dataset, table: NDArray[Any]) -> None:
         self._dataset, self._table = dataset, table
 
+    def announce(self, positions: Positions) -> None:
+        self._dataset.announce(self._table["row"][positions].astype(np.int64))
+
     def read(self, positions: Positions, images: Images) -> None:
         about = self._table[positions]
         rows = about["row"].astype(np.int64)
@@ -245,7 +252,7 @@ class _InShards:
 class _InMemory:
     """The images of a split in memory that the node's ranks share; local rank 0 reads them."""
 
-    def __init__(self, dataset: Dataset, table: NDArray[Any], split: str, threads: int) -> None:
+    def __init__(self, dataset: Dataset, table: NDArray[Any], split: str, data: Data) -> None:
         shape = (len(table), *dataset.image_shape)
         # A lone rank's own memory comes in huge pages, from which random images are copied faster.
         self._images: Images = (
@@ -254,21 +261,32 @@ class _InMemory:
             else np.asarray(parallel.node_array(shape, np.uint8))
         )
         if parallel.local_rank() == 0:
-            shards = _InShards(dataset, table)
-
-            def read(block: tuple[int, int]) -> int:
-                positions = np.arange(block[0], sum(block))
-                shards.read(positions, self._images[block[0] : sum(block)])
-                return block[1]
-
-            bar = tqdm(
-                desc=f"read {split}", total=len(table), unit="img", leave=False,
-                disable=None if parallel.rank() == 0 else True,
-            )  # fmt: skip
-            with bar, ThreadPoolExecutor(threads) as pool:
-                for count in pool.map(read, blocks(len(table), dataset.image_shape)):
-                    bar.update(count)
+            self._fill(_InShards(dataset, table), split, data)
         parallel.node_barrier()
+
+    def _fill(self, shards: "_InShards", split: str, data: Data) -> None:
+        """Read all images in order, while the disk is kept at work on the next ones."""
+        count, image_shape = len(self._images), self._images.shape[1:]
+        most_ahead = max(int(data.ahead_mb * 1e6 / _FILL_BYTES), data.threads)
+
+        def read(positions: Positions) -> int:
+            shards.read(positions, self._images[positions[0] : positions[-1] + 1])
+            return len(positions)
+
+        bar = tqdm(
+            desc=f"read {split}", total=count, unit="img", leave=False,
+            disable=None if parallel.rank() == 0 else True,
+        )  # fmt: skip
+        ahead: deque[Future[int]] = deque()
+        with bar, ThreadPoolExecutor(data.threads) as pool:
+            for first, size in blocks(count, image_shape, _FILL_BYTES):
+                positions = np.arange(first, first + size)
+                shards.announce(positions)
+                ahead.append(pool.submit(read, positions))
+                if len(ahead) > most_ahead:
+                    bar.update(ahead.popleft().result())
+            while ahead:
+                bar.update(ahead.popleft().result())
 
     def read(self, positions: Positions, images: Images) -> None:
         # Any mode but "raise" writes into `images` without a copy of it between.

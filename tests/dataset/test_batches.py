@@ -157,6 +157,22 @@ def test_an_error_of_a_reading_thread_reaches_the_step_it_belongs_to(
         SplitReader(Dataset.open(tmp_path), "train", IN_MEMORY)
 
 
+def test_a_split_of_many_blocks_is_read_into_memory_and_compared_whole(tmp_path: Path) -> None:
+    shape = (64, 64, 3)  # 600 of them are 7 MB
+    images, labels = write_dataset(tmp_path, 1800, per_shard=700, image_shape=shape)
+    reader = SplitReader(Dataset.open(tmp_path), "train", Data(ahead_mb=1e-6))
+    assert reader.rows.tolist() == list(range(0, 1800, 3))
+    (batch,) = evaluation_batches(reader, 600, 0, 1)
+    np.testing.assert_array_equal(batch.images, images[::3])
+    np.testing.assert_array_equal(batch.labels, labels[::3])
+    shard = tmp_path / "shard-00002.h5"
+    content = bytearray(shard.read_bytes())
+    content[Shard.open(shard).offset + (1797 - 1400) * int(np.prod(shape))] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match=rf"{shard.name}.*image {1797 - 1400} "):
+        SplitReader(Dataset.open(tmp_path), "train", IN_MEMORY)
+
+
 def place_of(shard: Path, row: int) -> int:
     """Return where an image begins in a file; of a compressed shard, the last byte."""
     offset = Shard.open(shard).offset

@@ -295,11 +295,14 @@ def test_a_killed_job_goes_on_with_what_is_not_finished(
     assert not list(folder.glob(".tmp*"))
 
 
-@pytest.mark.parametrize("kills", [8, pytest.param(80, marks=pytest.mark.soak)])
+# Ten parts, so that each has an end that can be waited for, and can be run alone.
+@pytest.mark.parametrize(
+    "seed", [8, *(pytest.param(s, marks=pytest.mark.soak) for s in range(10, 20))]
+)
 def test_kills_at_random_moments_change_no_byte(
-    undisturbed: Path, many_shards: Path, tmp_path: Path, kills: int
+    undisturbed: Path, many_shards: Path, tmp_path: Path, seed: int
 ) -> None:
-    draw, expected, done = np.random.default_rng(kills), contents(many_shards), 0
+    draw, expected, kills, done = np.random.default_rng(seed), contents(many_shards), 8, 0
     for number in itertools.count():
         path = another(undisturbed, tmp_path / str(number), samples_per_shard=8)
         folder = tmp_path / str(number) / "run" / "shards"

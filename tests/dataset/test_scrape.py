@@ -583,14 +583,12 @@ class Harassed:
         kill(job, everyone if whole_job else [self._draw.choice(ranks_of(job) or everyone)])
 
 
-def test_kills_at_any_moment_lose_no_view_and_fetch_none_twice(tmp_path: Path) -> None:
-    Harassed(tmp_path, seed=7).run(12)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(3000)
-def test_many_kills_at_any_moment(tmp_path: Path) -> None:
-    Harassed(tmp_path, seed=8).run(120)
+# Ten parts, so that each has an end that can be waited for, and can be run alone.
+@pytest.mark.parametrize(
+    "seed", [7, *(pytest.param(s, marks=pytest.mark.soak) for s in range(10, 20))]
+)
+def test_kills_at_any_moment_lose_no_view_and_fetch_none_twice(tmp_path: Path, seed: int) -> None:
+    Harassed(tmp_path, seed).run(12)
 
 
 class Hostile:
