@@ -205,7 +205,7 @@ def _take_stock(config: Config) -> tuple[Report, _Inventory]:
         ]
     if _belongs(run / "shards", lambda: stage_inputs(config), report):
         there.training = sorted((run / "shards").glob("shard-*.h5"))
-    there.checkpoints = sorted(path.parent for path in run.glob(f"checkpoints/*/{_MANIFEST}"))
+    there.checkpoints = sorted(run.glob("checkpoints/step-*"))
     there.checkpoints = [path for path in there.checkpoints if BAD not in path.name]
     known = {*there.raw, *there.training}
     there.others = sorted(path for path in there.sha256 if path not in known and path.exists())
