@@ -1,14 +1,12 @@
 """Checkpoints: folders ``step-00000123`` that are whole and verified, or not there.
 
-A folder holds ``state.npz`` (arrays, no pickle; among them, as JSON, the position and what it was
-made from) and ``manifest.json`` (SHA-256 of the state; position and all that again, for people). An
-epoch that is finished and validated has a checkpoint of its own,
-``step-00000123-epoch-0001``, after that of its last step.
+A folder holds ``state.npz`` (arrays, no pickle) and ``manifest.json`` (position, what it was made
+from, SHA-256 of the state and of all this). An epoch that is finished and validated has a
+checkpoint of its own, ``step-00000123-epoch-0001``, after that of its last step.
 """
 
 import contextlib
 import hashlib
-import json
 import logging
 import os
 import re
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galmerhpc import files
+from galmerhpc.config import digest
 from galmerhpc.errors import GalmerhpcError, InputError
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ log = logging.getLogger(__name__)
 Arrays = dict[str, NDArray[Any]]
 
 _STATE, _MANIFEST = "state.npz", "manifest.json"
-_META = "meta"
+_OWN_SHA256 = "manifest_sha256"
 _NAME = re.compile(r"step-(\d+)(?:-epoch-(\d+))?")
 
 
@@ -74,17 +73,17 @@ def save(
     path = folder / name
     if path.exists():  # damaged, or the training would have gone on from it
         files.remove_folder(path)
-    text = np.frombuffer(json.dumps(meta, allow_nan=False).encode(), np.uint8)
     with files.atomic_path(path) as temporary:
         temporary.mkdir()
         with _HashingFile(temporary / _STATE) as file:
-            np.savez(file, **{**arrays, _META: text})  # type: ignore[arg-type]
+            np.savez(file, **arrays)  # type: ignore[arg-type]
         if files.sha256(temporary / _STATE) != file.sha256:
             raise GalmerhpcError(
                 f"{path / _STATE}: reads back as something else than was written: the disk or "
                 "its file system is at fault; choose another run_dir"
             )
-        files.write_json(temporary / _MANIFEST, {**meta, "sha256": file.sha256})
+        manifest = {**meta, "sha256": file.sha256}
+        files.write_json(temporary / _MANIFEST, {**manifest, _OWN_SHA256: digest(manifest)})
     for old in _all(folder)[:-keep]:
         if old.name != best:
             files.remove_folder(old)
@@ -125,12 +124,14 @@ def load(path: Path) -> tuple[Arrays, dict[str, Any]]:
         It is damaged.
     """
     try:
-        if files.sha256(path / _STATE) != files.read_json(path / _MANIFEST)["sha256"]:
+        meta = files.read_json(path / _MANIFEST)
+        if digest({k: v for k, v in meta.items() if k != _OWN_SHA256}) != meta[_OWN_SHA256]:
+            raise ValueError(f"the checksum of {_MANIFEST} is not the one in it")
+        if files.sha256(path / _STATE) != meta["sha256"]:
             raise ValueError(f"the checksum of {_STATE} is not the one in {_MANIFEST}")
         with np.load(path / _STATE, allow_pickle=False) as state:
-            arrays = {name: state[name] for name in state.files}
-        return arrays, json.loads(arrays.pop(_META).tobytes())
-    except (InputError, OSError, KeyError, TypeError, ValueError) as error:
+            return {name: state[name] for name in state.files}, meta
+    except (InputError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: damaged ({error})") from None
 
 
