@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from galmerhpc import __version__, files, parallel
 from galmerhpc.cluster.stages import STAGES
@@ -30,7 +30,7 @@ log = logging.getLogger("galmerhpc")
 MOST_SPLIT_VIEWS = 10_000_000
 """Views of which `catalogue show` counts the splits: seconds of work."""
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 AddCommand = Callable[..., argparse.ArgumentParser]
 
 RUN_HELP = """
@@ -106,6 +106,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ExitCode.COMPLETE
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A command's parser, whose options may stand before, among and after its arguments.
+
+    Attributes
+    ----------
+    any_order : bool
+        False for a command that only has commands of its own.
+    """
+
+    any_order = True
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; argparse alone wants the arguments that make up a list to stand together."""
+        if not self.any_order:
+            return super().parse_known_args(args, namespace)
+        self.any_order = False  # up to Python 3.11 the other method comes back to this one
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.any_order = True
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all subcommands."""
     parser = argparse.ArgumentParser(
@@ -115,10 +137,13 @@ def make_parser() -> argparse.ArgumentParser:
         "75 stopped with the work saved (run again).",
     )
     parser.add_argument("--version", action="version", version=f"galmerhpc {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", parser_class=CommandParser
+    )
 
     def group(name: str, summary: str) -> Commands:
         command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        command.any_order = False
         return command.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def add(
@@ -142,6 +167,7 @@ def make_parser() -> argparse.ArgumentParser:
             "overrides",
             metavar="key=value",
             nargs="*",
+            default=(),
             help="replace a key of the file, as in training.epochs=3",
         )
         return command

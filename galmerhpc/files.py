@@ -79,6 +79,14 @@ def remove_temporaries(folder: Path, chosen: Callable[[Path], bool] = lambda _: 
         _remove(path)
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder that a reader finds whole or not at all, also after a kill on the way."""
+    going = path.with_name(f"{_TEMPORARY}removed-{path.name}")
+    _remove(going)
+    path.rename(going)
+    shutil.rmtree(going)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)

@@ -1,11 +1,13 @@
 """The command: help that teaches, exit codes, and one line for a user's mistake."""
 
+import argparse
 import socket
 import sys
 from pathlib import Path
 
 import pytest
 
+from galmerhpc.cli import make_parser
 from tests.conftest import write_run
 from tests.support import ROOT, galmerhpc, run
 
@@ -28,6 +30,10 @@ COMMANDS = (
 )
 
 
+def parsed(line: str) -> argparse.Namespace:
+    return make_parser().parse_args(line.split())
+
+
 def complaint(*arguments: str, code: int = 2, ranks: int = 1) -> str:
     """Return the one line that a wrong command prints."""
     done = galmerhpc(*arguments, ranks=ranks)
@@ -46,6 +52,47 @@ def test_help_names_every_command() -> None:
     assert "galmerhpc catalogue probe" in galmerhpc("catalogue", "probe", "--help").stdout
     assert "file,spin,inclination" in galmerhpc("images", "import", "--help").stdout
     assert "P_TYPE" in galmerhpc("library", "import", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train CONFIG --dry-run a=1 --allow-change KEY b=2 --elastic",
+        "train --allow-change KEY CONFIG a=1 b=2 --dry-run --elastic",
+        "train --elastic --dry-run --allow-change KEY CONFIG a=1 b=2",
+        "train CONFIG a=1 b=2 --elastic --allow-change KEY --dry-run",
+    ],
+)
+def test_options_may_stand_before_among_and_after_a_command_s_arguments(line: str) -> None:
+    given = parsed(line)
+    assert (given.config, list(given.overrides)) == ("CONFIG", ["a=1", "b=2"])
+    assert (given.dry_run, given.elastic, given.allow_change) == (True, True, ["KEY"])
+
+
+def test_other_commands_take_their_options_in_any_order_too() -> None:
+    assert parsed("catalogue probe A --snap-id 3 b=1").overrides == ["b=1"]
+    assert parsed("submit A --nodes 2 b=1 --dry-run c=2").overrides == ["b=1", "c=2"]
+    fits = parsed("library import a --table t b --output o c").fits
+    assert fits == [Path("a"), Path("b"), Path("c")]
+    assert parsed("check RUN --repair").run == "RUN"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("train", "required: CONFIG"),
+        ("train A --bogus b=1", "unrecognized arguments: --bogus"),
+        ("status RUN b=1", "unrecognized arguments: b=1"),
+        ("catalogue probe A b=1", "required: --snap-id"),
+        ("catalogue", "required: COMMAND"),
+    ],
+)
+def test_a_wrong_line_is_refused(
+    line: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parsed(line)
+    assert expected in capsys.readouterr().err
 
 
 def test_a_command_that_needs_no_mpi_does_not_load_it() -> None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import Places, View, Views
-from galmerhpc.config import Config, require_catalogue
+from galmerhpc.config import Config, digest, require_catalogue
 from galmerhpc.dataset import shards
 from galmerhpc.dataset.preprocess import (
     Plan,
@@ -205,7 +205,7 @@ def _take_stock(config: Config) -> tuple[Report, _Inventory]:
         ]
     if _belongs(run / "shards", lambda: stage_inputs(config), report):
         there.training = sorted((run / "shards").glob("shard-*.h5"))
-    there.checkpoints = sorted(path.parent for path in run.glob(f"checkpoints/*/{_MANIFEST}"))
+    there.checkpoints = sorted(run.glob("checkpoints/step-*"))
     there.checkpoints = [path for path in there.checkpoints if BAD not in path.name]
     known = {*there.raw, *there.training}
     there.others = sorted(path for path in there.sha256 if path not in known and path.exists())
@@ -411,8 +411,11 @@ def _check_virtual(path: Path, names: list[str]) -> list[Fault]:
 
 def _check_checkpoint(folder: Path) -> list[Fault]:
     try:
-        if files.sha256(folder / _STATE) != files.read_json(folder / _MANIFEST)["sha256"]:
+        manifest = files.read_json(folder / _MANIFEST)
+        if manifest.pop("manifest_sha256") != digest(manifest):
+            return [Fault(folder, f"the SHA-256 of {_MANIFEST} is not the one in it")]
+        if files.sha256(folder / _STATE) != manifest["sha256"]:
             return [Fault(folder, f"the SHA-256 of {_STATE} is not the one in {_MANIFEST}")]
-    except (InputError, OSError, KeyError, TypeError) as error:
+    except (InputError, OSError, LookupError, TypeError, AttributeError) as error:
         return [Fault(folder, f"unreadable ({error})")]
     return []

@@ -1,8 +1,8 @@
 """Checkpoints: folders ``step-00000123`` that are whole and verified, or not there.
 
 A folder holds ``state.npz`` (arrays, no pickle) and ``manifest.json`` (position, what it was made
-from, SHA-256 of the state). An epoch that is finished and validated has a checkpoint of its own,
-``step-00000123-epoch-0001``, after that of its last step.
+from, SHA-256 of the state and of all this). An epoch that is finished and validated has a
+checkpoint of its own, ``step-00000123-epoch-0001``, after that of its last step.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galmerhpc import files
+from galmerhpc.config import digest
 from galmerhpc.errors import GalmerhpcError, InputError
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 Arrays = dict[str, NDArray[Any]]
 
 _STATE, _MANIFEST = "state.npz", "manifest.json"
+_OWN_SHA256 = "manifest_sha256"
 _NAME = re.compile(r"step-(\d+)(?:-epoch-(\d+))?")
 
 
@@ -70,20 +71,22 @@ def save(
         It cannot be written, or reads back as something else; the earlier ones are as they were.
     """
     path = folder / name
-    if not path.exists():  # else made before a kill, and the same by construction
-        with files.atomic_path(path) as temporary:
-            temporary.mkdir()
-            with _HashingFile(temporary / _STATE) as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            if files.sha256(temporary / _STATE) != file.sha256:
-                raise GalmerhpcError(
-                    f"{path / _STATE}: reads back as something else than was written: the disk or "
-                    "its file system is at fault; choose another run_dir"
-                )
-            files.write_json(temporary / _MANIFEST, {**meta, "sha256": file.sha256})
+    if path.exists():  # damaged, or the training would have gone on from it
+        files.remove_folder(path)
+    with files.atomic_path(path) as temporary:
+        temporary.mkdir()
+        with _HashingFile(temporary / _STATE) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        if files.sha256(temporary / _STATE) != file.sha256:
+            raise GalmerhpcError(
+                f"{path / _STATE}: reads back as something else than was written: the disk or "
+                "its file system is at fault; choose another run_dir"
+            )
+        manifest = {**meta, "sha256": file.sha256}
+        files.write_json(temporary / _MANIFEST, {**manifest, _OWN_SHA256: digest(manifest)})
     for old in _all(folder)[:-keep]:
         if old.name != best:
-            shutil.rmtree(old)
+            files.remove_folder(old)
 
 
 def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
@@ -122,11 +125,13 @@ def load(path: Path) -> tuple[Arrays, dict[str, Any]]:
     """
     try:
         meta = files.read_json(path / _MANIFEST)
+        if digest({k: v for k, v in meta.items() if k != _OWN_SHA256}) != meta[_OWN_SHA256]:
+            raise ValueError(f"the checksum of {_MANIFEST} is not the one in it")
         if files.sha256(path / _STATE) != meta["sha256"]:
             raise ValueError(f"the checksum of {_STATE} is not the one in {_MANIFEST}")
         with np.load(path / _STATE, allow_pickle=False) as state:
             return {name: state[name] for name in state.files}, meta
-    except (InputError, OSError, KeyError, TypeError, ValueError) as error:
+    except (InputError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: damaged ({error})") from None
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 GO_ON = (
     "the last checkpoint is sound: go on from it with a lower training.learning_rate "
-    "(train --allow-change training.learning_rate CONFIG training.learning_rate=...)"
+    "(train CONFIG --allow-change training.learning_rate training.learning_rate=...)"
 )
 
 
@@ -156,23 +156,34 @@ class State:
         InputError
             It is of another network or optimiser.
         """
-        statistics: list[list[NDArray[Any]]] = []
-        if arrays is not None:
-            for name, variable in self.shared.items():
-                if name not in arrays or arrays[name].shape != tuple(variable.shape):
-                    raise InputError(
-                        f"{path}: {name} does not fit the configured network and optimiser; "
-                        "choose another run_dir"
-                    )
-                variable.assign(arrays[name])
-            statistics = [
-                [arrays[f"rank{rank}/{k}"] for k in range(len(self.own))] for rank in range(ranks)
-            ]
-        horovod.broadcast(list(self.shared.values()))
-        statistics = horovod.broadcast_object(statistics)
-        own = statistics[horovod.rank()] if ranks == horovod.size() else mean_of(statistics)
-        for variable, value in zip(self.own, own, strict=True):
+        statistics = [] if arrays is None else self.take(arrays, ranks, path)
+        self.broadcast()
+        if ranks == horovod.size():
+            own = horovod.broadcast_object(statistics)[horovod.rank()]
+            for variable, value in zip(self.own, own, strict=True):
+                variable.assign(value)
+
+    def take(self, arrays: Arrays, ranks: int, path: Path) -> list[list[NDArray[Any]]]:
+        """Take the numbers of a checkpoint on this rank alone, with the mean of the statistics.
+
+        Returns
+        -------
+        list of list of ndarray
+            The statistics of each rank that wrote it.
+        """
+        for name, variable in self.shared.items():
+            if name not in arrays or arrays[name].shape != tuple(variable.shape):
+                raise InputError(
+                    f"{path}: {name} does not fit the configured network and optimiser; "
+                    "choose another run_dir"
+                )
+            variable.assign(arrays[name])
+        statistics = [
+            [arrays[f"rank{rank}/{k}"] for k in range(len(self.own))] for rank in range(ranks)
+        ]
+        for variable, value in zip(self.own, mean_of(statistics), strict=True):
             variable.assign(value)
+        return statistics
 
     def broadcast(self) -> None:
         """Give every rank rank 0's numbers."""

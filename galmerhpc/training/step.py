@@ -97,8 +97,12 @@ class Step:
         stop : bool
             Whether this rank was asked to stop.
         """
+        import tensorflow as tf
+
         total: list[Any] = []
-        share, finite, predicted = 0.0, True, []
+        share: Any = 0.0
+        finite: Any = True
+        predicted = []
         for k, piece in enumerate(self._pieces(batch)):
             count = piece.stop - piece.start
             if not count and not self._training.sync_batchnorm:
@@ -117,7 +121,8 @@ class Step:
             predicted.append(answers[:count])
         if not total:
             total = [np.zeros(v.shape, v.dtype) for v in self._model.trainable_variables]
-        numbers = np.array([share, stop, not finite], np.float32)
+        # Tensors to the end: the all-reduce is under way before anybody waits for a number.
+        numbers = tf.stack([share, float(stop), 1.0 - tf.cast(finite, tf.float32)])
         loss, stops, failed = np.asarray(self._update(total, numbers))
         return Outcome(
             float(loss), bool(stops > 0), bool(failed > 0), bool(finite),

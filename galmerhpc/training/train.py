@@ -1,5 +1,6 @@
 """Training: the loop over global batches, from the first step or from a checkpoint."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -7,13 +8,14 @@ import logging
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from galmerhpc import __version__, files
+from galmerhpc import __version__, files, parallel
 from galmerhpc.config import Config
 from galmerhpc.dataset.batches import (
     Batch,
@@ -71,14 +73,21 @@ def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = Fals
     training = config.training
     with StopRequest(training.time_limit_s) as stop:
         record = open_record(config, allow_change)
-        if record.complete:
+        if parallel.broadcast(record.complete):  # as rank 0 sees it: a network's disk may lag
             log.info("train: complete, nothing to do")
             return
         horovod.init(training.stall_limit_s)
         dataset = Dataset.open(config.run_dir / "shards")
-        with Watchdog(training.stall_limit_s) as watchdog, checkpoint.Writer() as writer:
+        with (
+            _alone(config.run_dir),
+            Watchdog(training.stall_limit_s) as watchdog,
+            checkpoint.Writer() as writer,
+        ):
             trainer = Trainer(config, dataset, watchdog, writer)
-            trainer.resume()
+            if not elastic:
+                trainer.resume()
+            elif horovod.rank() == 0:
+                trainer.resume_alone()
             if horovod.rank() == 0:
                 record.begin()
             if elastic:
@@ -118,6 +127,13 @@ def open_record(config: Config, allow_change: Sequence[str] = ()) -> files.Stage
     return files.StageRecord(config.run_dir / "checkpoints", inputs, may_differ=allow_change)
 
 
+def _alone(run_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep another training off the run's checkpoints; rank 0 does it for all."""
+    if horovod.rank() > 0:
+        return contextlib.nullcontext()
+    return files.lock(run_dir / "checkpoints" / "train.lock")
+
+
 class Trainer:
     """One rank's network and data, and where its training stands.
 
@@ -150,6 +166,7 @@ class Trainer:
         self, config: Config, dataset: Dataset, watchdog: Watchdog, writer: checkpoint.Writer
     ) -> None:
         self._config, self._dataset, self._training = config, dataset, config.training
+        self._folder = config.run_dir / "checkpoints"
         self._watchdog, self._writer = watchdog, writer
         self.reader = SplitReader(dataset, "train", config.data)
         self._validation = SplitReader(dataset, "validation", config.data)
@@ -331,7 +348,7 @@ class Trainer:
         """Write ``model.keras`` from rank 0: the last epoch's network, or the best one's."""
         best = self.progress.best_name
         if best and best != self._checkpoint_name():
-            path = self._config.run_dir / "checkpoints" / best
+            path = self._folder / best
             found = checkpoint.load(path) if horovod.rank() == 0 else None
             ranks = horovod.broadcast_object(found[1]["ranks"] if found else 0)
             self.network.state.restore(found[0] if found else None, ranks, path)
@@ -374,8 +391,8 @@ class Trainer:
             }  # fmt: skip
             self._writer.start(
                 functools.partial(
-                    checkpoint.save, self._config.run_dir / "checkpoints", self._checkpoint_name(),
-                    arrays, meta, self._training.keep_checkpoints, progress.best_name,
+                    checkpoint.save, self._folder, self._checkpoint_name(), arrays, meta,
+                    self._training.keep_checkpoints, progress.best_name,
                 )
             )  # fmt: skip
         self.saved(dataclasses.replace(progress, sums=sums))
@@ -383,25 +400,40 @@ class Trainer:
 
     def resume(self) -> None:
         """Take up the newest checkpoint, agreed on by all ranks, or rank 0's initial weights."""
-        folder = self._config.run_dir / "checkpoints"
-        found = None
-        if horovod.rank() == 0:
-            files.remove_temporaries(folder)
-            found = checkpoint.load_latest(folder)
-            if found and found[1]["dataset"] != self._dataset.fingerprint:
-                raise InputError(
-                    f"{folder}: trained on other shards than the run holds now; "
-                    "choose another run_dir or remove the checkpoints"
-                )
-        meta = horovod.broadcast_object(found[1] if found else None)
+        found = self._newest() if horovod.rank() == 0 else None
+        arrays, meta = found or (None, None)
+        meta = horovod.broadcast_object(meta)
         if meta is None:
             self.network.state.broadcast()
             return
-        self.network.state.restore(found[0] if found else None, meta["ranks"], folder)
-        # The sums of the epoch so far are all ranks'; one goes on with them.
+        self.network.state.restore(arrays, meta["ranks"], self._folder)
+        self._take_position(meta, arrays)
+
+    def resume_alone(self) -> None:
+        """Take up the newest checkpoint on this rank, from which an elastic state shares it.
+
+        A worker that comes later would wait in vain for the others to do `resume` with it.
+        """
+        if found := self._newest():
+            self.network.state.take(found[0], found[1]["ranks"], self._folder)
+            self._take_position(found[1], found[0])
+
+    def _newest(self) -> tuple[checkpoint.Arrays, dict[str, Any]] | None:
+        """Read the newest checkpoint that is whole, and refuse one of other data."""
+        files.remove_temporaries(self._folder)
+        found = checkpoint.load_latest(self._folder)
+        if found and found[1]["dataset"] != self._dataset.fingerprint:
+            raise InputError(
+                f"{self._folder}: trained on other shards than the run holds now; "
+                "choose another run_dir or remove the checkpoints"
+            )
+        return found
+
+    def _take_position(self, meta: dict[str, Any], arrays: checkpoint.Arrays | None) -> None:
+        # The sums of the epoch so far are all ranks'; the one with the arrays goes on with them.
         sums = self.no_sums()
         self.progress = Progress.from_meta(
-            meta, type(sums).from_vector(found[0]["sums"]) if found else sums
+            meta, type(sums).from_vector(arrays["sums"]) if arrays else sums
         )
         if meta["configuration"].get("training.best_metric") != self._training.best_metric:
             self.progress.best, self.progress.best_name = None, None
@@ -415,12 +447,13 @@ def run_elastic(trainer: Trainer, stop: StopRequest) -> None:
     """Train to the end with the ranks that are left: a lost one costs the steps since a checkpoint.
 
     What is committed at each checkpoint stands in every rank's memory, so that nothing is read from
-    disk and no process starts anew. The global batch stays, and with it the order of samples.
+    disk and no process starts anew; a worker that comes later gets it too. The global batch stays,
+    and with it the order of samples.
 
     Parameters
     ----------
     trainer : Trainer
-        Resumed.
+        Resumed on rank 0.
     stop : StopRequest
         Asks to stop.
     """

@@ -147,6 +147,16 @@ def state_of(run: Path) -> Path:
     return flip(run / "checkpoints" / "step-00000006" / "state.npz", 200).parent
 
 
+def manifest(run: Path) -> Path:
+    return run / "checkpoints/step-00000006/manifest.json"
+
+
+def position(run: Path) -> Path:
+    path = manifest(run)
+    path.write_text(path.read_text().replace('"epoch": 1', '"epoch": 2'))
+    return path.parent
+
+
 def metrics(run: Path) -> Path:
     (run / "evaluation" / "metrics.json").write_text("{} ")
     return run / "evaluation" / "metrics.json"
@@ -183,6 +193,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "other sources": (other_sources, "are not the shards of stage.json"),
     "a record": (lambda run: damaged_record(run / "shards/stage.json"), "damaged"),
     "a checkpoint": (state_of, "the SHA-256 of state.npz"),
+    "a checkpoint's position": (position, "the SHA-256 of manifest.json"),
+    "a checkpoint's manifest lost": (lambda run: removed(manifest(run)).parent, "unreadable"),
     "an evaluation": (metrics, "its SHA-256"),
 }  # fmt: skip
 

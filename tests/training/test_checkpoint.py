@@ -118,6 +118,25 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert "step-00000002" in caplog.text
 
 
+def test_a_manifest_that_says_another_position_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tmp_path, range(1, 3), keep=2)
+    manifest = tmp_path / "step-00000002/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"step": 2', '"step": 3'))
+    assert checkpoint.load_latest(tmp_path)[1]["step"] == 1  # type: ignore[index]
+    assert "the checksum of manifest.json" in caplog.text
+
+
+def test_a_damaged_checkpoint_is_written_anew_before_an_older_one_goes(tmp_path: Path) -> None:
+    fill(tmp_path, range(1, 4), keep=2)
+    (tmp_path / "step-00000003/state.npz").write_bytes(b"damaged")
+    assert checkpoint.load_latest(tmp_path)[1]["step"] == 2  # type: ignore[index]
+    fill(tmp_path, range(3, 4), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+    assert checkpoint.load_latest(tmp_path)[1]["step"] == 3  # type: ignore[index]
+
+
 def test_no_checkpoint_is_a_start_but_only_damaged_ones_are_an_error(tmp_path: Path) -> None:
     assert checkpoint.load_latest(tmp_path) is None
     fill(tmp_path, range(1, 2), keep=1)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
+from galmerhpc import files
 from galmerhpc.dataset.batches import epoch_order
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.training import checkpoint
@@ -37,12 +38,17 @@ def small_run(preprocessed: Path, folder: Path, **more: object) -> Path:
     """Return the configuration of a small run of one's own, ready to train."""
     shutil.copytree(preprocessed / "run", folder / "run")
     path = write_run(folder)
-    values = yaml.safe_load(path.read_text())
-    for section, keys in SMALL.items():
-        values[section] = {**values.get(section, {}), **keys}
-    values["training"] |= more
-    path.write_text(yaml.safe_dump(values))
+    set_keys(path, **SMALL)
+    set_keys(path, training=more)
     return path
+
+
+def set_keys(config: Path, **sections: dict[str, object]) -> None:
+    """Replace keys of a configuration's sections."""
+    values = yaml.safe_load(config.read_text())
+    for section, keys in sections.items():
+        values[section] = {**values.get(section, {}), **keys}
+    config.write_text(yaml.safe_dump(values))
 
 
 def start(ranks: int, config: Path, *more: str) -> "subprocess.Popen[str]":
@@ -153,7 +159,7 @@ def test_four_kills_end_in_the_same_bits(
 ) -> None:
     config = small_run(preprocessed, tmp_path)
     (tmp_path / "rows").mkdir()
-    for fault in ("step:2:1", "write:2:0", "evaluation:1:all", "step:1:all", ""):
+    for fault in ("step:2:1:0", "write:2:0:0", "evaluation:1:all:0", "step:1:all:0", ""):
         done = mpirun(2, *WORKER, "train", str(tmp_path / "rows"), str(config), fault)
         assert (done.returncode == 0) == (not fault), done.stderr
         assert "Traceback" not in done.stderr
@@ -180,34 +186,35 @@ def weights_of(config: Path) -> str:
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize("victims", [[0], [1], [0, 1]], ids=["rank 0", "rank 1", "job"])
-def test_random_kills_of_resnet50_end_in_the_same_bits(
-    preprocessed: Path, tmp_path: Path, victims: list[int]
+@pytest.mark.parametrize("victims", [("0", "1"), ("all",)], ids=["one rank", "all ranks"])
+def test_twenty_random_kills_of_resnet50_end_in_the_same_bits(
+    preprocessed: Path, tmp_path: Path, victims: tuple[str, ...]
 ) -> None:
-    # 10 + 10 kills of one rank, 20 of both, at moments drawn over the whole length of a training.
-    draw = np.random.default_rng(len(victims) + victims[0])
-    model = {"model.architecture": "resnet50", "training.epochs": 3}
-    more = [f"{key}={value}" for key, value in model.items()]
-    runs = [small_run(preprocessed, folder) for folder in (tmp_path / "a", tmp_path / "b")]
-    assert galmerhpc("train", str(runs[0]), *more, ranks=2, timeout=1800).returncode == 0
-    expected, kills = final_state(runs[0]), 0
-    while kills < 10 * len(victims):
-        job = start(2, runs[1], *more)
-        wait_for(lambda job=job: len(ranks_of(job)) == 2, job)
-        try:
-            job.wait(timeout=draw.uniform(0, 45))
-        except subprocess.TimeoutExpired:
-            for pid in [ranks_of(job)[k] for k in victims]:
-                os.kill(pid, signal.SIGKILL)
-            kills += 1
-        output, _ = job.communicate(timeout=600)
-        assert "Traceback" not in output
-        if job.returncode == 0:
-            assert final_state(runs[1]) == expected
-            shutil.rmtree(runs[1].parent / "run/checkpoints")
-    done = galmerhpc("train", str(runs[1]), *more, ranks=2, timeout=1800)
-    assert done.returncode == 0, done.stderr
-    assert final_state(runs[1]) == expected
+    draw = np.random.default_rng(len(victims))
+    runs = [small_run(preprocessed, tmp_path / name) for name in "ab"]
+    for config in runs:
+        set_keys(config, model={"architecture": "resnet50"})
+    assert galmerhpc("train", str(runs[0]), ranks=2, timeout=1800).returncode == 0
+    expected, kills = (final_state(runs[0]), weights_of(runs[0])), 0
+    (tmp_path / "rows").mkdir()
+    while kills < 20 or not finished(runs[1]):
+        # In the midst of a step, of the writing of a checkpoint, or of an evaluation.
+        moment, number = draw.choice(["step", "save", "evaluation"]), draw.integers(1, 3)
+        fault = f"{moment}:{number}:{draw.choice(victims)}:{draw.uniform(0, 1):.3f}"
+        arguments = ("train", str(tmp_path / "rows"), str(runs[1]), fault if kills < 20 else "")
+        done = mpirun(2, *WORKER, *arguments, timeout=1800)
+        assert "Traceback" not in done.stderr, (fault, done.stderr)
+        kills += done.returncode != 0
+        if finished(runs[1]):
+            assert (final_state(runs[1]), weights_of(runs[1])) == expected, fault
+            if kills < 20:
+                shutil.rmtree(runs[1].parent / "run/checkpoints")
+
+
+def finished(config: Path) -> bool:
+    """Say whether the training is complete."""
+    record = config.parent / "run/checkpoints/stage.json"
+    return record.exists() and json.loads(record.read_text())["files"] is not None
 
 
 def test_a_signal_stops_all_ranks_and_another_number_goes_on_in_the_same_order(
@@ -228,18 +235,56 @@ def test_a_signal_stops_all_ranks_and_another_number_goes_on_in_the_same_order(
     done = mpirun(3, *WORKER, "train", str(rows), str(config))
     assert done.returncode == 0, done.stderr
     assert "resumed after epoch" in done.stderr
-    # Every global step of the training, once, in the order of rule 1.
+    seen, ranks = steps_of(rows)
+    assert seen == expected_steps(config, 10, epochs=3)
+    assert set(ranks) == {2, 3}
+
+
+def steps_of(rows: Path) -> tuple[list[list[int]], list[int]]:
+    """Return the rows of every global step, and how many ranks did it, from what workers told."""
     steps: dict[int, dict[int, list[int]]] = {}
     for path in rows.iterdir():
         for step, rank, share in map(json.loads, path.read_text().splitlines()):
-            assert rank not in steps.setdefault(step, {})
+            assert rank not in steps.setdefault(step, {})  # no step is done twice
             steps[step][rank] = share
-    train = Dataset.open(config.parent / "run/shards").rows("train")
-    order = [train[epoch_order(len(train), 0, epoch)].tolist() for epoch in range(3)]
-    expected = [rows[k : k + 10] for rows in order for k in range(0, len(rows), 10)]
+    assert sorted(steps) == list(range(len(steps)))
     seen = [[row for r in sorted(steps[k]) for row in steps[k][r]] for k in sorted(steps)]
-    assert seen == expected
-    assert {len(ranks) for ranks in steps.values()} == {2, 3}
+    return seen, [len(steps[k]) for k in sorted(steps)]
+
+
+def expected_steps(config: Path, batch_size: int, epochs: int) -> list[list[int]]:
+    """Return the rows of every global step in the order of rule 1."""
+    train = Dataset.open(config.parent / "run/shards").rows("train")
+    order = [train[epoch_order(len(train), 0, epoch)].tolist() for epoch in range(epochs)]
+    return [rows[k : k + batch_size] for rows in order for k in range(0, len(rows), batch_size)]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_any_number_of_ranks_that_changes_in_mid_epoch_sees_the_same_steps(
+    preprocessed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(preprocessed / "run/raw", tmp_path / "run/raw")
+    config = write_run(tmp_path)
+    set_keys(config, **SMALL, preprocess={"copies": 3})
+    set_keys(config, training={"epochs": 1})
+    assert galmerhpc("preprocess", str(config)).returncode == 0
+    for batch_size in (25, 64):
+        set_keys(config, training={"batch_size": batch_size})
+        expected = expected_steps(config, batch_size, epochs=1)
+        plans = [[ranks] for ranks in (1, 2, 3, 4)] if batch_size == 25 else []
+        # A session of the last kind stops after its first step, and other ranks go on.
+        for plan in [*plans, [k % 4 + 1 for k in range(len(expected) + 1)]]:
+            rows = tmp_path / f"rows-{batch_size}-{len(plan)}-{plan[0]}"
+            rows.mkdir()
+            more = ["training.time_limit_s=0.001"] * (len(plan) > 1)
+            for ranks in plan:
+                done = mpirun(ranks, *WORKER, "train", str(rows), str(config), "", *more)
+                assert done.returncode in (0, 75), done.stderr
+            assert finished(config)
+            seen, _ = steps_of(rows)
+            assert seen == expected
+            shutil.rmtree(tmp_path / "run/checkpoints")
 
 
 @pytest.mark.soak
@@ -253,7 +298,7 @@ def test_an_elastic_training_goes_on_with_the_worker_that_is_left(
     hosts.chmod(0o755)
     done = run(
         str(BIN / "horovodrun"), "-np", "2", "--min-np", "1", "--host-discovery-script", str(hosts),
-        "--network-interface", "lo", *WORKER, "train", str(rows), str(config), "step:4:1",
+        "--network-interface", "lo", *WORKER, "train", str(rows), str(config), "step:4:1:0",
         "--elastic",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -264,10 +309,34 @@ def test_an_elastic_training_goes_on_with_the_worker_that_is_left(
     assert [step for step, *_ in dead] == [0, 1, 2, 3]
     # It goes on from the commit after the second step, with whole batches, in the order of rule 1.
     assert [step for step, *_ in left] == [0, 1, 2, 3, *range(2, 3 * 5)]
-    train = Dataset.open(config.parent / "run/shards").rows("train")
-    order = [train[epoch_order(len(train), 0, epoch)].tolist() for epoch in range(3)]
-    expected = [rows[k : k + 10] for rows in order for k in range(0, len(rows), 10)]
+    expected = expected_steps(config, 10, epochs=3)
     assert [seen for _, _, seen in left[4:]] == expected[2:]
+
+
+@pytest.mark.soak
+def test_an_elastic_training_takes_in_a_worker_that_comes_later(
+    preprocessed: Path, tmp_path: Path
+) -> None:
+    epochs = 100
+    config = small_run(preprocessed, tmp_path, batch_size=10, epochs=epochs)
+    rows, script, hosts = (tmp_path / name for name in ("rows", "hosts.sh", "hosts"))
+    rows.mkdir()
+    hosts.write_text("localhost:1\n")
+    script.write_text(f"#!/bin/sh\ncat {hosts}\n")
+    script.chmod(0o755)
+    job = subprocess.Popen(
+        [str(BIN / "horovodrun"), "-np", "1", "--min-np", "1", "--max-np", "2",
+         "--host-discovery-script", str(script), "--network-interface", "lo",
+         *WORKER, "train", str(rows), str(config), "", "--elastic"],
+        env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    wait_for(lambda: bool(checkpoints(config)), job)
+    hosts.write_text("localhost:1\n127.0.0.1:1\n")
+    output, _ = job.communicate(timeout=900)
+    assert job.returncode == 0, output
+    seen, ranks = steps_of(rows)
+    assert seen == expected_steps(config, 10, epochs)
+    assert set(ranks) == {1, 2}
 
 
 def test_the_time_limit_saves_the_work(preprocessed: Path, tmp_path: Path) -> None:
@@ -324,6 +393,15 @@ def test_another_configuration_is_refused_with_the_key_unless_it_may_change(
     done = galmerhpc("train", "--allow-change", "training.batch_size", str(config))
     assert done.returncode == 2
     assert "--allow-change training.batch_size: it decides the data, their order" in done.stderr
+
+
+def test_a_second_training_of_the_same_run_is_refused(preprocessed: Path, tmp_path: Path) -> None:
+    config = small_run(preprocessed, tmp_path)
+    with files.lock(tmp_path / "run/checkpoints/train.lock"):
+        done = galmerhpc("train", str(config))
+    assert done.returncode == 2
+    assert f"checkpoints: in use by process {os.getpid()} on " in done.stderr
+    assert checkpoints(config) == []
 
 
 def test_too_many_ranks_for_the_batch_is_one_clear_message(

@@ -1,9 +1,11 @@
 """What ranks do in tests: ``mpirun -np 2 python -m tests.training.workers NAME OUT ...``."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -153,26 +155,33 @@ def train(out: Path, config: str, fault: str = "", *more: str) -> None:
     config : str
         The configuration file.
     fault : str
-        ``MOMENT:NUMBER:VICTIM``: at the number-th step, checkpoint or evaluation of this session,
-        the victim, a rank or ``all``, is killed.
+        ``MOMENT:NUMBER:VICTIM:SECONDS``: so long after the number-th moment of its kind in this
+        session the victim, a rank or ``all``, is killed. Moments are ``step`` and ``evaluation``,
+        ``save``, when a checkpoint begins to be written, and ``write``, just before it is there.
     *more : str
         Given to the command.
     """
-    moment, number, victim = fault.split(":") if fault else ("", "0", "")
-    pids = list(map(int, _all_pids()))
-    left = int(number)
+    moment, number, victim, seconds = fault.split(":") if fault else ("", "0", "", "0")
+    pids, left = _all_pids(), int(number)
+
+    def strike() -> None:
+        known = pids if len(pids) > 1 else {horovod.rank(): os.getpid()}
+        doomed = [pid for rank, pid in known.items() if victim in ("all", str(rank))]
+        for pid in sorted(doomed, key=os.getpid().__eq__):  # itself last
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def reached(now: str) -> None:
         nonlocal left
         left -= now == moment
         if now == moment and left == 0:
-            if victim == "all":
-                for pid in [p for p in pids if p != os.getpid()]:
-                    os.kill(pid, signal.SIGKILL)
-            if victim in ("all", str(horovod.rank())):
-                os.kill(os.getpid(), signal.SIGKILL)
+            if float(seconds):
+                threading.Timer(float(seconds), strike).start()
+            else:
+                strike()
 
     do_step, evaluated, replace = Step.__call__, Network.evaluated, files.write_json
+    save_it = checkpoint.save
 
     def step(self: Step, batch: Batch, epoch: int, number: int, stop: bool) -> Any:
         with (out / f"rows-{os.getpid()}.jsonl").open("a") as file:
@@ -189,17 +198,23 @@ def train(out: Path, config: str, fault: str = "", *more: str) -> None:
             reached("write")
         replace(path, value)
 
+    def save(*arguments: Any) -> None:
+        reached("save")
+        save_it(*arguments)
+
     with (
         mock.patch.object(Step, "__call__", step),
         mock.patch.object(Network, "evaluated", evaluate),
+        mock.patch.object(checkpoint, "save", save),
         mock.patch.object(checkpoint.files, "write_json", write),
     ):
         sys.exit(cli.main(["train", *more, config]))
 
 
-def _all_pids() -> list[int]:
+def _all_pids() -> dict[int, int]:
+    """Return the process ids of the ranks that MPI knows of."""
     world = parallel.communicator()
-    return world.allgather(os.getpid()) if world else [os.getpid()]
+    return dict(enumerate(world.allgather(os.getpid()))) if world else {}
 
 
 # --- a rank that hangs ----------------------------------------------------------------------------
