@@ -99,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.exit_code
     except GalmerhpcError as error:
         parallel.fail(f"galmerhpc: {error}", error.exit_code)
+    except PermissionError as error:  # it names the file
+        parallel.fail(f"galmerhpc: {error}", ExitCode.WRONG_INPUT)
     except KeyboardInterrupt:
         parallel.fail("galmerhpc: interrupted", ExitCode.FAILED)
     except Exception:  # noqa: BLE001 - a fault of ours: say all there is, and leave no rank waiting

@@ -4,20 +4,26 @@
 # SLURM runs a copy of the job script from its spool, so everything is found from where sbatch was
 # called: the checkout.
 set -euo pipefail
+warned=no child=  # of live, below; here because the signal may come at any moment
+trap 'warned=yes; [ -z "$child" ] || kill -USR1 "$child"' USR1
 cd "$SLURM_SUBMIT_DIR"
 die() { echo "slurm: $*" >&2; exit 2; }
 [ -e slurm/job.sh ] || die "$SLURM_SUBMIT_DIR is not the checkout: call sbatch there"
 [ -e slurm/site.sh ] || die "no slurm/site.sh in $SLURM_SUBMIT_DIR: copy slurm/site.example.sh and fill it in"
+# What fails in it fails here; modules and conda read variables that are not set.
+trap 'die "slurm/site.sh or its load_environment fails on $(hostname)"' EXIT
+set +u
 # shellcheck source=slurm/site.example.sh
 source slurm/site.sh
-load_environment || die "load_environment of slurm/site.sh failed on $(hostname)"
+load_environment
+set -u
+trap - EXIT
 command -v galmerhpc > /dev/null || die "no galmerhpc on $(hostname) after load_environment of slurm/site.sh"
 
 # --- Tasks and cores ------------------------------------------------------------------------------
-# One task a GPU; submit asks for what the site file says, a script submitted by hand has whole nodes.
 # CPUs: sbatch's --cpus-per-task, else the node's cores over its tasks. Since SLURM 22.05 srun does not
 # take --cpus-per-task from sbatch, and binds each task to one core.
-on_every_task() {
+on_every_gpu() {  # one task each; TASKS_PER_NODE where SLURM knows of no GPUs
   # Of whole nodes (--exclusive) SLURM gives the GPUs to the job, but to no step that does not ask.
   [ -z "${SLURM_GPUS_ON_NODE:-}" ] || export SLURM_GPUS_PER_NODE=${SLURM_GPUS_PER_NODE:-$SLURM_GPUS_ON_NODE}
   local gpus=${SLURM_GPUS_PER_NODE:-}  # may be a100:4
@@ -26,7 +32,7 @@ on_every_task() {
   local cpus=${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / tasks))}
   start "--ntasks-per-node=$tasks" "$((tasks * SLURM_JOB_NUM_NODES))" "$((cpus > 0 ? cpus : 1))" "$@"
 }
-on_all_cores() { start '' "$SLURM_NTASKS" "${SLURM_CPUS_PER_TASK:-1}" "$@"; }
+on_all_tasks() { start '' "${SLURM_NTASKS:-1}" "${SLURM_CPUS_PER_TASK:-1}" "$@"; }
 on_one_task() { start '' 1 "${SLURM_CPUS_PER_TASK:-1}" "$@"; }
 
 start() {  # start PLACING NUMBER CPUS COMMAND...: becomes the launcher, so that signals reach it
@@ -65,16 +71,15 @@ fi
 options=()  # of galmerhpc, which a script may set
 
 live() {  # live STAGE HOW CONFIG [key=value ...]: galmerhpc STAGE on the tasks that HOW says
-  local stage=$1 how=$2 status=0 warned=no child=
+  local stage=$1 how=$2 status=0
   shift 2
-  lives() { python -m galmerhpc.cluster.lives "$@"; }
-  lives begin "$stage" "$@"
-
-  trap 'warned=yes; [ -z "$child" ] || kill -USR1 "$child"' USR1
+  lives() { python -m galmerhpc.cluster.lives "$1" "$stage" "${@:2}"; }
+  lives begin "$@"
   "$how" galmerhpc "$stage" "${options[@]}" "$@" &
   child=$!
+  [ $warned = no ] || kill -USR1 "$child"  # the signal came before the child
   while kill -0 "$child" 2> /dev/null; do wait "$child" || true; done
   wait "$child" || status=$?
-  trap - USR1
-  [ $status -eq 0 ] || { lives end "$stage" "$@" --status="$status" --warned="$warned"; exit; }
+  child=
+  [ $status -eq 0 ] || { lives end "$@" --status="$status" --warned="$warned"; exit; }
 }

@@ -18,8 +18,9 @@ export GPU_PARTITION=              # train and evaluate; empty: they use CPU_PAR
 export INTERNET_PARTITION=         # scrape from an address; empty: no node of the cluster has internet
 
 # --- the nodes that train
-export GPUS_PER_NODE=0             # GPUs of one node: one task each
-export TASKS_PER_NODE=1            # tasks of one node where there are no GPUs
+export GPUS_PER_NODE=0             # GPUs of one node that SLURM knows of (sinfo -o %G): one task each
+export GPU_TYPE=                   # a100, say, where sbatch must be told; empty: any
+export TASKS_PER_NODE=1            # tasks of one node without them; GPUs that SLURM ignores count here
 export CPUS_PER_TASK=4             # cores of a node over its tasks
 export TRAIN_NODES=1               # nodes of a training, unless submit --nodes says otherwise
 

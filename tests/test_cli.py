@@ -1,6 +1,7 @@
 """The command: help that teaches, exit codes, and one line for a user's mistake."""
 
 import argparse
+import os
 import socket
 import sys
 from pathlib import Path
@@ -139,6 +140,21 @@ def test_a_missing_library_leaves_nothing_behind(tmp_path: Path) -> None:
     line = complaint("scrape", DEMO, "library=nowhere.h5", f"run_dir={tmp_path / 'run'}")
     assert "nowhere.h5: no such snapshot library" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    """Root reads everything, unless that power is taken from it."""
+    powers = "-dac_override,-dac_read_search"
+    without = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"]
+    config = str(write_run(tmp_path))
+    raw = tmp_path / "run" / "raw"
+    raw.mkdir(parents=True, mode=0)
+    command = [sys.executable, "-m", "galmerhpc.cli", "scrape", config]
+    done = run(*(without if os.getuid() == 0 else []), *command)
+    raw.chmod(0o755)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line == f"galmerhpc: [Errno 13] Permission denied: '{raw}/stage.json'"
 
 
 def test_stages_out_of_order_say_which_comes_first(tmp_path: Path) -> None:

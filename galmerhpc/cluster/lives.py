@@ -41,12 +41,15 @@ class Lives:
 
     def __init__(self, config: Config, stage: str, environment: Mapping[str, str]) -> None:
         self._config, self._stage, self._environment = config, stage, environment
-        self._array = environment.get("SLURM_ARRAY_JOB_ID")
-        self._task = environment.get("SLURM_ARRAY_TASK_ID", "")
-        # Tasks of scrape's array are jobs of their own; those of a training are its lives.
-        number = environment["SLURM_JOB_ID"]
-        if self._array:
-            number = f"{self._array}_{self._task}" if stage == "scrape" else self._array
+        self._job, self._has_next = environment["SLURM_JOB_ID"], False
+        number = self._job
+        if array := environment.get("SLURM_ARRAY_JOB_ID"):
+            task = environment["SLURM_ARRAY_TASK_ID"]
+            # One of them has the whole array's number for its own.
+            self._job = f"{array}_{task}"
+            # Tasks of scrape's array are jobs of their own; those of a training are its lives.
+            number = self._job if stage == "scrape" else array
+            self._has_next = stage != "scrape" and task != environment["SLURM_ARRAY_TASK_MAX"]
         self._path = config.run_dir / "logs" / f"{stage}-{number}.lives"
 
     def begin(self) -> None:
@@ -80,7 +83,7 @@ class Lives:
         self._check(made)
         if self._environment["CONTINUATION"] == "requeue":
             self._requeue(made)
-        elif self._task and self._task != self._environment["SLURM_ARRAY_TASK_MAX"]:
+        elif self._has_next:
             say(f"stopped with {made}; the array's next task goes on")
         else:
             say(f"stopped with {made}; submit again to go on")
@@ -94,17 +97,21 @@ class Lives:
         """
         if status not in _SIGNALLED:
             return status == ExitCode.INTERRUPTED
-        return warned or any(j.preempted for j in slurm.show(self._environment["SLURM_JOB_ID"]))
+        return warned or any(j.preempted for j in slurm.show(self._job))
 
     def _requeue(self, made: str) -> None:
-        job_id = self._environment["SLURM_JOB_ID"]
         # SLURM would bring back a job that is being cancelled, too.
-        if any(job.state == "RUNNING" for job in slurm.show(job_id)):
-            say(f"stopped with {made}; back into the queue")
-            slurm.requeue(job_id)
-        else:
-            say(f"stopped with {made}; SLURM is ending the job: submit again to go on")
+        if not any(job.state == "RUNNING" for job in slurm.show(self._job)):
+            say(f"stopped with {made}; SLURM ends the job: unless it comes back, submit again")
             sys.exit(ExitCode.INTERRUPTED)
+        say(f"stopped with {made}; back into the queue")
+        try:
+            slurm.requeue(self._job)
+        except InputError as error:
+            raise GalmerhpcError(
+                f"SLURM does not take the job back ({error}): submit again to go on, or set "
+                "CONTINUATION=array in slurm/site.sh"
+            ) from None
 
     def _check(self, made: str) -> None:
         before = self._path.read_text().splitlines() if self._path.exists() else []
@@ -145,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except InputError as error:
         say(str(error))
         sys.exit(ExitCode.WRONG_INPUT)
-    except GalmerhpcError as error:
+    except (GalmerhpcError, OSError) as error:  # the latter name the file
         say(str(error))
         sys.exit(ExitCode.FAILED)
 

@@ -21,6 +21,8 @@ _LOAD += "echo 'no galmerhpc on PATH after it' >&2; exit 1; }"
 
 _PRINT = f"set -ae; source {SITE_FILE} > /dev/null; env -0"
 
+_NAME = re.compile(r"[\w.,-]*")
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -36,6 +38,7 @@ class Site:
     gpu_partition: str
     internet_partition: str
     gpus_per_node: int
+    gpu_type: str
     tasks_per_node: int
     cpus_per_task: int
     train_nodes: int
@@ -122,15 +125,15 @@ def _value(name: str, environment: dict[str, str]) -> str | int:
                 f"{SITE_FILE}: {variable} must be {' or '.join(allowed)}, not {text!r}"
             )
         return text
-    # A partition's name becomes an argument of sbatch.
-    if name.endswith("_partition") and not re.fullmatch(r"[\w.,-]*", text):
-        raise InputError(f"{SITE_FILE}: {variable} is no partition's name: {text!r}")
+    # They become part of sbatch's options.
+    if name.endswith(("_partition", "_type", "_plugin")) and not _NAME.fullmatch(text):
+        raise InputError(f"{SITE_FILE}: {variable} must be a name, not {text!r}")
     return text
 
 
 def _bash(script: str, what: str = "") -> str:
     done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, check=False, env=dict(os.environ)
+        ["bash", "-c", script], capture_output=True, text=True, check=False, env=_outside_jobs()
     )
     if done.returncode:
         said = [
@@ -142,3 +145,16 @@ def _bash(script: str, what: str = "") -> str:
             f"{SITE_FILE}: {what}{' '.join(said[:2]) or f'exit code {done.returncode}'}"
         )
     return done.stdout
+
+
+def _outside_jobs() -> dict[str, str]:
+    """Return this process's environment without what a job that it runs in has set.
+
+    A new job that is submitted from there would take it for its own: tasks and GPUs a node, memory.
+    """
+    inside = "SLURM_JOB_ID" in os.environ
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not (inside and name.startswith("SLURM_") and name != "SLURM_CONF")
+    }

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from galmerhpc.errors import GalmerhpcError, InputError
 
 DEAD_DEPENDENCY = "DependencyNeverSatisfied"
+COMPLETING = "COMPLETING"
+"""A job that has ended, or goes back to the queue: SLURM does not say which before it is over."""
 
 _TIME_LIMIT_S = 90.0
 """For a command: a controller that does not answer is asked for up to a minute."""
@@ -77,6 +79,12 @@ def test(command: Sequence[str], environment: dict[str, str]) -> str:
     except InputError as error:
         return str(error)
     return ""
+
+
+def takes_mpi(plugin: str) -> bool:
+    """Say whether srun has this plugin for its ``--mpi``."""
+    printed = _run(["sh", "-c", "srun --mpi=list 2>&1"])  # some write it as messages
+    return plugin in re.findall(r"\w+", printed)
 
 
 def queued(names: Sequence[str]) -> list[Job]:

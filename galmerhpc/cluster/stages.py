@@ -1,6 +1,7 @@
 """The stages of a run as jobs: their order and names, whether one is complete, how far it is."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -26,11 +27,14 @@ _MADE = {"scrape": "raw-*", "preprocess": "*.h5", "train": "step-*", "evaluate":
 
 _REPORT = "report.html"
 
+_NO_NAME = re.compile(r"[^\w.-]")
+"""What squeue takes for more than one name, or scontrol prints as more than one word."""
+
 
 def job_name(run_dir: Path, stage: str) -> str:
     """Return the name of a stage's job: the same for the same run folder, and for no other."""
     place = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:8]
-    return f"{stage}-{run_dir.name}-{place}"
+    return f"{stage}-{_NO_NAME.sub('-', run_dir.name)}-{place}"
 
 
 def is_complete(config: Config, stage: JobStage) -> bool:

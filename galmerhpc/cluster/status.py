@@ -55,9 +55,9 @@ def status(config: Config) -> str:
         text += ["", *logs]
     if not missing:
         text += ["", f"complete; the report: {config.run_dir / 'evaluation' / 'report.html'}"]
-    elif not waiting:
+    elif stopped := [stage for stage in missing if stage not in waiting]:
         command = record["command"] or "galmerhpc submit CONFIG"
-        text += ["", f"nothing is queued; {missing[0]} goes on with: {command}"]
+        text += ["", f"not in the queue; {stopped[0]} goes on with: {command}"]
     return "\n".join(text)
 
 

@@ -17,6 +17,9 @@ from galmerhpc.errors import GalmerhpcError, InputError
 JOBS_FILE = "jobs.json"
 """In the run folder: the command that submitted, and each stage's last job."""
 
+_FROM_SITE = ("--partition", "--nodes", "--ntasks", "--cpus", "--gpus", "--array")
+"""Beginnings of the options in which what the site file says comes to SLURM."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -58,6 +61,8 @@ def submit(config: Config, request: Request) -> None:
     ------
     InputError
         The site file, the run folder or the configuration does not allow it, or SLURM refuses.
+    GalmerhpcError
+        A job of the run is between running and gone.
     """
     if require_catalogue(config).images and not is_complete(config, "scrape"):
         raise InputError(
@@ -67,16 +72,19 @@ def submit(config: Config, request: Request) -> None:
     site = read_site()
     _check(config, request, site)
     first = STAGES.index(request.first)
+    waiting = queued_jobs(config.run_dir)  # first: what ends meanwhile is seen to be complete
     complete = {stage for stage in STAGES if is_complete(config, stage)}
     for stage in STAGES[:first]:
         if stage not in complete:
             raise InputError(f"--from {request.first}: {stage} of {config.run_dir} is not complete")
-    commands = {
-        stage: sbatch_command(config, request, site, stage)
-        for stage in STAGES[first:]
-        if stage not in complete
-    }
-    waiting = queued_jobs(config.run_dir)
+    missing = [stage for stage in STAGES[first:] if stage not in complete]
+    for stage in missing:
+        if stage in waiting and waiting[stage].state == slurm.COMPLETING:
+            raise GalmerhpcError(
+                f"{stage}: job {waiting[stage].id} is just ending; submit again when it is gone "
+                f"from the queue, which galmerhpc status {config.run_dir} shows"
+            )
+    commands = {stage: sbatch_command(config, request, site, stage) for stage in missing}
     new = {stage: command for stage, command in commands.items() if stage not in waiting}
     if new:
         check_environment()
@@ -113,27 +121,25 @@ def after(previous: str, command: list[str]) -> list[str]:
 def _try(commands: dict[JobStage, list[str]], site: Site) -> None:
     """Refuse what SLURM would."""
     for stage, command in commands.items():
-        fault = slurm.test(command, site.environment)
-        if fault:
-            raise InputError(f"{stage}: SLURM refuses the job: {fault} (see {SITE_FILE})")
+        if fault := slurm.test(command, site.environment):
+            asked = " ".join(option for option in command if option.startswith(_FROM_SITE))
+            raise InputError(f"{stage}: SLURM refuses {asked}: {fault} (see {SITE_FILE})")
 
 
 def queued_jobs(run_dir: Path) -> dict[str, slurm.Job]:
     """Return the run's jobs that are in the queue, or run, by stage.
 
-    One whose dependency has failed is there for some seconds more, and is left out.
+    One whose dependency has failed is there for some seconds more, and is left out. An array's
+    tasks count as one job, which is completing when all of them are.
     """
     stages = {job_name(run_dir, stage): stage for stage in STAGES}
-    return {
-        stages[job.name]: job
-        for job in slurm.queued(list(stages))
-        if job.reason != slurm.DEAD_DEPENDENCY
-    }
+    jobs = sorted(slurm.queued(list(stages)), key=lambda job: job.state != slurm.COMPLETING)
+    return {stages[job.name]: job for job in jobs if job.reason != slurm.DEAD_DEPENDENCY}
 
 
 def sbatch_command(config: Config, request: Request, site: Site, stage: JobStage) -> list[str]:
     """Return the sbatch command of a stage, without its dependency."""
-    logs = config.run_dir / "logs"
+    logs = str(config.run_dir / "logs").replace("%", "%%")  # no pattern of sbatch's
     number = "%j"
     partition = site.cpu_partition
     options: list[str]
@@ -152,7 +158,7 @@ def sbatch_command(config: Config, request: Request, site: Site, stage: JobStage
                 f"--nodes={request.nodes or site.train_nodes}",
                 f"--ntasks-per-node={gpus or site.tasks_per_node}",
                 f"--cpus-per-task={site.cpus_per_task}",
-                *([f"--gpus-per-node={gpus}"] if gpus else []),
+                *_gpu_options(site, gpus),
             ]
             if site.continuation == "array":
                 options.append(f"--array=1-{site.continuation_tasks}%1")
@@ -161,13 +167,13 @@ def sbatch_command(config: Config, request: Request, site: Site, stage: JobStage
             partition = site.training_partition
             options = [
                 f"--cpus-per-task={site.cpus_per_task}",
-                *(["--gpus-per-node=1"] if _gpus_per_node(request, site) else []),
+                *_gpu_options(site, min(1, _gpus_per_node(request, site))),
             ]
     if site.mail_user:
         options += [f"--mail-user={site.mail_user}", "--mail-type=END,FAIL"]
     return [
         "sbatch", "--parsable", f"--job-name={job_name(config.run_dir, stage)}",
-        f"--partition={partition}", f"--output={logs / f'{stage}-{number}.out'}", *options,
+        f"--partition={partition}", f"--output={logs}/{stage}-{number}.out", *options,
         f"slurm/{stage}.sbatch", *request.arguments(),
     ]  # fmt: skip
 
@@ -187,11 +193,21 @@ def _gpus_per_node(request: Request, site: Site) -> int:
     return site.gpus_per_node if request.gpus_per_node is None else request.gpus_per_node
 
 
+def _gpu_options(site: Site, number: int) -> list[str]:
+    kind = f"{site.gpu_type}:" if site.gpu_type else ""
+    return [f"--gpus-per-node={kind}{number}"] if number else []
+
+
 def _check(config: Config, request: Request, site: Site) -> None:
     if _gpus_per_node(request, site) > site.gpus_per_node:
         raise InputError(
             f"--gpus-per-node {request.gpus_per_node}: a node has {site.gpus_per_node} "
             f"(GPUS_PER_NODE of {SITE_FILE})"
+        )
+    if site.launcher == "srun" and not slurm.takes_mpi(site.mpi_plugin):
+        raise InputError(
+            f"{SITE_FILE}: MPI_PLUGIN {site.mpi_plugin}: this srun has none of that name (srun "
+            "--mpi=list); choose another, or LAUNCHER=mpirun"
         )
     needs_internet = config.scrape.source != "mirror" and not is_complete(config, "scrape")
     if needs_internet and not site.internet_partition:

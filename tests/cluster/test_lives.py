@@ -84,6 +84,16 @@ def test_the_last_task_of_an_array_says_that_the_work_is_not_done(config, capsys
     assert "submit again to go on" in capsys.readouterr().err
 
 
+def test_a_slice_that_was_stopped_is_not_left_to_the_next_task(config, capsys):
+    environment = {**SITE, **ARRAY, "SLURM_ARRAY_TASK_ID": "1"}
+    lives = Lives(config, "scrape", environment)
+    lives.begin()
+    with pytest.raises(SystemExit) as left:
+        lives.end(ExitCode.INTERRUPTED, warned=True)
+    assert left.value.code == ExitCode.INTERRUPTED
+    assert "submit again to go on" in capsys.readouterr().err
+
+
 def test_tasks_of_a_scrape_are_jobs_of_their_own_and_those_of_a_training_one(config):
     for number in (1, 2, 3):
         environment = {**SITE, **ARRAY, "SLURM_ARRAY_TASK_ID": str(number)}

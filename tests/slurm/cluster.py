@@ -22,7 +22,7 @@ PACKAGES = "slurmctld slurmd slurm-client munge libpmix-dev iproute2"
 NODES = ("node1", "node2")
 CPUS = 4  # a node's, as it claims: more than there are, so that no test waits for a core
 MEMORY_MB = 16000
-GPUS = 2
+GPUS, GPU_TYPE = 2, "fake"
 MULTI, NETNS = "multi", "netns"
 
 _SYSTEM_PATH = "/usr/sbin:/sbin"
@@ -85,8 +85,6 @@ class Cluster:
         )
         self._undo: list[str] = []
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
-        if mode == MULTI:  # nodes of one host: Open MPI would mix up their shared memory
-            self.environment["OMPI_MCA_btl"] = "tcp,self"
 
     # --- what tests do with it ----------------------------------------------------------------
 
@@ -152,7 +150,8 @@ class Cluster:
         own = [f"{what}.{node}" for what in ("spool", "tmp") for node in NODES]
         for name in ("munge", "state", "log", "pid", "gpus", *own):
             (self.folder / name).mkdir(parents=True)
-        (self.folder / "munge").chmod(0o755)
+        for open_to_all in (self.folder, self.folder / "munge"):  # munge asks for it
+            open_to_all.chmod(0o755)
         self._configure()
         munge = self.folder / "munge"
         self._start(
@@ -176,7 +175,8 @@ class Cluster:
         """Start a node's slurmd."""
         command = ["slurmd", "-N", node, "-f", self.environment["SLURM_CONF"]]
         if self.mode == MULTI:
-            self._start(*command)
+            # SLURM's PMIx would take the host's name for the node's, and find no ranks under it.
+            self._start("env", f"PMIX_HOSTNAME={node}", *command)
             return
         script = (
             'hostname "$1"; mount --bind "$2" /etc/hosts; mount -t tmpfs -o mode=1777 tmpfs '
@@ -188,10 +188,9 @@ class Cluster:
             str(self.folder / "hosts"), *command,
         )  # fmt: skip
 
-    def kill_daemon(self, node: str) -> None:
-        """Kill a node's slurmd: the node no longer answers; its tasks run on, alone."""
-        pid = int((self.folder / "pid" / f"slurmd.{node}").read_text())
-        os.kill(pid, signal.SIGKILL)
+    def signal_daemon(self, node: str, number: signal.Signals) -> None:
+        """Kill or stop a node's slurmd: the node does not answer; its tasks run on, alone."""
+        os.kill(int((self.folder / "pid" / f"slurmd.{node}").read_text()), number)
 
     def stop(self) -> None:
         """End all jobs, then the daemons, then the network; safe on a cluster half started."""
@@ -258,7 +257,8 @@ class Cluster:
         host = os.uname().nodename.split(".")[0]
         controller = f"{self._network}.254" if self.mode == NETNS else "127.0.0.1"
         nodes = [
-            f"NodeName={node} CPUs={CPUS} RealMemory={MEMORY_MB} Gres=gpu:{GPUS} State=UNKNOWN "
+            f"NodeName={node} CPUs={CPUS} RealMemory={MEMORY_MB} Gres=gpu:{GPU_TYPE}:{GPUS} "
+            "State=UNKNOWN "
             + (
                 f"NodeHostname={node} NodeAddr={self._network}.{number} Port={self._port + number}"
                 if self.mode == NETNS
@@ -317,7 +317,8 @@ PartitionName=urgent {everywhere} PriorityTier=10 PreemptMode=OFF
         for number in range(GPUS):
             (folder / "gpus" / str(number)).symlink_to("/dev/null")
         (folder / "gres.conf").write_text(
-            f"NodeName={','.join(NODES)} Name=gpu File={folder}/gpus/[0-{GPUS - 1}]\n"
+            f"NodeName={','.join(NODES)} Name=gpu Type={GPU_TYPE} "
+            f"File={folder}/gpus/[0-{GPUS - 1}]\n"
         )
 
 

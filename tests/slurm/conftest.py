@@ -26,9 +26,7 @@ def cluster() -> Iterator[Cluster]:
         assert os.environ.get(REQUIRED) != "required", absent
         pytest.skip(absent)
     # Sockets lie in it, whose paths may have 107 characters.
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    folder.chmod(0o755)
-    with running(folder) as started:
+    with running(Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))) as started:
         yield started
 
 

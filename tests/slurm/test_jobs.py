@@ -11,7 +11,7 @@ import yaml
 
 from galmerhpc.dataset.raw import RawStore
 from tests.servers import Reply, Service, gif, serve
-from tests.slurm.cluster import GPUS, NODES, Cluster, wait_until
+from tests.slurm.cluster import GPU_TYPE, GPUS, NODES, Cluster, wait_until
 from tests.slurm.conftest import Checkout
 from tests.support import ROOT
 
@@ -32,7 +32,7 @@ def ranks_of(checkout: Checkout, cluster: Cluster, *options: str) -> list[dict]:
     [
         ("srun", ("--exclusive",)),  # whole nodes, as by hand
         ("srun", ("--exclusive", f"--gpus-per-node={GPUS}", "--ntasks-per-node=2")),
-        ("mpirun", ("--exclusive", f"--gpus-per-node={GPUS}")),
+        ("mpirun", ("--exclusive", f"--gpus-per-node={GPU_TYPE}:{GPUS}")),
     ],
 )
 def test_one_task_a_gpu_each_with_its_own(checkout, cluster, launcher, options):
@@ -150,6 +150,36 @@ def test_a_job_that_is_stopped_goes_on(
     assert FEW <= service.asked.total() <= FEW + 2
     log = checkout.read_log("run", f"scrape-{job}_1.out")
     assert ("back into the queue" in log) == (stop is not by_a_lost_node)
+
+
+def test_a_task_of_an_array_that_is_stopped_comes_back_alone(checkout, cluster):
+    """The last task has the number of the whole array for its own."""
+    checkout.site(INTERNET_PARTITION="batch", SCRAPE_TASKS=2, SCRAPE_AT_ONCE=2)
+    with slow_service(cluster) as (service, go_on):
+        job = checkout.submit(harvest(checkout, service.url), "scrape.connections=4")["scrape"]
+        service.wait_for(BEFORE + 2)
+        cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_2")
+        wait_until(lambda: cluster.restarts(f"{job}_2") == 1, "the task back in the queue")
+        go_on.set()
+        assert cluster.wait_for_end(job, timeout_s=120) == "COMPLETED"
+    assert cluster.restarts(f"{job}_1") == 0
+    assert cluster.states(job) == ["COMPLETED"] * 2
+    assert len(RawStore(checkout.folder / "run" / "raw").ids()) == FEW
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('[ -z "${SLURM_JOB_ID:-}" ]', "its load_environment fails on"),
+        ('[ -z "$NEVER_SET" ]', ""),  # as modules and conda do
+    ],
+)
+def test_load_environment_fails_where_a_line_of_it_does(checkout, cluster, line, said):
+    path = checkout.folder / "slurm" / "site.sh"
+    path.write_text(path.read_text().replace("  # module load", f"  {line}\n  # module load"))
+    job = checkout.sbatch("--job-name=ranks", "--nodes=1", RANKS)
+    assert cluster.wait_for_end(job) == ("FAILED" if said else "COMPLETED")
+    assert said in (checkout.folder / "logs" / f"ranks-{job}.out").read_text()
 
 
 def test_a_job_whose_tasks_fail_does_not_come_back(checkout, cluster):

@@ -1,6 +1,7 @@
 """`galmerhpc submit`, `status` and `cancel` on a real cluster: what is refused, what is queued."""
 
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from galmerhpc.cluster.stages import STAGES
 from galmerhpc.errors import ExitCode
 from galmerhpc.simulate.library import library_path
 from tests.conftest import write_run
-from tests.slurm.cluster import GPUS, Cluster
+from tests.slurm.cluster import GPU_TYPE, GPUS, Cluster, wait_until
 from tests.slurm.conftest import Checkout, nothing_starts
 from tests.support import BIN
 
@@ -30,15 +31,17 @@ def change(path: Path, **sections: object) -> None:
 def test_a_dry_run_prints_the_chain_and_leaves_no_trace(checkout, cluster, tiny):
     scratch = checkout.folder / "scratch"
     checkout.site(
-        TRAIN_NODES=2, SCRAPE_TASKS=4, SCRAPE_AT_ONCE=2, MAIL_USER="a@b.org", RUNS_FOLDER=scratch
-    )
+        TRAIN_NODES=2, SCRAPE_TASKS=4, SCRAPE_AT_ONCE=2, MAIL_USER="a@b.org", RUNS_FOLDER=scratch,
+        GPUS_PER_NODE=GPUS, GPU_TYPE=GPU_TYPE,
+    )  # fmt: skip
     done = checkout.galmerhpc("submit", tiny, "training.epochs=5", "--dry-run")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split(" slurm/")[1].split(".sbatch")[0] for line in lines] == list(STAGES)
     assert all(line.endswith(f"{tiny} training.epochs=5") for line in lines)
     assert "--array=1-4%2" in lines[0]
-    assert "--nodes=2" in lines[2]
+    assert "--nodes=2 --ntasks-per-node=2 --cpus-per-task=1 --gpus-per-node=fake:2" in lines[2]
+    assert "--cpus-per-task=1 --gpus-per-node=fake:1" in lines[3]
     for line, before in zip(lines[1:], STAGES, strict=False):
         assert f"afterok:<{before}>" in line
         assert "--kill-on-invalid-dep=yes" in line
@@ -95,6 +98,37 @@ def test_two_submissions_at_once_make_one_chain(checkout, cluster, tiny):
         assert len(cluster.run("squeue", "--noheader").splitlines()) == len(STAGES)
 
 
+def test_a_job_that_is_just_ending_is_waited_for(checkout, cluster, tiny):
+    """It may have ended, or be on its way back into the queue: SLURM does not say."""
+    jobs = checkout.submit(tiny)
+    wait_until(lambda: cluster.states(jobs["scrape"]) == ["RUNNING"], "the scrape's start")
+    node = cluster.job(jobs["scrape"])["BatchHost"]
+    cluster.signal_daemon(node, signal.SIGSTOP)
+    try:
+        cluster.run("scancel", *jobs.values())
+        wait_until(lambda: "COMPLETING" in cluster.run("squeue", "-ho", "%T"), "the end")
+        done = checkout.galmerhpc("submit", tiny)
+    finally:
+        cluster.signal_daemon(node, signal.SIGCONT)
+    assert done.returncode == ExitCode.FAILED
+    assert f"scrape: job {jobs['scrape']} is just ending; submit again" in done.stderr
+    wait_until(lambda: not cluster.run("squeue", "--noheader"), "an empty queue")
+    with nothing_starts(cluster):
+        assert list(checkout.submit(tiny)) == list(STAGES)
+
+
+def test_a_run_folder_of_any_name_is_a_run(checkout, cluster, tiny):
+    name = "50%_of, a|run"
+    with nothing_starts(cluster):
+        jobs = checkout.submit(tiny, f"run_dir={name}")
+        assert checkout.submit(tiny, f"run_dir={name}") == {}
+        assert cluster.job(jobs["train"])["JobName"].startswith("train-50-_of--a-run-")
+        checkout.run("scancel", jobs["evaluate"])
+        status = checkout.galmerhpc("status", name).stdout
+        assert "not in the queue; evaluate goes on with: galmerhpc submit" in status
+        assert list(checkout.submit(tiny, f"run_dir={name}")) == ["evaluate"]
+
+
 def module_of(checkout: Checkout) -> None:
     path = checkout.folder / "slurm" / "site.sh"
     text = path.read_text().replace("  # module load openmpi cuda", "  module load no-such/1.0")
@@ -107,13 +141,16 @@ def module_of(checkout: Checkout) -> None:
         (
             {"CPU_PARTITION": "nosuch"},
             (),
-            "SLURM refuses the job: allocation failure: Invalid part",
+            "SLURM refuses --partition=nosuch --array=1-1%1: allocation failure: Invalid part",
         ),
         ({"CPU_PARTITION": ""}, (), "CPU_PARTITION is empty"),
-        ({"CPU_PARTITION": "'a b'"}, (), "CPU_PARTITION is no partition's name: 'a b'"),
+        ({"CPU_PARTITION": "'a b'"}, (), "CPU_PARTITION must be a name, not 'a b'"),
         ({"GPUS_PER_NODE": "two"}, (), "GPUS_PER_NODE must be a whole number from 0 on"),
         ({"TASKS_PER_NODE": 0}, (), "TASKS_PER_NODE must be a whole number from 1 on, not '0'"),
         ({"LAUNCHER": "mpiexec"}, (), "LAUNCHER must be srun or mpirun, not 'mpiexec'"),
+        ({"MPI_PLUGIN": "pmix99"}, (), "MPI_PLUGIN pmix99: this srun has none of that name"),
+        ({"GPUS_PER_NODE": 1, "GPU_TYPE": "h100"}, (), "SLURM refuses --partition=batch --nodes=1"),
+        ({"SCRAPE_TASKS": 9999}, (), "Invalid job array specification"),
         ({"CONTINUATION": "hope"}, (), "CONTINUATION must be requeue or array"),
         ({"CPUS_PER_TASK": 99}, (), "Requested node configuration is not available"),
         ({}, ("--nodes", "9"), "Requested node configuration is not available"),

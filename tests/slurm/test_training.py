@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def by_a_lost_node(cluster: Cluster, _: Checkout, job: str) -> None:
 
 
 def by_a_dead_daemon(cluster: Cluster, _: Checkout, job: str) -> None:
-    cluster.kill_daemon(NODES[1])
+    cluster.signal_daemon(NODES[1], signal.SIGKILL)
     wait_until(lambda: cluster.restarts(job) == 1, "the job back in the queue", 300)
     cluster.start_node(NODES[1])
     wait_until(cluster.idle, "all nodes idle", 120)
