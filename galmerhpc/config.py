@@ -601,8 +601,22 @@ class OnlineAugment(Section):
 
     rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
     """Roll of the picture, drawn from -rotation_deg..rotation_deg."""
+    mirror: bool = False
+    """Mirror every other picture. A mirrored one is the view from the opposite side, so azimuth and
+    viewing angle cannot be among the parameters then."""
+    zoom: Fraction = 0.0
+    """Relative change of scale, drawn from 1 - zoom..1 + zoom."""
+    centre_px: Annotated[float, Field(ge=0.0)] = 0.0
+    """Shift to the right and downwards, each drawn from -centre_px..centre_px."""
     intensity: Fraction = 0.0
     """Relative change of brightness, drawn from 1 - intensity..1 + intensity."""
+    neighbours: Annotated[int, Field(ge=0, le=32)] = 0
+    """Galaxies before or behind the pair, their number drawn from 0..neighbours."""
+    stars: Annotated[int, Field(ge=0, le=32)] = 0
+    """Foreground stars, their number drawn from 0..stars."""
+    sky: Annotated[float, Field(ge=0.0, le=255.0)] = 0.0
+    """Brightness of the sky in grey levels, drawn from 0..sky; it differs by up to half of that
+    from the centre to each edge."""
     psf_fwhm_px: Annotated[float, Field(ge=0.0, le=8.0)] = 0.0
     """Full width at half maximum of a telescope's image of a star, drawn from 0..psf_fwhm_px."""
     blur_px: Annotated[float, Field(ge=0.0, le=8.0)] = 0.0
@@ -742,6 +756,12 @@ class Config(Section):
                     )
         if unknown := set(self.training.loss_weights) - set(self.parameters):
             raise ValueError(f"training.loss_weights: {min(unknown)} is not among the parameters")
+        for name in (AZIMUTH.name, VIEWING_ANGLE.name):
+            if self.training.augment.mirror and name in self.parameters:
+                raise ValueError(
+                    f"training.augment.mirror: a mirrored picture shows another {name}; leave "
+                    f"{AZIMUTH.name} and {VIEWING_ANGLE.name} out of the parameters, or mirror out"
+                )
         for name in self.model.sine_cosine:
             if name not in self.parameters or named(name).unit != "deg":
                 raise ValueError(f"model.sine_cosine: {name} is not an angle of the parameters")

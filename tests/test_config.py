@@ -72,6 +72,10 @@ def test_the_resolved_file_reads_back_as_the_same_configuration(path: Path, tmp_
         ({"training": {"learning_rate": "fast"}}, "not 'fast'"),
         ({"training": {"patience": 3}}, "patience needs a best_metric"),
         (
+            {"training": {"augment": {"mirror": True}}, "parameters": ["spin", "viewing_angle"]},
+            "training.augment.mirror: a mirrored picture shows another viewing_angle; leave",
+        ),
+        (
             {"training": {"sync_batchnorm": True, "xla": True}},
             "sync_batchnorm cannot go with xla",
         ),

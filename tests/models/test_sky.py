@@ -16,7 +16,10 @@ from galmerhpc.models import sky
 SIZE, COUNT = 32, 24
 RANDOM = np.random.default_rng(5)
 IMAGES = RANDOM.uniform(0, 255, (COUNT, SIZE, SIZE, 3)).astype(np.float32)
-EVERYTHING = OnlineAugment(rotation_deg=180, intensity=0.3, psf_fwhm_px=3, blur_px=1.5, noise=8)
+EVERYTHING = OnlineAugment(
+    rotation_deg=180, mirror=True, zoom=0.2, centre_px=3, intensity=0.3, neighbours=2, stars=3,
+    sky=20, psf_fwhm_px=3, blur_px=1.5, noise=8,
+)  # fmt: skip
 
 
 def amounts(value: float) -> np.ndarray:
@@ -31,17 +34,76 @@ def star(size: int = 65) -> np.ndarray:
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
 def test_a_roll_by_a_quarter_turn_is_numpy_s(quarters: int) -> None:
-    rolled = sky.roll(IMAGES, amounts(90.0 * quarters)).numpy()
+    rolled = sky.move(IMAGES, amounts(90.0 * quarters)).numpy()
     np.testing.assert_allclose(rolled, np.rot90(IMAGES, quarters, (1, 2)), atol=1e-3)
 
 
 def test_a_roll_by_any_angle_is_scipy_s_with_black_around() -> None:
     angles = np.linspace(-180, 180, COUNT).astype(np.float32)
     images = IMAGES[:, :, : SIZE - 5]  # not square
-    rolled = sky.roll(images, angles).numpy()
+    rolled = sky.move(images, angles).numpy()
     for image, angle, found in zip(images, angles, rolled, strict=True):
         expected = rotate(image, angle, reshape=False, order=1, mode="grid-constant")
         np.testing.assert_allclose(found, expected, atol=0.05)
+
+
+def test_images_are_mirrored_enlarged_turned_and_shifted_in_this_order() -> None:
+    size = 41
+    images = np.zeros((4, size, size, 1), np.float32)
+    images[:, 20, 26] = 1  # six pixels right of the centre
+    moved = sky.move(
+        images,
+        angle_deg=np.array([90, 0, 0, 90], np.float32),
+        zoom=np.array([1, 2, 1, 2], np.float32),
+        right_px=np.array([0, 0, -3, 1], np.float32),
+        down_px=np.array([0, 0, 2, 2], np.float32),
+        mirrored=np.array([False, False, True, True]),
+    ).numpy()
+    # (row, column): up by six; right by twelve; left by six and the shift; left by twelve, which a
+    # quarter turn makes down by twelve, and the shift.
+    for image, place in zip(moved[..., 0], [(14, 20), (20, 32), (22, 11), (34, 21)], strict=True):
+        assert np.unravel_index(image.argmax(), image.shape) == place
+        assert image.max() == pytest.approx(1, abs=1e-3)
+
+
+def test_an_unmoved_image_keeps_every_bit() -> None:
+    assert sky.move(IMAGES).numpy().tobytes() == IMAGES.tobytes()
+    flipped = sky.move(IMAGES, mirrored=np.full(COUNT, True)).numpy()
+    np.testing.assert_allclose(flipped, IMAGES[:, :, ::-1], atol=1e-3)
+
+
+def test_the_sky_is_a_plane_whose_level_and_slope_are_the_wanted() -> None:
+    level, slope = np.array([10, 40], np.float32), np.array([[0, 0], [0.5, -0.25]], np.float32)
+    bright = sky.sky(np.zeros((2, 33, 65, 3), np.float32), level, slope).numpy()
+    np.testing.assert_allclose(bright[0], 10, atol=1e-4)
+    np.testing.assert_allclose(bright[1, 16, [0, 32, 64], 0], [20, 40, 60], atol=1e-3)
+    np.testing.assert_allclose(bright[1, [0, 16, 32], 32, 2], [50, 40, 30], atol=1e-3)
+
+
+def test_stars_stand_where_they_are_drawn_as_many_as_are_counted() -> None:
+    draws = np.array([[[0.25, 0.5, 1.0], [0.75, 0.25, 0.5], [0.5, 0.5, 1.0]]] * 2, np.float32)
+    shown = sky.stars(np.zeros((2, 65, 65, 3), np.float32), np.array([0, 2.0]), draws).numpy()
+    assert (shown[0] == 0).all()
+    assert shown[1, 32, 16] == pytest.approx(2 * sky.WHITE, rel=1e-2)
+    assert shown[1, 16, 48] == pytest.approx(2 * sky.WHITE * 0.5**3, rel=1e-2)
+    assert shown[1, 32, 32].max() < 1  # the third is not counted
+    half = shown[1, 32, 16:18, 0] / shown[1, 32, 16, 0]
+    assert half[1] < 0.5  # one pixel away is beyond half of the width
+
+
+def test_a_neighbour_is_an_ellipse_no_larger_than_its_bound() -> None:
+    # In the middle, as bright and large as can be, flattened by half of the most, turned by 45 deg.
+    draws = np.array([[[0.5, 0.5, 1.0, 1.0, 0.5, 0.25]]], np.float32)
+    shown = sky.neighbours(np.zeros((1, 101, 101, 1), np.float32), np.array([1.0]), draws).numpy()
+    image = shown[0, :, :, 0]
+    assert image[50, 50] == pytest.approx(sky.WHITE)
+    np.testing.assert_allclose(image, image.T, rtol=1e-4)  # of the diagonal
+    np.testing.assert_allclose(image, image[::-1, ::-1], rtol=1e-4)
+    radius = sky.GALAXY_RADIUS[1] * 101
+    along, across = image[50 + 10, 50 + 10], image[50 - 10, 50 + 10]
+    distance = 200**0.5
+    assert along == pytest.approx(sky.WHITE * (1 + (distance / radius) ** 2) ** -2, rel=1e-3)
+    assert across == pytest.approx(sky.WHITE * (1 + (distance / 0.6 / radius) ** 2) ** -2, rel=1e-3)
 
 
 def test_a_blur_is_scipy_s_and_conserves_the_flux() -> None:
@@ -143,6 +205,28 @@ def test_amounts_fill_their_range_and_do_not_depend_on_each_other() -> None:
     assert 1.48 < alone.max() <= 1.5
     assert alone.std() == pytest.approx(1 / np.sqrt(12), rel=0.1)  # uniform
     assert factors(blur_px=1, psf_fwhm_px=1) == pytest.approx(alone, abs=0.01)
+
+
+@pytest.mark.parametrize(("key", "most"), [("stars", 3), ("neighbours", 3)])
+def test_up_to_so_many_stars_and_neighbours_are_added(key: str, most: int) -> None:
+    black = np.zeros((200, 48, 48, 1), np.uint8)
+    augment = sky.make_augment(OnlineAugment(**{key: most}), 0)
+    sky_only = augment(black, np.int64(0), np.arange(200)).numpy()
+    empty = (sky_only == 0).all(axis=(1, 2, 3)).mean()
+    # One in most + 1 has none of them; of the others some are too faint to see.
+    assert 1 / (most + 1) - 0.08 < empty < 0.6
+    assert sky_only.max() > 200
+
+
+def test_half_of_the_images_are_mirrored_and_the_others_stay() -> None:
+    images = np.repeat(PIXELS, 10, axis=0)
+    shown = sky.make_augment(OnlineAugment(mirror=True), 0)(
+        images, np.int64(0), np.arange(len(images))
+    ).numpy()
+    same = (shown == images).all(axis=(1, 2, 3))
+    flipped = (shown == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (same ^ flipped).all()
+    assert 0.4 < same.mean() < 0.6
 
 
 def test_without_ranges_images_stay_as_they_are() -> None:
