@@ -6,6 +6,7 @@ combination is an `InputError` that names the key.
 
 import difflib
 import hashlib
+import itertools
 import json
 import reprlib
 from collections.abc import Iterator, Sequence
@@ -488,12 +489,17 @@ class Preprocess(Section):
     """Images that a rank holds at once; beside them it holds some 20 bytes a sample."""
 
 
+SIMULATION_KEYS = ("training_simulations", "validation_simulations", "test_simulations")
+"""Keys of `Split` that list realisations."""
+
+
 class Split(Section):
     """How samples are divided into training, validation and test (docs/format.md)."""
 
-    kind: Literal["simulation", "blocked", "inclination", "random"] = "simulation"
+    kind: Literal["simulation", "blocked", "inclination", "random", "test"] = "simulation"
     """simulation: realisations of their own; blocked: tiles of neighbouring views; inclination: one
-    inclination held out; random: the paper's, which leaks neighbouring views."""
+    inclination held out; random: the paper's, which leaks neighbouring views; test: all of it is
+    for testing a network that was trained elsewhere."""
     validation_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.1
     """May be 0 under random: validation then serves as test too, as in the paper's regression."""
@@ -504,6 +510,11 @@ class Split(Section):
     blocked tiles of the first."""
     test_simulations: tuple[int, ...] | None = None
     """Realisations for test; by default the last."""
+    training_simulations: tuple[int, ...] | None = None
+    """Realisations for training; by default all others. Those named nowhere are in no split."""
+    training_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Share of the training views to train on, drawn at random; a larger share holds the smaller
+    ones. The others are in no split. By default all are trained on."""
     test_inclination_deg: float | None = None
     """The inclination that `inclination` holds out."""
     seed: Seed = 0
@@ -514,10 +525,12 @@ class Split(Section):
             raise ValueError("validation_fraction + test_fraction must stay below 1")
         if (self.kind == "inclination") != (self.test_inclination_deg is not None):
             raise ValueError("test_inclination_deg goes with kind: inclination, and only with it")
-        if self.kind != "simulation" and (self.validation_simulations or self.test_simulations):
-            raise ValueError("validation_simulations and test_simulations go with kind: simulation")
-        if set(self.validation_simulations or ()) & set(self.test_simulations or ()):
-            raise ValueError("a realisation stands in validation_simulations and test_simulations")
+        given = {key: set(getattr(self, key) or ()) for key in SIMULATION_KEYS}
+        if self.kind != "simulation" and any(given.values()):
+            raise ValueError(f"{', '.join(SIMULATION_KEYS)} go with kind: simulation")
+        for one, other in itertools.combinations(SIMULATION_KEYS, 2):
+            if given[one] & given[other]:
+                raise ValueError(f"a realisation stands in {one} and {other}")
         return self
 
 
