@@ -144,9 +144,7 @@ def assign(views: ViewTable, split: Split, copies: int) -> Samples:
     if split.kind != "test":
         _refuse_empty(sample_codes, split)
     group, group_names = groups
-    return Samples(
-        view, copy, sample_codes, group[view].astype(np.int32), group_names
-    )
+    return Samples(view, copy, sample_codes, group[view].astype(np.int32), group_names)
 
 
 # --- the four kinds -------------------------------------------------------------------------------
