@@ -371,7 +371,7 @@ def study(given: argparse.Namespace) -> None:
     """Do a study."""
     from galmerhpc.studies.sweep import sweep
 
-    sweep(STUDIES[given.name], open_run(read_config(given)), command_on, given.point)
+    sweep(STUDIES[given.name], read_config(given), command_on, given.point)
 
 
 def command_on(command: str, run_dir: Path) -> None:

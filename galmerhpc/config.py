@@ -496,10 +496,9 @@ SIMULATION_KEYS = ("training_simulations", "validation_simulations", "test_simul
 class Split(Section):
     """How samples are divided into training, validation and test (docs/format.md)."""
 
-    kind: Literal["simulation", "blocked", "inclination", "random", "test"] = "simulation"
+    kind: Literal["simulation", "blocked", "inclination", "random"] = "simulation"
     """simulation: realisations of their own; blocked: tiles of neighbouring views; inclination: one
-    inclination held out; random: the paper's, which leaks neighbouring views; test: all of it is
-    for testing a network that was trained elsewhere."""
+    inclination held out; random: the paper's, which leaks neighbouring views."""
     validation_fraction: Fraction = 0.1
     test_fraction: Fraction = 0.1
     """May be 0 under random: validation then serves as test too, as in the paper's regression."""

@@ -131,9 +131,6 @@ def assign(views: ViewTable, split: Split, copies: int) -> Samples:
             codes, groups = _hold_out(views, split, fractions), _tile_groups(views, split.tile_deg)
         case "inclination":
             codes, groups = _by_inclination(views, split)
-        case "test":
-            codes = np.full(len(views), TEST, np.uint8)
-            groups = _groups("simulation={}", views.simulation)
     per_view = 1 + np.where(codes == TRAIN, copies, 0)
     view = np.repeat(np.arange(len(views), dtype=np.int32), per_view)
     first = np.cumsum(per_view) - per_view
@@ -141,8 +138,7 @@ def assign(views: ViewTable, split: Split, copies: int) -> Samples:
     sample_codes = _draw(len(view), split) if split.kind == "random" else codes[view]
     if split.training_fraction is not None:
         sample_codes[_left_over(view, sample_codes == TRAIN, split)] = NONE
-    if split.kind != "test":
-        _refuse_empty(sample_codes, split)
+    _refuse_empty(sample_codes, split)
     group, group_names = groups
     return Samples(view, copy, sample_codes, group[view].astype(np.int32), group_names)
 

@@ -48,7 +48,6 @@ WHAT_IS_NEW = {
     "blocked": "tiles of views that training never saw",
     "inclination": "an inclination that training never saw",
     "random": "views drawn at random, whose near neighbours were trained on",
-    "test": "a data set that nothing was trained on",
 }
 """What sets the evaluated images apart from the training images, by kind of split."""
 

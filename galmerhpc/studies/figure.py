@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from galmerhpc import files
 from galmerhpc.evaluation.figures import GREY, PREDICTORS, STYLE, SUFFIXES, VERMILION
@@ -53,7 +53,7 @@ def draw(
             _panel(axes, study, rows, measure, suffix)
             unit = named(suffix[1:]).unit if suffix else "deg; spin as 0 or 1"
             unit = f"({unit.replace('deg', 'deg²') if measure == 'mse' else unit})" if unit else ""
-            axes.set(title=f"{title} {unit}".strip(), ylim=(0, None), xlabel=study.axis)
+            axes.set(title=f"{title} {unit}".strip(), xlabel=study.axis)
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
         figure.supxlabel(note, fontsize=8.5, color=GREY, wrap=True)
@@ -63,17 +63,27 @@ def draw(
 
 
 def _panel(axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: str) -> None:
-    """Draw one measure of all predictors."""
+    """Draw one measure of the network and of the look-up.
+
+    Not of the mean predictor, beside which the differences between points could not be seen.
+    """
     categories = study.scale == "categories"
     places = list(range(len(rows))) if categories else [row[study.column] for row in rows]
-    for predictor, (label, style) in PREDICTORS.items():
+    line = {"linestyle": ""} if categories else {}
+    for predictor in ("network", "lookup"):
+        label, style = PREDICTORS[predictor]
         values = _column(rows, f"{predictor}_{measure}{suffix}")
-        line = {"linestyle": ""} if categories and style["marker"] else {}
         axes.plot(places, values, label=label, **(style | line))
     if not suffix:
-        line = {"linestyle": ""} if categories else {}
         axes.plot(places, _column(rows, f"training_{measure}"), **(_TRAINING | line))
     errors = _column(rows, f"network_{measure}{suffix}")
+    if study.law:
+        axes.set_yscale("log")  # where a power law is a straight line
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_ylim(0, None)
     if study.law and (law := power_law.fit(places, errors)):
         x = np.geomspace(min(places), max(places), 50)
         axes.plot(x, [law.at(value) for value in x], color="black", linewidth=0.8)

@@ -1,9 +1,10 @@
 """One sweep for every study: its points one by one, each an ordinary run, then table and figure.
 
-``RUN/studies/NAME/POINT`` is a point's run folder; ``results.csv`` and ``figure`` lie beside the
-points and are written anew after each. Pictures and shards that points have in common are made
-once: they lie in the run's own ``raw`` and ``shards`` where its configuration makes the same ones,
-else in ``RUN/studies/raw`` and ``RUN/studies/shards``, and a point's folders are links to them.
+``RUN/studies/NAME/POINT`` is a point's run folder. ``config.yaml``, what the points have in common,
+lies beside them, with ``results.csv`` and ``figure``, which are written anew after each. Pictures
+and shards that points share are made once: they lie in the run's own ``raw`` and ``shards`` where
+its configuration makes the same ones, else in ``RUN/studies/raw`` and ``RUN/studies/shards``, and a
+point's folders are links to them.
 """
 
 import contextlib
@@ -52,6 +53,8 @@ def sweep(study: Study, config: Config, command: Command, number: int | None = N
     points = point_configs(study, config)
     if number is not None and not 1 <= number <= len(points):
         raise InputError(f"--point {number}: the study {study.name} has points 1 to {len(points)}")
+    if parallel.rank() == 0:
+        files.write_text(study_folder(study, config) / RESOLVED, dump(config))
     for k, (point, own) in enumerate(points, 1):
         if number not in (None, k):
             continue

@@ -172,11 +172,6 @@ def test_a_smaller_share_of_the_training_views_is_part_of_a_larger_one(kind: str
         np.testing.assert_array_equal(whole.split == code, half.split == code)
 
 
-def test_all_may_be_for_test() -> None:
-    samples = assign(quarter(15), Split(kind="test"), copies=2)
-    assert samples.counts() == {"none": 0, "train": 0, "validation": 0, "test": len(quarter(15))}
-
-
 def test_the_held_out_inclination_is_the_test_and_nothing_else_is() -> None:
     views = quarter(inclinations=(0.0, 45.0, 75.0))
     split = Split(kind="inclination", test_inclination_deg=45)
