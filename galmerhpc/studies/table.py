@@ -15,6 +15,9 @@ Row = dict[str, Any]
 MEASURES = ("mae", "mse", "r2", "bias")
 """Of each parameter; columns are named ``network_mae_azimuth``, the averages' ``network_mae``."""
 
+CLASS_SHARES = ("accuracy", "all_accuracy", "binary_accuracy", "trivial_binary_accuracy")
+"""Of classification; columns are named ``network_class_accuracy_spin``."""
+
 PREDICTORS = ("network", "lookup", "mean")
 
 
@@ -56,7 +59,8 @@ def row_of(point: Point, run_dir: Path) -> Row:
                 for measure in (*MEASURES, "accuracy")
                 if measure in values
             }
-        for key, value in scores.get("classes", {}).items():
+        for key in CLASS_SHARES if "classes" in scores else ():
+            value = scores["classes"][key]
             each = value if isinstance(value, dict) else {"": value}
             row |= {
                 f"{predictor}_class_{key}{f'_{name}' if name else ''}": share
