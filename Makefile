@@ -21,7 +21,7 @@ export OMPI_MCA_mpi_yield_when_idle := 1
 export HOROVOD_CYCLE_TIME := 20
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint soak clean
+.PHONY: help setup demo test lint soak results clean
 .NOTPARALLEL:
 
 help:  ## this list
@@ -44,6 +44,10 @@ lint: $(VENV)/.dev  ## style, types, shell scripts
 # pytest leaves with 5 where no test is marked so.
 soak: $(VENV)/.horovod $(VENV)/.dev  ## the long fault and kill tests
 	$(BIN)/python -m pytest -m soak || [ $$? -eq 5 ]
+
+# LINES="3 8": these alone; LINES=--page: only the page. Every command goes on from where it was stopped.
+results: $(VENV)/.horovod  ## the lines of docs/results.md, one by one: many hours on two cores, resumable
+	$(BIN)/python results/make.py $(LINES)
 
 clean:  ## remove .venv and what the tools left; runs and built wheels stay
 	rm -rf .venv build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -24,6 +24,7 @@ from galmerhpc.config import (
     require_catalogue,
 )
 from galmerhpc.errors import ExitCode, GalmerhpcError, InputError, InterruptedRunError
+from galmerhpc.studies.index import STUDIES
 
 log = logging.getLogger("galmerhpc")
 
@@ -81,6 +82,19 @@ configuration names the CSV table that lies with the pictures, and their size:
   001.png,prograde,45,30,60
 
 GIF, PNG or JPEG, square, all of one size, 8-bit grey or RGB; docs/format.md says more.
+"""
+
+
+STUDY_HELP = """
+Vary one quantity and leave the rest: each point is a run of its own in RUN/studies/NAME/POINT, made
+on the ranks that this command has; a finished one is skipped. Ends in results.csv and a figure. The
+points are keys of the section studies.
+
+  galmerhpc study batch-size configs/random_split.yaml 'studies.batch_sizes=[16, 25, 64]'
+  mpirun -np 2 galmerhpc study realisations configs/never_seen.yaml
+  galmerhpc submit configs/never_seen.yaml --study realisations       a job array, a point a task
+
+studies:
 """
 
 
@@ -198,6 +212,21 @@ def make_parser() -> argparse.ArgumentParser:
         "evaluate", evaluate, "evaluate the trained network on the test split", what="CONFIG|RUN"
     )
     add_stage("report", report, "write the evaluation as one HTML file", what="CONFIG|RUN")
+
+    command = commands.add_parser(
+        "study", help="vary one quantity: a run for each value, a table and a figure (Horovod)",
+        description=STUDY_HELP + "\n".join(f"  {k:15} {v.summary}" for k, v in STUDIES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    command.set_defaults(function=study)
+    command.add_argument("name", metavar="NAME", choices=STUDIES, help="a study of those above")
+    command.add_argument("config", metavar="CONFIG", help="configuration file")
+    command.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="replace a key of the file"
+    )
+    command.add_argument(
+        "--point", type=count, metavar="K", help="do the K-th point alone, as a job array's task"
+    )
 
     show = group("catalogue", "look at a catalogue, or at one preview of its service")
     add_stage("show", catalogue_show, "print runs, views, labels and counts", SHOW_HELP, to=show)
@@ -364,6 +393,19 @@ def run(given: argparse.Namespace) -> None:
         folder = config.run_dir / "evaluation"
         print(result_table(files.read_json(folder / "metrics.json")))
         print(f"\nreport: {folder / 'report.html'}", flush=True)
+
+
+def study(given: argparse.Namespace) -> None:
+    """Do a study."""
+    from galmerhpc.studies.sweep import sweep
+
+    sweep(STUDIES[given.name], read_config(given), command_on, given.point)
+
+
+def command_on(command: str, run_dir: Path) -> None:
+    """Run a command on a run folder, as from the command line."""
+    given = make_parser().parse_args([*command.split(), str(run_dir)])
+    given.function(given)
 
 
 def simulate(given: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ combination is an `InputError` that names the key.
 
 import difflib
 import hashlib
+import itertools
 import json
 import reprlib
 from collections.abc import Iterator, Sequence
@@ -488,6 +489,10 @@ class Preprocess(Section):
     """Images that a rank holds at once; beside them it holds some 20 bytes a sample."""
 
 
+SIMULATION_KEYS = ("training_simulations", "validation_simulations", "test_simulations")
+"""Keys of `Split` that list realisations."""
+
+
 class Split(Section):
     """How samples are divided into training, validation and test (docs/format.md)."""
 
@@ -504,6 +509,11 @@ class Split(Section):
     blocked tiles of the first."""
     test_simulations: tuple[int, ...] | None = None
     """Realisations for test; by default the last."""
+    training_simulations: tuple[int, ...] | None = None
+    """Realisations for training; by default all others. Those named nowhere are in no split."""
+    training_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Share of the training views to train on, drawn at random; a larger share holds the smaller
+    ones. The others are in no split. By default all are trained on."""
     test_inclination_deg: float | None = None
     """The inclination that `inclination` holds out."""
     seed: Seed = 0
@@ -514,10 +524,12 @@ class Split(Section):
             raise ValueError("validation_fraction + test_fraction must stay below 1")
         if (self.kind == "inclination") != (self.test_inclination_deg is not None):
             raise ValueError("test_inclination_deg goes with kind: inclination, and only with it")
-        if self.kind != "simulation" and (self.validation_simulations or self.test_simulations):
-            raise ValueError("validation_simulations and test_simulations go with kind: simulation")
-        if set(self.validation_simulations or ()) & set(self.test_simulations or ()):
-            raise ValueError("a realisation stands in validation_simulations and test_simulations")
+        given = {key: set(getattr(self, key) or ()) for key in SIMULATION_KEYS}
+        if self.kind != "simulation" and any(given.values()):
+            raise ValueError(f"{', '.join(SIMULATION_KEYS)} go with kind: simulation")
+        for one, other in itertools.combinations(SIMULATION_KEYS, 2):
+            if given[one] & given[other]:
+                raise ValueError(f"a realisation stands in {one} and {other}")
         return self
 
 
@@ -716,6 +728,42 @@ class Evaluation(Section):
     montage_columns: Count = 6
 
 
+class Studies(Section):
+    """The points of `galmerhpc study`, each a run of its own."""
+
+    batch_sizes: tuple[Count, ...] = (8, 16, 25, 32, 64, 128)
+    """`batch-size`: global batches."""
+    training_fractions: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = (
+        0.0625, 0.125, 0.25, 0.5, 1.0,
+    )  # fmt: skip
+    """`data-size`: shares of the training views."""
+    image_sizes: tuple[Annotated[int, Field(ge=32, le=2048)], ...] = (64, 96, 128)
+    """`resolution`: pixels of a side."""
+    augment: OnlineAugment = OnlineAugment(
+        rotation_deg=180, intensity=0.2, psf_fwhm_px=2, blur_px=1, noise=4
+    )
+    """`augmentation`: the operations and their strengths; one that is left at its default is not
+    looked at."""
+    dropout: tuple[Fraction, ...] = (0.0, 0.1, 0.3, 0.5)
+    """`dropout`: shares of the head's inputs."""
+    class_widths_deg: tuple[Positive, ...] = (5.0, 10.0, 15.0, 30.0, 45.0)
+    """`class-width`: widths of the azimuth's and viewing angle's classes."""
+    realisations: tuple[Count, ...] = (1, 4, 12)
+    """`realisations`: numbers of realisations to train on."""
+    particle_fractions: tuple[Annotated[float, Field(gt=0.0)], ...] = (0.1, 0.3, 1.0)
+    """`particles`: shares of `simulate.particles`."""
+    inclinations_deg: tuple[float, ...] = (45.0, 75.0)
+    """`inclination`: values that are left out of training, one at a time."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Studies":
+        for key in type(self).model_fields:
+            values = getattr(self, key)
+            if isinstance(values, tuple) and (not values or len(set(values)) != len(values)):
+                raise ValueError(f"{key}: give at least one value and none twice")
+        return self
+
+
 class Config(Section):
     """A whole run."""
 
@@ -735,6 +783,7 @@ class Config(Section):
     model: Model = Model()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
+    studies: Studies = Studies()
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
@@ -942,6 +991,36 @@ def load_catalogue(path: Path, overrides: Sequence[str] = ()) -> Catalogue | Non
         _override(values, override)
     _locate_images(values, path.parent)
     return _validated(path, {"run_dir": "", "catalogue": values}, path).catalogue
+
+
+def replaced(config: Config, changes: dict[str, Any], what: str) -> Config:
+    """Return a configuration with other values of some keys.
+
+    Parameters
+    ----------
+    config : Config
+        Stays as it is.
+    changes : dict
+        Values by key, as in ``{"training.epochs": 3}``; a whole section may be replaced too.
+    what : str
+        Where they come from, for messages.
+
+    Raises
+    ------
+    InputError
+        A key or value is wrong, or they do not fit together.
+    """
+    values = config.model_dump(mode="json")
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        section = values
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{what}: {fault}" for fault in _explain(error))) from None
 
 
 def _validated(path: Path, values: dict[str, Any], catalogue: Path | None) -> Config:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from galmerhpc.config import Split
+from galmerhpc.config import SIMULATION_KEYS, Split
 from galmerhpc.errors import InputError
 
 SPLITS = ("none", "train", "validation", "test")
@@ -132,15 +132,15 @@ def assign(views: ViewTable, split: Split, copies: int) -> Samples:
         case "inclination":
             codes, groups = _by_inclination(views, split)
     per_view = 1 + np.where(codes == TRAIN, copies, 0)
-    view = np.repeat(np.arange(len(views)), per_view)
+    view = np.repeat(np.arange(len(views), dtype=np.int32), per_view)
     first = np.cumsum(per_view) - per_view
     copy = (np.arange(len(view)) - first[view]).astype(np.int32)
     sample_codes = _draw(len(view), split) if split.kind == "random" else codes[view]
+    if split.training_fraction is not None:
+        sample_codes[_left_over(view, sample_codes == TRAIN, split)] = NONE
     _refuse_empty(sample_codes, split)
     group, group_names = groups
-    return Samples(
-        view.astype(np.int32), copy, sample_codes, group[view].astype(np.int32), group_names
-    )
+    return Samples(view, copy, sample_codes, group[view].astype(np.int32), group_names)
 
 
 # --- the four kinds -------------------------------------------------------------------------------
@@ -157,12 +157,20 @@ def _draw(count: int, split: Split) -> Codes:
     return codes
 
 
+def _left_over(view: NDArray[np.int32], training: Bools, split: Split) -> Bools:
+    """Tell which training samples `training_fraction` leaves out; copies go with their view."""
+    order = _generator(split).permutation(int(view[-1]) + 1)
+    order = order[np.isin(order, view[training])]
+    kept = order[: max(round(len(order) * (split.training_fraction or 1.0)), 1)]
+    return training & ~np.isin(view, kept)
+
+
 def _by_simulation(views: ViewTable, split: Split) -> tuple[Codes, Groups]:
     """Give whole realisations to test and validation; one short of that, hold out tiles."""
     present = np.unique(views.simulation).tolist()
-    validation, test = split.validation_simulations, split.test_simulations
-    for key, given in (("validation_simulations", validation), ("test_simulations", test)):
-        if unknown := set(given or ()) - set(present):
+    training, validation, test = (getattr(split, key) for key in SIMULATION_KEYS)
+    for key in SIMULATION_KEYS:
+        if unknown := set(getattr(split, key) or ()) - set(present):
             raise InputError(
                 f"split.{key}: the catalogue has no realisation {min(unknown)} "
                 f"(it has: {', '.join(map(str, present))})"
@@ -172,23 +180,25 @@ def _by_simulation(views: ViewTable, split: Split) -> tuple[Codes, Groups]:
             "split.kind: simulation needs two realisations or more, and the catalogue has one; "
             "set split.kind to blocked (or inclination, or random, which leaks)"
         )
-    left = [s for s in present if s not in (validation or ())]
+    left = [s for s in present if s not in {*(training or ()), *(validation or ())}]
     if test is None:
         test = tuple(left[-1:])
     left = [s for s in left if s not in test]
-    if validation is None and len(left) > 1:
+    if validation is None and len(left) > (0 if training else 1):
         validation = tuple(left[-1:])
 
     codes = np.full(len(views), TRAIN, np.uint8)
     codes[np.isin(views.simulation, test)] = TEST
     codes[np.isin(views.simulation, validation or ())] = VALIDATION
+    if training is not None:
+        codes[(codes == TRAIN) & ~np.isin(views.simulation, training)] = NONE
     groups = _groups("simulation={}", views.simulation)
     if not validation:
         rest = codes == TRAIN
-        training = views.where(rest)
-        codes[rest] = _hold_out(training, split, {VALIDATION: split.validation_fraction})
-        tiles = _tiles(training.theta, training.phi, split.tile_deg)
-        parts = _groups("simulation={} tile={},{}", training.simulation, *tiles)
+        trained = views.where(rest)
+        codes[rest] = _hold_out(trained, split, {VALIDATION: split.validation_fraction})
+        tiles = _tiles(trained.theta, trained.phi, split.tile_deg)
+        parts = _groups("simulation={} tile={},{}", trained.simulation, *tiles)
         groups = _replaced(groups, rest, parts)
     return codes, groups
 

@@ -129,6 +129,7 @@ def set_up_tensorflow(training: Training) -> None:
     import keras
     import tensorflow as tf
 
+    keras.backend.clear_session()  # a study trains one network after the other
     keras.utils.set_random_seed(training.seed)
     keras.config.set_dtype_policy(training.precision)
     if training.deterministic:

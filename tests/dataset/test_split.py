@@ -147,6 +147,31 @@ def test_realisations_of_their_own(
     assert samples.counts()["none"] == 0
 
 
+def test_only_the_named_realisations_are_trained_on() -> None:
+    views = quarter(15, simulations=5)
+    samples = assign(views, Split(training_simulations=(1, 4)), copies=0)
+    simulation = views.simulation[samples.view]
+    found = {s: set(samples.split[simulation == s]) for s in range(5)}
+    assert found == {0: {NONE}, 1: {TRAIN}, 2: {VALIDATION}, 3: {TEST}, 4: {TRAIN}}
+
+
+@pytest.mark.parametrize("kind", ["random", "blocked", "simulation"])
+def test_a_smaller_share_of_the_training_views_is_part_of_a_larger_one(kind: str) -> None:
+    views = quarter(10, simulations=3)
+    whole, half, quarter_of_it = (
+        assign(views, Split(kind=kind, training_fraction=share), copies=1)
+        for share in (None, 0.5, 0.25)
+    )
+    trained = [
+        set(samples.view[samples.split == TRAIN].tolist())
+        for samples in (whole, half, quarter_of_it)
+    ]
+    assert trained[2] < trained[1] < trained[0]
+    assert len(trained[1]) == round(len(trained[0]) / 2)
+    for code in (VALIDATION, TEST):
+        np.testing.assert_array_equal(whole.split == code, half.split == code)
+
+
 def test_the_held_out_inclination_is_the_test_and_nothing_else_is() -> None:
     views = quarter(inclinations=(0.0, 45.0, 75.0))
     split = Split(kind="inclination", test_inclination_deg=45)

@@ -1,0 +1,27 @@
+"""Error with each operation of the training's augmentation alone, with none and with all."""
+
+from galmerhpc.config import Config, OnlineAugment
+from galmerhpc.errors import InputError
+from galmerhpc.studies.study import Point, Study
+
+
+def points(config: Config) -> list[Point]:
+    """Return a point without operations, one for each that has a strength, and one with all."""
+    strengths, off = config.studies.augment.model_dump(mode="json"), OnlineAugment()
+    chosen = {k: v for k, v in strengths.items() if v != getattr(off, k)}
+    if not chosen:
+        raise InputError("studies.augment: give at least one operation a strength")
+    sets = {"none": {}, **{k: {k: v} for k, v in chosen.items()}, "all": chosen}
+    return [
+        Point(name, name, {"training.augment": off.model_dump(mode="json") | operations})
+        for name, operations in sets.items()
+    ]
+
+
+STUDY = Study(
+    name="augmentation",
+    summary="operations on training images, tested on images without any",
+    points=points,
+    axis="operations in training",
+    scale="categories",
+)

@@ -1,0 +1,11 @@
+"""Error against the global batch: the paper's figure 6."""
+
+from galmerhpc.studies.study import Study, points_of
+
+STUDY = Study(
+    name="batch-size",
+    summary="images per step over all ranks, in equally many epochs at the same peak rate",
+    points=lambda config: points_of("training.batch_size", config.studies.batch_sizes),
+    axis="global batch (images)",
+    scale="log",
+)

@@ -1,0 +1,31 @@
+"""Error against the number of training images: the paper's figure 7."""
+
+from galmerhpc.config import Config
+from galmerhpc.studies.study import Point, Study, epochs_for
+
+
+def points(config: Config) -> list[Point]:
+    """Return a point for each share; each has seen as many images at its end."""
+    whole = config.split.training_fraction or 1.0
+    return [
+        Point(
+            f"{share:g}",
+            share,
+            {
+                "split.training_fraction": share * whole,
+                "training.epochs": epochs_for(config, share),
+            },
+        )
+        for share in config.studies.training_fractions
+    ]
+
+
+STUDY = Study(
+    name="data-size",
+    summary="training images drawn from the same views, with as many steps",
+    points=points,
+    axis="training images",
+    scale="log",
+    column="training_images",
+    law=True,
+)

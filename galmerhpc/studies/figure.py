@@ -1,0 +1,113 @@
+"""A study's figure: the average errors, as the paper's figures 6 and 7, and each parameter's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+
+from galmerhpc import files
+from galmerhpc.evaluation.figures import GREY, PREDICTORS, STYLE, SUFFIXES, VERMILION
+from galmerhpc.parameters import named
+from galmerhpc.studies import power_law
+from galmerhpc.studies.study import Study
+from galmerhpc.studies.table import Row
+
+_TRAINING: dict[str, Any] = {
+    "color": VERMILION, "marker": "^", "linestyle": "-.", "label": "network, training images",
+}  # fmt: skip
+_COLUMNS = 3
+
+
+def draw(
+    study: Study, rows: Sequence[Row], parameters: Sequence[str], path: Path, note: str
+) -> None:
+    """Draw errors against what a study varies.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    rows : sequence of dict
+        Its table; at least one row.
+    parameters : sequence of str
+        Labels with a panel each; a point may lack one.
+    path : Path
+        Where to write, without suffix.
+    note : str
+        Lines under the figure.
+    """
+    panels = [("mae", "", "average MAE"), ("mse", "", "average MSE")]
+    panels += [("mae", f"_{name}", f"MAE of {name.replace('_', ' ')}") for name in parameters]
+    lines = -(-len(panels) // _COLUMNS)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.2 * _COLUMNS, 3.3 * lines + 0.8), layout="constrained")
+        grid = figure.subplots(lines, _COLUMNS, squeeze=False, sharex=True).ravel()
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        for axes, (measure, suffix, title) in zip(grid, panels, strict=False):
+            _panel(axes, study, rows, measure, suffix)
+            unit = named(suffix[1:]).unit if suffix else "deg; spin as 0 or 1"
+            unit = f"({unit.replace('deg', 'deg²') if measure == 'mse' else unit})" if unit else ""
+            axes.set(title=f"{title} {unit}".strip(), xlabel=study.axis)
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        figure.supxlabel(note, fontsize=8.5, color=GREY, wrap=True)
+        for suffix in SUFFIXES:
+            with files.atomic_path(path.with_suffix(suffix)) as temporary:
+                figure.savefig(temporary)
+
+
+def _panel(axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: str) -> None:
+    """Draw one measure of the network and of the look-up.
+
+    Not of the mean predictor, beside which the differences between points could not be seen.
+    """
+    categories = study.scale == "categories"
+    places = list(range(len(rows))) if categories else [row[study.column] for row in rows]
+    line = {"linestyle": ""} if categories else {}
+    for predictor in ("network", "lookup"):
+        label, style = PREDICTORS[predictor]
+        values = _column(rows, f"{predictor}_{measure}{suffix}")
+        axes.plot(places, values, label=label, **(style | line))
+    if not suffix:
+        axes.plot(places, _column(rows, f"training_{measure}"), **(_TRAINING | line))
+    errors = _column(rows, f"network_{measure}{suffix}")
+    if study.law:
+        axes.set_yscale("log")  # where a power law is a straight line
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_ylim(0, None)
+    if study.law and (law := power_law.fit(places, errors)):
+        x = np.geomspace(min(places), max(places), 50)
+        axes.plot(x, [law.at(value) for value in x], color="black", linewidth=0.8)
+        axes.text(
+            0.97,
+            0.95,
+            f"network: {law}",
+            transform=axes.transAxes,
+            ha="right",
+            va="top",
+            fontsize=8,
+        )
+    if study.scale == "log":
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(FixedLocator(places))
+    texts = [
+        str(row["point"]) if categories else f"{place:g}"
+        for row, place in zip(rows, places, strict=True)
+    ]
+    long = max(map(len, texts)) > 6
+    axes.set_xticks(places, texts, rotation=30 if long else 0, ha="right" if long else "center")
+    axes.tick_params(labelbottom=True)
+
+
+def _column(rows: Sequence[Row], name: str) -> list[float]:
+    return [np.nan if row.get(name) is None else row[name] for row in rows]

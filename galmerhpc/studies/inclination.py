@@ -1,0 +1,25 @@
+"""Error at inclinations that training never saw: the paper's claim that it reads those between."""
+
+from galmerhpc.config import Config
+from galmerhpc.studies.study import Point, Study
+
+
+def points(config: Config) -> list[Point]:
+    """Return a point for each inclination that is left out of training and tested."""
+    kept = config.split.model_dump(include={"validation_fraction", "tile_deg", "seed"})
+    return [
+        Point(
+            f"{value:g}",
+            value,
+            {"split": {"kind": "inclination", "test_inclination_deg": value, **kept}},
+        )
+        for value in config.studies.inclinations_deg
+    ]
+
+
+STUDY = Study(
+    name="inclination",
+    summary="the inclination that is tested and was left out of training",
+    points=points,
+    axis="inclination never trained (deg)",
+)

@@ -1,0 +1,171 @@
+"""One sweep for every study: its points one by one, each an ordinary run, then table and figure.
+
+``RUN/studies/NAME/POINT`` is a point's run folder. ``config.yaml``, what the points have in common,
+lies beside them, with ``results.csv`` and ``figure``, which are written anew after each. Pictures
+and shards that points share are made once: they lie in the run's own ``raw`` and ``shards`` where
+its configuration makes the same ones, else in ``RUN/studies/raw`` and ``RUN/studies/shards``, and a
+point's folders are links to them.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from galmerhpc import files, parallel
+from galmerhpc.config import RESOLVED, Config, Stage, digest, dump, replaced, require_catalogue
+from galmerhpc.errors import InputError
+from galmerhpc.evaluation.evaluate import COLLISIONLESS, WHAT_IS_NEW
+from galmerhpc.studies import figure, table
+from galmerhpc.studies.study import Point, Study
+
+log = logging.getLogger(__name__)
+
+SHARED: dict[str, Stage] = {"raw": "scrape", "shards": "preprocess"}
+"""Folders that points may have in common, and the stages that make them."""
+
+Command = Callable[[str, Path], None]
+"""Runs a command of galmerhpc on a run folder: ``command("train", folder)``."""
+
+
+def sweep(study: Study, config: Config, command: Command, number: int | None = None) -> None:
+    """Do a study's points that are not finished. Collective.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    config : Config
+        What its points have in common.
+    command : callable
+        Runs a command on a point's run folder, on all ranks.
+    number : int, optional
+        Do this point alone, counted from 1.
+
+    Raises
+    ------
+    InputError
+        The study has no such point, or the configuration does not fit it.
+    InterruptedRunError
+        A signal or a time limit came; the same command goes on from there.
+    """
+    points = point_configs(study, config)
+    if number is not None and not 1 <= number <= len(points):
+        raise InputError(f"--point {number}: the study {study.name} has points 1 to {len(points)}")
+    if parallel.rank() == 0:
+        files.write_text(study_folder(study, config) / RESOLVED, dump(config))
+    for k, (point, own) in enumerate(points, 1):
+        if number not in (None, k):
+            continue
+        if parallel.broadcast(parallel.rank() == 0 and is_finished(own)):
+            log.info("study %s: point %s is complete", study.name, point.name)
+        else:
+            log.info("== study %s: point %s, %d of %d", study.name, point.name, k, len(points))
+            _do(study, config, own, command)
+        if parallel.rank() == 0:
+            write_results(study, config)
+
+
+def point_configs(study: Study, config: Config) -> list[tuple[Point, Config]]:
+    """Return a study's points with their configurations, all of them checked.
+
+    Raises
+    ------
+    InputError
+        The configuration does not fit the study, or a point's is impossible.
+    """
+    folder = study_folder(study, config)
+    return [
+        (
+            point,
+            replaced(
+                config,
+                {**point.changes, "run_dir": str(folder / point.name)},
+                f"study {study.name}, point {point.name}",
+            ),
+        )
+        for point in study.points(config)
+    ]
+
+
+def study_folder(study: Study, config: Config) -> Path:
+    """Return the folder of a study's points, table and figure."""
+    return config.run_dir / "studies" / study.name
+
+
+def is_finished(own: Config) -> bool:
+    """Say whether a point has been evaluated.
+
+    Raises
+    ------
+    InputError
+        It has been, with another configuration.
+    """
+    return files.StageRecord(own.run_dir / "evaluation", own.inputs("evaluate")).complete
+
+
+def _do(study: Study, config: Config, own: Config, command: Command) -> None:
+    """Run a point from its first stage to its report."""
+    if parallel.rank() == 0:
+        files.write_text(own.run_dir / RESOLVED, dump(own))
+        _link_shared(config, own)
+    parallel.barrier()
+    with _one_at_a_time(config):
+        if study.simulates:
+            command("simulate", own.run_dir)
+        command("images import" if require_catalogue(own).images else "scrape", own.run_dir)
+        command("preprocess", own.run_dir)
+    command("run", own.run_dir)
+
+
+def _link_shared(config: Config, own: Config) -> None:
+    """Make links in a point's folder to where the pictures and shards are that it needs."""
+    for name, stage in SHARED.items():
+        inputs = own.inputs(stage)
+        home = config.run_dir / name
+        if inputs != config.inputs(stage):
+            home = config.run_dir / "studies" / name / digest(inputs)[:12]
+        home.mkdir(parents=True, exist_ok=True)
+        link = own.run_dir / name
+        if not link.exists():
+            link.symlink_to(os.path.relpath(home, own.run_dir), target_is_directory=True)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(config: Config) -> Iterator[None]:
+    """Let one task of a job array at a time make what points may have in common."""
+    with contextlib.ExitStack() as stack:
+        if parallel.rank() == 0:
+            stack.enter_context(files.lock(config.run_dir / "studies" / "data.lock", wait=True))
+        parallel.barrier()
+        yield
+        parallel.barrier()
+
+
+def write_results(study: Study, config: Config) -> None:
+    """Write table and figure of the points that are finished; called by rank 0."""
+    folder = study_folder(study, config)
+    with files.lock(folder / "results.lock", wait=True):
+        points = point_configs(study, config)
+        rows = [table.row_of(point, own.run_dir) for point, own in points if is_finished(own)]
+        table.write(folder / "results.csv", rows)
+        figure.draw(
+            study, rows, config.parameters, folder / "figure", _note(config, rows, len(points))
+        )
+    log.info("%s\n\n%s", table.as_text(study.axis, rows), folder / "figure.png")
+
+
+def _note(config: Config, rows: Sequence[table.Row], points: int) -> str:
+    """Say under the figure what was evaluated."""
+    samples = {
+        f"{row['evaluated_images']:,.0f} {row['evaluated']} images "
+        f"(split {row['split']}: {WHAT_IS_NEW[row['split']]})"
+        for row in rows
+    }
+    lines = [f"Evaluated on {'; '.join(sorted(samples))}."]
+    if config.scrape.source == "mirror":
+        lines.append(f"Images: {COLLISIONLESS}.")
+    if len(rows) < points:
+        lines.append(f"{len(rows)} of {points} points are finished.")
+    return "\n".join(lines)

@@ -1,0 +1,125 @@
+"""A study's table: a row a finished point, read from what its evaluation measured."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from galmerhpc import files
+from galmerhpc.errors import InputError
+from galmerhpc.studies.study import Point
+
+Row = dict[str, Any]
+
+MEASURES = ("mae", "mse", "r2", "bias")
+"""Of each parameter; columns are named ``network_mae_azimuth``, the averages' ``network_mae``."""
+
+CLASS_SHARES = ("accuracy", "all_accuracy", "binary_accuracy", "trivial_binary_accuracy")
+"""Of classification; columns are named ``network_class_accuracy_spin``."""
+
+PREDICTORS = ("network", "lookup", "mean")
+
+
+def row_of(point: Point, run_dir: Path) -> Row:
+    """Return a finished point's row.
+
+    Parameters
+    ----------
+    point : Point
+        The point.
+    run_dir : Path
+        Its run folder.
+
+    Returns
+    -------
+    dict
+        Text and numbers by column; None where something is not defined.
+    """
+    metrics = files.read_json(run_dir / "evaluation" / "metrics.json")
+    run, training = metrics["run"], metrics["training"]
+    row: Row = {
+        "point": point.name,
+        "value": point.value,
+        "training_images": run["samples"]["train"],
+        "split": run["split"],
+        "evaluated": run["evaluated"],
+        "evaluated_images": run["samples"][run["evaluated"]],
+        "epochs": training["epochs"],
+        "seconds": training["seconds"],
+        "training_mae": training["training_mae"],
+        "training_mse": training["training_mse"],
+    }
+    for predictor in PREDICTORS:
+        scores = metrics["scores"][predictor]
+        for name, values in {"": scores["average"], **scores["parameters"]}.items():
+            suffix = f"_{name}" if name else ""
+            row |= {
+                f"{predictor}_{measure}{suffix}": values[measure]
+                for measure in (*MEASURES, "accuracy")
+                if measure in values
+            }
+        for key in CLASS_SHARES if "classes" in scores else ():
+            value = scores["classes"][key]
+            each = value if isinstance(value, dict) else {"": value}
+            row |= {
+                f"{predictor}_class_{key}{f'_{name}' if name else ''}": share
+                for name, share in each.items()
+            }
+    return row
+
+
+def write(path: Path, rows: Sequence[Row]) -> None:
+    """Write the table as CSV; what is not defined, or no point's, is left empty."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()})
+    files.write_text(path, text.getvalue())
+
+
+def read(path: Path) -> list[Row]:
+    """Read a table back.
+
+    Raises
+    ------
+    InputError
+        It is missing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; run the study first") from None
+    return [{k: _value(cell) for k, cell in row.items()} for row in csv.DictReader(lines)]
+
+
+def _value(cell: str) -> float | str | None:
+    if not cell:
+        return None
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def as_text(axis: str, rows: Sequence[Row]) -> str:
+    """Return the table's main columns for a terminal."""
+    heads = [axis, "training images", "network MAE", "look-up MAE", "network R2"]
+    lines = [heads] + [
+        [
+            str(row["point"]), f"{row['training_images']:,.0f}",
+            *(_short(row[key]) for key in ("network_mae", "lookup_mae", "network_r2")),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    widths = [max(len(line[k]) for line in lines) for k in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

@@ -1,0 +1,31 @@
+"""Error against the time since pericentre at which the pair is seen."""
+
+from galmerhpc.config import Config, require_catalogue
+from galmerhpc.errors import InputError
+from galmerhpc.studies.study import Point, Study
+
+
+def points(config: Config) -> list[Point]:
+    """Return a point for each time of the catalogue, trained and tested at that time alone."""
+    catalogue = require_catalogue(config)
+    times = sorted({s.time_myr for run in catalogue.runs for s in run.all_snapshots()})
+    if len(times) < 2:
+        raise InputError("the study time needs a catalogue with snapshots of two times or more")
+    made = []
+    for time in times:
+        runs = [
+            run.model_dump(mode="json")
+            | {"snapshots": [s.model_dump() for s in chosen], "first_id": None}
+            for run in catalogue.runs
+            if (chosen := [s for s in run.all_snapshots() if s.time_myr == time])
+        ]
+        made.append(Point(f"{time:g}", time, {"catalogue.runs": runs}))
+    return made
+
+
+STUDY = Study(
+    name="time",
+    summary="time since pericentre, in training and in test alike",
+    points=points,
+    axis="time since pericentre (Myr)",
+)

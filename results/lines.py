@@ -1,0 +1,469 @@
+"""The lines of docs/results.md: what each is made with, what is read from it, and its bars."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from galmerhpc import files
+from galmerhpc.studies import power_law, table
+
+Metrics = dict[str, Any]
+Rows = list[dict[str, Any]]
+
+PREDICTORS = {"network": "network", "lookup": "look-up", "mean": "mean predictor"}
+
+PAPER = {"average MAE": 0.2012, "average MSE": 0.0833, "average R2": 0.9986}
+"""The test figures of the paper's regression (arXiv:2112.12604), on GalMer's images."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A threshold.
+
+    Attributes
+    ----------
+    what : str
+        What is compared.
+    value : float
+        What was measured.
+    sense : str
+        ``<=`` or ``>=``.
+    limit : float
+        The threshold.
+    """
+
+    what: str
+    value: float
+    sense: str
+    limit: float
+
+    @property
+    def met(self) -> bool:
+        """Whether it is met."""
+        return self.value <= self.limit if self.sense == "<=" else self.value >= self.limit
+
+
+@dataclass
+class Found:
+    """What a line says.
+
+    Attributes
+    ----------
+    runs : list of dict
+        metrics.json of the runs it was read from.
+    tables : dict
+        Rows by caption.
+    bars : list of Bar
+        Thresholds.
+    remarks : list of str
+        What follows, in sentences.
+    figures : dict
+        Files without suffix, by caption.
+    """
+
+    runs: list[Metrics]
+    tables: dict[str, Rows] = field(default_factory=dict)
+    bars: list[Bar] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    figures: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A result that must exist, or may.
+
+    Attributes
+    ----------
+    number : int
+        Its number.
+    title : str
+        What it answers.
+    commands : tuple of str
+        What makes it, in the project's folder; each is resumable.
+    read : callable
+        Reads it from the folder of runs.
+    must : bool
+        Whether it must exist.
+    """
+
+    number: int
+    title: str
+    commands: tuple[str, ...]
+    read: Callable[[Path], Found]
+    must: bool = True
+
+
+# --- what is read ---------------------------------------------------------------------------------
+
+
+def metrics_of(run: Path, folder: str = "evaluation") -> Metrics:
+    """Return what an evaluation measured."""
+    return files.read_json(run / folder / "metrics.json")
+
+
+def scores_table(part: Metrics, *more: dict[str, Any]) -> Rows:
+    """Return MAE by parameter, and averages, a row a predictor; `part` holds ``scores``."""
+    rows = []
+    for key, label in PREDICTORS.items():
+        scores = part["scores"][key]
+        by_name, average = scores["parameters"], scores["average"]
+        row = {"": label, **{f"MAE {name}": by_name[name]["mae"] for name in by_name}}
+        row |= {f"average {m.upper()}": average[m] for m in ("mae", "mse", "r2")}
+        if "spin" in by_name:
+            row["spin right"] = by_name["spin"]["accuracy"]
+        rows.append(row)
+    return [*rows, *more]
+
+
+def mae(part: Metrics, predictor: str, name: str) -> float:
+    """Return the MAE of one parameter."""
+    return part["scores"][predictor]["parameters"][name]["mae"]
+
+
+def wins(part: Metrics) -> list[str]:
+    """Return the parameters on which the network beats the look-up."""
+    names = part["scores"]["network"]["parameters"]
+    return [n for n in names if mae(part, "network", n) < mae(part, "lookup", n)]
+
+
+def points(study: Path) -> tuple[list[table.Row], list[Metrics]]:
+    """Return a study's table, and metrics.json of its points."""
+    rows = table.read(study / "results.csv")
+    names = [path.parents[1] for path in sorted(study.glob("*/evaluation/metrics.json"))]
+    return rows, [metrics_of(run) for run in names]
+
+
+def study_found(runs: Path, *names: str, columns: Sequence[str] = ()) -> Found:
+    """Return tables and figures of studies, ``RUN/studies/NAME`` each."""
+    found = Found([])
+    for name in names:
+        run, _, study = name.partition("/studies/")
+        rows, metrics = points(runs / name)
+        caption = f"{study} on {run}"
+        found.tables[caption] = [
+            {
+                study: row["point"],
+                "training images": row["training_images"],
+                "network MAE": row["network_mae"],
+                "network MSE": row["network_mse"],
+                "look-up MAE": row["lookup_mae"],
+                **{column: row.get(column) for column in columns},
+            }
+            for row in rows
+        ]
+        found.runs += metrics
+        found.figures[caption] = runs / name / "figure"
+    return found
+
+
+# --- the lines ------------------------------------------------------------------------------------
+
+
+def random_split(runs: Path) -> Found:
+    """Line 1."""
+    metrics = metrics_of(runs / "random_split")
+    average = metrics["scores"]["network"]["average"]
+    lookup = metrics["scores"]["lookup"]["average"]["mae"]
+    return Found(
+        [metrics],
+        {"clean images, views drawn at random": scores_table(metrics, {"": "the paper", **PAPER})},
+        [
+            Bar("average MAE", average["mae"], "<=", 0.6),
+            Bar("average R2", average["r2"], ">=", 0.99),
+        ],
+        [
+            f"A look-up among thumbnails, which learns nothing, has an average MAE of {lookup:.2f} "
+            "here: under this split each test view has training views one step away, and the "
+            "figure measures interpolation between near-duplicates."
+        ],
+        {"Predicted against true": runs / "random_split/evaluation/predicted_against_true"},
+    )
+
+
+def never_seen(runs: Path) -> Found:
+    """Line 2."""
+    clean, sky = metrics_of(runs / "never_seen"), metrics_of(runs / "sky_like")
+    scores = clean["scores"]["network"]
+    found = Found([clean, sky])
+    found.tables["clean images, trained on clean images"] = scores_table(clean)
+    found.tables["sky-like images, trained on sky-like images"] = scores_table(sky["sky"])
+    for name, part in (("clean", clean), ("sky-like", sky["sky"])):
+        found.tables[f"{name} images, MAE by realisation"] = by_value(
+            part, "simulation", "realisation"
+        )
+    found.bars = [
+        Bar("clean: average R2", scores["average"]["r2"], ">=", 0.98),
+        Bar("clean: average MAE", scores["average"]["mae"], "<=", 2.3),
+        Bar("clean: spin right", scores["parameters"]["spin"]["accuracy"], ">=", 0.995),
+        Bar(
+            "sky-like: parameters on which the network beats the look-up",
+            len(wins(sky["sky"])), ">=", len(sky["run"]["parameters"]),
+        ),
+    ]  # fmt: skip
+    found.remarks = ["The goal behind the bar is an average MAE of 1 on clean images."]
+    found.figures = {
+        "Predicted against true, clean images": runs
+        / "never_seen/evaluation/predicted_against_true"
+    }
+    return found
+
+
+def by_value(part: Metrics, axis: str, label: str) -> Rows:
+    """Return the MAE of every parameter for each value of an axis, network and look-up."""
+    return [
+        {
+            label: entry["from"],
+            **{
+                f"{PREDICTORS[predictor]} {name}": entry[predictor][name]["mae"]
+                for name in entry["network"]
+                for predictor in ("network", "lookup")
+            },
+        }
+        for entry in part["by"][axis]
+    ]
+
+
+def realisations(runs: Path) -> Found:
+    """Line 3."""
+    found = study_found(runs, "never_seen/studies/realisations")
+    rows = table.read(runs / "never_seen/studies/realisations/results.csv")
+    law = power_law.fit([r["value"] for r in rows], [r["network_mae"] for r in rows])
+    if law:
+        found.remarks = [
+            f"The network's average MAE follows {law}, x being the number of realisations: "
+            f"if it went on so, {law.at(100):.2g} for 100 of them. That is an extrapolation "
+            f"from {len(rows)} points to eight times the largest, with as many steps."
+        ]
+    return found
+
+
+def inclinations(runs: Path) -> Found:
+    """Line 4."""
+    metrics = metrics_of(runs / "never_seen", "evaluation-on-inclinations-all")
+    found, name = Found([metrics]), "inclination"
+    rows = found.tables["inclination, by its true value"] = []
+    for entry in metrics["by"]["inclination_deg"]:
+        rows.append(
+            {
+                "i (deg)": entry["from"],
+                "network bias": entry["network"][name]["bias"],
+                "network MAE": entry["network"][name]["mae"],
+                "look-up bias": entry["lookup"][name]["bias"],
+                "look-up MAE": entry["lookup"][name]["mae"],
+            }
+        )
+        text = f"i = {entry['from']:g}"
+        found.bars += [
+            Bar(f"{text}: |bias|", abs(entry["network"][name]["bias"]), "<=", 3),
+            Bar(f"{text}: MAE", entry["network"][name]["mae"], "<=", 5),
+        ]
+    found.remarks = ["A miss is a finding: the paper claims inclinations between the trained ones."]
+    return found
+
+
+def classification(runs: Path) -> Found:
+    """Line 5."""
+    found = Found([])
+    for run in ("random_split", "never_seen"):
+        rows, metrics = points(runs / run / "studies/classification")
+        found.runs += metrics
+        found.tables[f"{run}: share of images"] = [
+            {
+                "": f"{PREDICTORS[predictor]} {row['point'] if predictor == 'network' else ''}",
+                **{
+                    f"{name} right": row[f"{predictor}_class_accuracy_{name}"]
+                    for name in metrics[0]["run"]["parameters"]
+                },
+                "all right": row[f"{predictor}_class_all_accuracy"],
+                "binary accuracy": row[f"{predictor}_class_binary_accuracy"],
+            }
+            for row, predictor in [*((row, "network") for row in rows), (rows[0], "lookup")]
+        ]
+        trivial = rows[0]["network_class_trivial_binary_accuracy"]
+    found.remarks = [
+        f"A network that always says no has a binary accuracy of {100 * trivial:.2f} %; the "
+        "paper's 93.63 % is consistent with that measure."
+    ]
+    return found
+
+
+def real_pairs(runs: Path) -> Found:
+    """Line 6."""
+    found = Found([])
+    for run in ("never_seen", "real_sky"):
+        result = files.read_json(runs / run / "real_pairs" / "scores.json")
+        found.runs.append(metrics_of(runs / run))
+        found.tables[f"relative inclination of 32 pairs, trained as {run}"] = result["table"]
+    return found
+
+
+def coverage(runs: Path) -> Found:
+    """Line 7."""
+    metrics = metrics_of(runs / "never_seen")
+    halvings = metrics["uncertainty"]["halvings"]
+    shown = range(metrics["uncertainty"]["configured_levels"])
+    found = Found([metrics])
+    rows = found.tables["coverage over random halvings of the groups"] = []
+    for name, held in halvings["parameters"].items():
+        for k in shown:
+            level, value = halvings["levels"][k], held["coverage"][k]
+            rows.append(
+                {
+                    "parameter": name, "wanted": level, "held": value,
+                    "scatter": held["scatter"][k], "median width (deg)": held["median_width"][k],
+                }
+            )  # fmt: skip
+            found.bars.append(
+                Bar(f"{name}: |held - {100 * level:g} %|", abs(value - level), "<=", 0.03)
+            )
+    places = {"sky-like images": metrics["sky"] or {}}
+    elsewhere = runs / "never_seen/evaluation-on-inclinations-all/metrics.json"
+    if elsewhere.exists():
+        places["inclinations never trained"] = files.read_json(elsewhere)
+    for place, part in places.items():
+        if carried := (part.get("uncertainty") or {}).get("carried"):
+            found.tables[f"the same intervals on {place}"] = [
+                {"parameter": name, **_levels(carried["levels"], shares)}
+                for name, shares in carried["coverage"].items()
+            ]
+    return found
+
+
+def _levels(levels: Iterable[float], shares: Iterable[float]) -> dict[str, float]:
+    return {
+        f"held of {100 * level:g} %": share for level, share in zip(levels, shares, strict=True)
+    }
+
+
+def out_of_family(runs: Path) -> Found:
+    """Line 8."""
+    metrics = metrics_of(runs / "never_seen", "evaluation-on-out_of_family-all")
+    tables = {"another pericentre, gas fraction, or mass ratio": scores_table(metrics)}
+    return Found([metrics], tables)
+
+
+HALF_HOUR = "training.epochs=5"
+"""Of never_seen, in a point of a study; on two cores."""
+
+HALF_HOUR_RANDOM = "training.epochs=9"
+"""Of random_split."""
+
+SIMULATE = "mpirun -np 2 --oversubscribe --bind-to none galmerhpc simulate"
+REALISATIONS = f"{SIMULATE} configs/realisations.yaml"
+
+LINES = (
+    Line(
+        1,
+        "The paper's split: random, one realisation, grid of 2.5 degrees",
+        ("galmerhpc run configs/random_split.yaml",),
+        random_split,
+    ),
+    Line(
+        2,
+        "Realisations never seen, clean and sky-like",
+        (
+            REALISATIONS,
+            "galmerhpc run configs/never_seen.yaml",
+            "galmerhpc run configs/sky_like.yaml",
+        ),
+        never_seen,
+    ),
+    Line(
+        3,
+        "Error on realisations never seen against the number of training realisations",
+        (REALISATIONS, f"galmerhpc study realisations configs/never_seen.yaml {HALF_HOUR}"),
+        realisations,
+    ),
+    Line(
+        4,
+        "Inclinations never trained, on realisations never seen",
+        (
+            f"{SIMULATE} configs/inclinations.yaml",
+            "galmerhpc scrape configs/inclinations.yaml",
+            "galmerhpc preprocess configs/inclinations.yaml",
+            "galmerhpc run configs/never_seen.yaml",
+            "galmerhpc evaluate configs/never_seen.yaml --data configs/inclinations.yaml "
+            "--split all",
+        ),
+        inclinations,
+    ),
+    Line(
+        5,
+        "Classification: Table 1's network and ResNet50",
+        (
+            f"galmerhpc study classification configs/random_split.yaml {HALF_HOUR_RANDOM}",
+            f"galmerhpc study classification configs/never_seen.yaml {HALF_HOUR}",
+        ),
+        classification,
+    ),
+    Line(
+        6,
+        "Real pairs: relative inclination with and without sky augmentation",
+        (
+            "galmerhpc run configs/real_sky.yaml",
+            "galmerhpc real-pairs runs/never_seen --pairs real_pairs/pairs.csv "
+            "--images real_pairs/images",
+            "galmerhpc real-pairs runs/real_sky --pairs real_pairs/pairs.csv "
+            "--images real_pairs/images",
+        ),
+        real_pairs,
+    ),
+    Line(
+        7,
+        "Coverage of the intervals",
+        ("galmerhpc run configs/never_seen.yaml",),
+        coverage,
+    ),
+    Line(
+        8,
+        "Out of family: another pericentre, gas fraction or mass ratio",
+        (
+            f"{SIMULATE} configs/out_of_family.yaml",
+            "galmerhpc scrape configs/out_of_family.yaml",
+            "galmerhpc preprocess configs/out_of_family.yaml",
+            "galmerhpc evaluate configs/never_seen.yaml --data configs/out_of_family.yaml "
+            "--split all",
+        ),
+        out_of_family,
+        must=False,
+    ),
+    Line(
+        9,
+        "The paper's figures 6 and 7: batch size and number of training images",
+        (
+            f"galmerhpc study batch-size configs/random_split.yaml {HALF_HOUR_RANDOM}",
+            f"galmerhpc study data-size configs/random_split.yaml {HALF_HOUR_RANDOM}",
+        ),
+        lambda runs: study_found(
+            runs, "random_split/studies/batch-size", "random_split/studies/data-size"
+        ),
+        must=False,
+    ),
+    Line(
+        10,
+        "Resolution: 64, 96 and 128 pixels",
+        ("galmerhpc study resolution configs/random_split.yaml training.epochs=4",),
+        lambda runs: study_found(runs, "random_split/studies/resolution"),
+        must=False,
+    ),
+    Line(
+        11,
+        "The other studies",
+        (
+            f"galmerhpc study split configs/never_seen.yaml {HALF_HOUR}",
+            f"galmerhpc study augmentation configs/never_seen.yaml {HALF_HOUR}",
+            f"galmerhpc study dropout configs/never_seen.yaml {HALF_HOUR}",
+            f"galmerhpc study class-width configs/never_seen.yaml {HALF_HOUR}",
+            f"galmerhpc study inclination configs/never_seen.yaml {HALF_HOUR}",
+        ),
+        lambda runs: study_found(
+            runs,
+            *(
+                f"never_seen/studies/{name}"
+                for name in ("split", "augmentation", "dropout", "class-width", "inclination")
+            ),
+        ),
+        must=False,
+    ),
+)

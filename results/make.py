@@ -1,0 +1,218 @@
+"""Make the lines of docs/results.md one by one, and write what they say.
+
+    make results                 what must exist and does not, or was made with other configurations
+    make results LINES="3 8"     these
+    make results LINES=--page    only write docs/results.md again, from results/*.json
+
+Every command is resumable, so that this is, too. A line's figures go into ``results/line-NN.json``,
+with its thresholds, and ``docs/results.md`` is written from those files; nobody edits it.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from galmerhpc import files  # noqa: E402
+from galmerhpc.config import digest, load  # noqa: E402
+from galmerhpc.errors import ExitCode, InputError  # noqa: E402
+from results.lines import LINES, Found, Line  # noqa: E402
+
+HEAD = """# Results
+
+Written by `make results` from `results/*.json`; not edited by hand. Images are our collisionless
+N-body encounters, drawn by the mirror, and not GalMer's. Errors are in degrees, spin counts as 0 or
+1, and averages are plain means over parameters. The look-up learns nothing: it takes the most
+similar thumbnails among the training images. Lines 1 to 7 must exist, the others may.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make lines and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("lines", nargs="*", type=int, metavar="LINE", help="number of a line")
+    parser.add_argument("--page", action="store_true", help="only write docs/results.md again")
+    given = parser.parse_args(arguments)
+    if unknown := set(given.lines) - {line.number for line in LINES}:
+        parser.error(f"there is no line {min(unknown)}")
+    codes = []
+    for line in [] if given.page else LINES:
+        if line.number in given.lines if given.lines else line.must and not is_made(line, ROOT):
+            codes.append(make(line, ROOT))
+            write_page(LINES, ROOT)
+            if codes[-1] == ExitCode.INTERRUPTED:
+                break
+    write_page(LINES, ROOT)
+    return next(filter(None, codes), 0)
+
+
+def is_made(line: Line, root: Path) -> bool:
+    """Say whether a line has been made, with the present configurations."""
+    path = json_path(line, root)
+    if not path.exists():
+        return False
+    return files.read_json(path)["configurations"] == configurations(line, root)
+
+
+def make(line: Line, root: Path) -> int:
+    """Run a line's commands in a folder and write its JSON there; return an exit code."""
+    begin = time.monotonic()
+    for command in line.commands:
+        print(f"== line {line.number}: {command}", flush=True)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            shlex.split(command), cwd=root, env={**os.environ, "PATH": path}, check=False
+        )
+        if done.returncode:
+            print(f"line {line.number}: exit code {done.returncode} of: {command}", file=sys.stderr)
+            return done.returncode
+    found = line.read(root / "runs")
+    write_json(line, found, time.monotonic() - begin, root)
+    return 0
+
+
+# --- a line's JSON --------------------------------------------------------------------------------
+
+
+def json_path(line: Line, root: Path) -> Path:
+    """Return the file of a line."""
+    return root / "results" / f"line-{line.number:02d}.json"
+
+
+def write_json(line: Line, found: Found, session_s: float, root: Path) -> None:
+    """Write what a line says, and copy its figures beside it."""
+    figures = {}
+    for k, (caption, path) in enumerate(found.figures.items(), 1):
+        for suffix in (".png", ".pdf"):
+            copy = root / "results" / f"line-{line.number:02d}-{k}{suffix}"
+            shutil.copyfile(path.with_suffix(suffix), copy)
+        figures[caption] = f"line-{line.number:02d}-{k}"
+    repeats = [run["repeat"] for run in found.runs]
+    files.write_json(
+        json_path(line, root),
+        {
+            "line": line.number,
+            "title": line.title,
+            "commands": line.commands,
+            "configurations": configurations(line, root),
+            "runs": {run["run"]["name"]: run["repeat"]["configuration"] for run in found.runs},
+            "machine": repeats[-1]["machine"],
+            "versions": repeats[-1]["versions"],
+            "date": max(repeat["date"] for repeat in repeats),
+            "training_s": sum(run["training"]["seconds"] for run in found.runs),
+            "last_session_s": round(session_s),
+            "tables": found.tables,
+            "bars": [{**vars(bar), "met": bar.met} for bar in found.bars],
+            "remarks": found.remarks,
+            "figures": figures,
+        },
+    )
+
+
+def configurations(line: Line, root: Path) -> dict[str, str]:
+    """Return the hash of each configuration that a line's commands use."""
+    found = {}
+    for command in line.commands:
+        words = shlex.split(command)
+        keys = [word for word in words if "=" in word and not word.startswith("-")]
+        for word in words:
+            if word.endswith(".yaml"):
+                config = load(root / word, keys)
+                found[" ".join([word, *keys])] = digest(config.inputs("evaluate"))
+    return found
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def write_page(lines: Sequence[Line], root: Path) -> None:
+    """Write docs/results.md from the lines' JSON."""
+    parts = [HEAD, *(section(line, root) for line in lines)]
+    files.write_text(root / "docs" / "results.md", "\n".join(parts))
+
+
+def section(line: Line, root: Path) -> str:
+    """Return a line's part of the page."""
+    path = json_path(line, root)
+    text = [f"## {line.number}. {line.title}", ""]
+    command = ["```sh", *line.commands, "```", ""]
+    if not path.exists():
+        return "\n".join([*text, "Not run. Its commands:", "", *command])
+    result = files.read_json(path)
+    for caption, rows in result["tables"].items():
+        text += [f"{caption[0].upper()}{caption[1:]}:", "", *markdown(rows), ""]
+    if result["bars"]:
+        text += [*markdown([bar_row(bar) for bar in result["bars"]]), ""]
+    text += [line for remark in result["remarks"] for line in (remark, "")]
+    text += [
+        line
+        for caption, name in result["figures"].items()
+        for line in (f"![{caption}](../results/{name}.png)", "", f"*{caption}*", "")
+    ]
+    return "\n".join([*text, *command, facts(line, result, root), ""])
+
+
+def facts(line: Line, result: dict[str, Any], root: Path) -> str:
+    """Return what stands under a line: hashes, machine, duration."""
+    machine = result["machine"]
+    hashes = "; ".join(f"`{name}` {value[:12]}" for name, value in result["configurations"].items())
+    text = (
+        f"Configurations: {hashes}. Machine: {machine['cpu']}, {machine['cpus']} CPUs, "
+        f"{machine['ranks']} ranks. Training {duration(result['training_s'])} in all, last session "
+        f"{duration(result['last_session_s'])}; {result['date'][:10]}."
+    )
+    try:
+        now = configurations(line, root)
+    except InputError as error:
+        return f"{text} **{error}**"
+    if now != result["configurations"]:
+        text += " **The configurations have changed since.**"
+    return text
+
+
+def bar_row(bar: dict[str, Any]) -> dict[str, Any]:
+    """Return a threshold as a row of a table."""
+    return {
+        "bar": bar["what"],
+        "measured": bar["value"],
+        "wanted": f"{bar['sense']} {bar['limit']:g}",
+        "": "met" if bar["met"] else "**missed**",
+    }
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return rows as lines of a Markdown table; a cell that a row does not have is empty."""
+    heads = list(dict.fromkeys(head for row in rows for head in row))
+    lines = [heads, ["---"] * len(heads)]
+    lines += [[cell(row.get(head)) for head in heads] for row in rows]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def cell(value: Any) -> str:
+    """Write a value for a table."""
+    if value is None:
+        return ""
+    if not isinstance(value, int | float):
+        return str(value).strip()
+    if value == int(value) and abs(value) >= 1:
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Write a duration."""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
