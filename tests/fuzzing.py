@@ -315,7 +315,7 @@ def training_shards(folder: Path) -> tuple[list[bytes], Judge]:
         columns = shards.read_columns(path, names)
         texts = [columns[name].tobytes() for name in names]
         images = np.empty(shard.shape, np.uint8)
-        shard.open_images().read(range(len(shard)), [image.data for image in images])
+        shard.open_images().read(np.arange(len(shard)), [image.data for image in images])
         return [shard.identity, shard.parameters, shard.shape, images.tobytes(), *texts]
 
     original = content(good)

@@ -5,6 +5,8 @@ global batch of it, and each rank its share of that batch, so that any number of
 images in the same steps.
 """
 
+import contextlib
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,7 +16,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from galmerhpc import parallel
 from galmerhpc.config import Data
@@ -25,7 +26,7 @@ from galmerhpc.errors import InputError
 
 # Images that are read into memory at once: few enough to be in the processor's cache still when
 # their checksums are compared.
-_FILL_BYTES = 2 << 20
+_PART_BYTES = 2 << 20
 
 # A row of the data set, or a position in a split.
 Positions = NDArray[np.signedinteger[Any]]
@@ -112,7 +113,7 @@ class SplitReader:
     The images come from the first source that applies:
 
     1. A split of at most `data.memory_gb` is read once a node, in order, into memory that the
-       node's ranks share.
+       node's ranks share. Nobody waits for that: what is not there yet comes from the shards.
     2. With `data.stage`, from a copy of the shards on node-local storage.
     3. From the shards where they are.
 
@@ -154,7 +155,7 @@ class SplitReader:
         self.labels: NDArray[np.float32] = table["labels"]
         self._source: _Source
         if self.count * self.image_bytes <= data.memory_gb * 1e9:
-            self._source = _InMemory(dataset, table, split, data)
+            self._source = _InMemory(dataset, table, data)
         else:
             self._source = _InShards(staged(dataset, data) if data.stage else dataset, table)
 
@@ -238,7 +239,7 @@ class _InShards:
     def announce(self, positions: Positions) -> None:
         self._dataset.announce(self._table["row"][positions].astype(np.int64))
 
-    def read(self, positions: Positions, images: Images) -> None:
+    def read(self, positions: Positions, images: Images | list[Images]) -> None:
         about = self._table[positions]
         rows = about["row"].astype(np.int64)
         self._dataset.read(rows, images)
@@ -250,9 +251,14 @@ class _InShards:
 
 
 class _InMemory:
-    """The images of a split in memory that the node's ranks share; local rank 0 reads them."""
+    """The images of a split in memory that the node's ranks share.
 
-    def __init__(self, dataset: Dataset, table: NDArray[Any], split: str, data: Data) -> None:
+    A thread of local rank 0 reads them in, in order. Nobody waits for it: what it has not come to
+    is read from the shards. A damaged image ends its work, and is an error of the step that needs
+    that image.
+    """
+
+    def __init__(self, dataset: Dataset, table: NDArray[Any], data: Data) -> None:
         shape = (len(table), *dataset.image_shape)
         # A lone rank's own memory comes in huge pages, from which random images are copied faster.
         self._images: Images = (
@@ -260,37 +266,57 @@ class _InMemory:
             if parallel.size() == 1
             else np.asarray(parallel.node_array(shape, np.uint8))
         )
+        self._shards = _InShards(dataset, table)
+        # So many images are there, the first ones of the split.
+        self._held = np.asarray(parallel.node_array((1,), np.int64))
         if parallel.local_rank() == 0:
-            self._fill(_InShards(dataset, table), split, data)
-        parallel.node_barrier()
-
-    def _fill(self, shards: "_InShards", split: str, data: Data) -> None:
-        """Read all images in order, while the disk is kept at work on the next ones."""
-        count, image_shape = len(self._images), self._images.shape[1:]
-        most_ahead = max(int(data.ahead_mb * 1e6 / _FILL_BYTES), data.threads)
-
-        def read(positions: Positions) -> int:
-            shards.read(positions, self._images[positions[0] : positions[-1] + 1])
-            return len(positions)
-
-        bar = tqdm(
-            desc=f"read {split}", total=count, unit="img", leave=False,
-            disable=None if parallel.rank() == 0 else True,
-        )  # fmt: skip
-        ahead: deque[Future[int]] = deque()
-        with bar, ThreadPoolExecutor(data.threads) as pool:
-            for first, size in blocks(count, image_shape, _FILL_BYTES):
-                positions = np.arange(first, first + size)
-                shards.announce(positions)
-                ahead.append(pool.submit(read, positions))
-                if len(ahead) > most_ahead:
-                    bar.update(ahead.popleft().result())
-            while ahead:
-                bar.update(ahead.popleft().result())
+            end = threading.Event()
+            # A daemon, so that a run may end before all is read in.
+            thread = threading.Thread(
+                target=_read_in,
+                args=(self._images, self._held, self._shards, data, end),
+                name="read-in",
+                daemon=True,
+            )
+            thread.start()
+            weakref.finalize(self, _end_thread, thread, end)
 
     def read(self, positions: Positions, images: Images) -> None:
-        # Any mode but "raise" writes into `images` without a copy of it between.
-        np.take(self._images, positions, axis=0, out=images, mode="clip")
+        held = positions < self._held[0]
+        if held.all():
+            # Any mode but "raise" writes into `images` without a copy of it between.
+            np.take(self._images, positions, axis=0, out=images, mode="clip")
+            return
+        for k in np.flatnonzero(held).tolist():
+            images[k] = self._images[positions[k]]
+        left = np.flatnonzero(~held)
+        self._shards.read(positions[left], [images[k] for k in left.tolist()])
+
+
+def _read_in(
+    memory: Images, held: NDArray[np.int64], shards: _InShards, data: Data, end: threading.Event
+) -> None:
+    """Read images into memory, all or until `end`; the disk is kept at work on the next ones."""
+    parts = [
+        np.arange(first, first + count)
+        for first, count in blocks(len(memory), memory.shape[1:], _PART_BYTES)
+    ]
+    ahead = max(int(data.ahead_mb * 1e6 / _PART_BYTES), 1)
+    with contextlib.suppress(InputError):  # it is raised where the image is needed
+        for positions in parts[:ahead]:
+            shards.announce(positions)
+        for number, positions in enumerate(parts):
+            if end.is_set():
+                return
+            if number + ahead < len(parts):
+                shards.announce(parts[number + ahead])
+            shards.read(positions, memory[positions[0] : positions[-1] + 1])
+            held[0] = positions[-1] + 1
+
+
+def _end_thread(thread: threading.Thread, end: threading.Event) -> None:
+    end.set()
+    thread.join()
 
 
 # --- batches --------------------------------------------------------------------------------------

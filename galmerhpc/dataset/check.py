@@ -21,10 +21,10 @@ from galmerhpc import files, parallel
 from galmerhpc.catalogue import Places, View, Views
 from galmerhpc.config import Config, digest, require_catalogue
 from galmerhpc.dataset import shards
+from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.preprocess import (
     Plan,
     columns_of,
-    decode,
     lay_out,
     sources_of,
     stage_inputs,
@@ -304,7 +304,7 @@ def _undecodable(body: bytes, view: View) -> str:
     """Say what is wrong with a picture; nothing where it decodes."""
     try:
         decode(body, view.render.nbins)
-    except ValueError as error:
+    except PictureError as error:
         return str(error)
     return ""
 

@@ -4,12 +4,10 @@ import contextlib
 import email.utils
 import html
 import http.cookiejar
-import io
 import ipaddress
 import re
 import textwrap
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -17,14 +15,17 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from PIL import Image, UnidentifiedImageError
 
 from galmerhpc import __version__
+from galmerhpc.dataset.pictures import (
+    BrokenPictureError,
+    NoPictureError,
+    PictureError,
+    decode,
+    is_blank,
+)
 from galmerhpc.errors import InputError
 from galmerhpc.preview import PATH, Preview
-
-FORMATS = ("GIF", "PNG", "JPEG")
-"""What is decoded; Pillow's other formats are no previews, and some start programs."""
 
 # No picture of these formats needs more than its bare RGBA pixels, headers aside.
 _BYTES_PER_PIXEL, _HEADER_BYTES = 4, 1 << 16
@@ -33,9 +34,6 @@ _BLOCK = 1 << 16
 _CONNECT_S = 10.0
 _REDIRECTS = 5
 _PAGE_BYTES, _PAGE_TEXT = 4096, 120
-
-# A picture of more pixels than Pillow's limit is refused, not warned of.
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 class ViewFailedError(Exception):
@@ -301,25 +299,15 @@ def check_picture(body: bytes, content_type: str, nbins: int) -> None:
         It is a page, or another picture than was asked for.
     """
     try:
-        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
-            size = image.size
-            animated = getattr(image, "is_animated", False)
-            # Only a picture of the right size is decoded: a bomb is told by its header.
-            fits = size == (nbins, nbins) and not animated
-            blank = fits and image.convert("RGB").getcolors(1) is not None
-    except UnidentifiedImageError:
-        if content_type.startswith("text/") or body.lstrip().startswith(b"<"):
+        picture = decode(body, nbins)
+    except BrokenPictureError as error:
+        page = content_type.startswith("text/") or body.lstrip().startswith(b"<")
+        if page and isinstance(error, NoPictureError):
             raise ViewFailedError(f"a page instead of a picture {_page(body)}".rstrip()) from None
-        raise TryAgainError(f"{len(body)} bytes that are no picture") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ViewFailedError("a picture of far more pixels than asked for") from None
-    except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
-        raise TryAgainError(f"a broken picture: {_plain(str(error))}") from None
-    if animated:
-        raise ViewFailedError("an animated picture")
-    if size != (nbins, nbins):
-        raise ViewFailedError(f"a picture of {size[0]} x {size[1]} pixels, not {nbins} x {nbins}")
-    if blank:
+        raise TryAgainError(_plain(str(error))) from None
+    except PictureError as error:
+        raise ViewFailedError(str(error)) from None
+    if is_blank(picture):
         raise ViewFailedError("a blank picture")
 
 

@@ -5,21 +5,19 @@ catalogue's size, its bytes untouched. docs/format.md describes the table of lab
 """
 
 import hashlib
-import io
 import itertools
 import logging
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Config, require_catalogue
-from galmerhpc.dataset.client import FORMATS
 from galmerhpc.dataset.missing import list_path, write
+from galmerhpc.dataset.pictures import PictureError, WrongSizeError, decode, is_blank
 from galmerhpc.dataset.raw import RawWriter, Response, open_store, tidy
 from galmerhpc.errors import InputError
 
@@ -114,7 +112,7 @@ def _read(view: View) -> Response | Refused:
         kind = check(body, view.render.nbins)
     except OSError as error:
         return Refused(view.id, view.file, str(error.strerror))
-    except ValueError as error:
+    except PictureError as error:
         return Refused(view.id, view.file, str(error))
     return Response(
         view=view.id,
@@ -142,34 +140,22 @@ def check(body: bytes, nbins: int) -> str:
 
     Raises
     ------
-    ValueError
+    PictureError
         It is none; the message says why.
     """
     try:
-        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
-            kind, size, mode = str(image.format), image.size, image.mode
-            animated = getattr(image, "is_animated", False)
-            # Only a picture of the right size is decoded: a bomb is told by its header.
-            good = size == (nbins, nbins) and not animated and mode in _MODES
-            blank = good and image.convert("RGB").getcolors(1) is not None
-    except UnidentifiedImageError:
-        raise ValueError(f"no {', '.join(FORMATS)} picture") from None
-    except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
-        raise ValueError(f"a broken picture ({' '.join(str(error).split())[:120]})") from None
-    if size[0] != size[1]:
-        raise ValueError(f"{size[0]} x {size[1]} pixels, not square; cut it to a square")
-    if size != (nbins, nbins):
-        raise ValueError(
-            f"{size[0]} x {size[1]} pixels, not {nbins} x {nbins}; all pictures have one size, "
-            "that of catalogue.render.nbins"
+        picture = decode(body, nbins)
+    except WrongSizeError as error:
+        raise PictureError(
+            f"{error}; all pictures are squares of one size, that of catalogue.render.nbins"
+        ) from None
+    if picture.mode not in _MODES:
+        raise PictureError(
+            f"pixels of kind {picture.mode}; save it as 8-bit grey or RGB without alpha"
         )
-    if animated:
-        raise ValueError("an animated picture")
-    if mode not in _MODES:
-        raise ValueError(f"pixels of kind {mode}; save it as 8-bit grey or RGB without alpha")
-    if blank:
-        raise ValueError("a blank picture")
-    return kind
+    if is_blank(picture):
+        raise PictureError("a blank picture")
+    return str(picture.format)
 
 
 def _report(folder: Path, bad: list[Refused]) -> str:

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import Views
 from galmerhpc.config import Config, Preprocess, digest, require_catalogue
 from galmerhpc.dataset import augment, shards
-from galmerhpc.dataset.client import FORMATS
 from galmerhpc.dataset.missing import missing_views
+from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.raw import RawStore, open_store
 from galmerhpc.dataset.split import Samples, ViewTable, assign
 from galmerhpc.errors import InputError
@@ -328,7 +328,7 @@ def _block(
     for k, body, sha256 in plan.raw.read(plan.rows[views], view_ids):
         try:
             original = picture_of(body, nbins, settings)
-        except ValueError as error:
+        except PictureError as error:
             raise InputError(
                 f"{plan.raw.path_of(plan.rows[views[k]])}: view {view_ids[k]}: {error}; "
                 "remove this file and run galmerhpc scrape again"
@@ -362,12 +362,12 @@ def picture_of(body: bytes, nbins: int, settings: Preprocess) -> Image.Image:
 
     Raises
     ------
-    ValueError
-        It does not decode or has another size.
+    PictureError
+        It does not decode, has another size or is animated.
     """
     picture, final = decode(body, nbins), (settings.image_size, settings.image_size)
-    if settings.channels == 1:
-        picture = picture.convert("L")
+    # One channel is resized sooner than three, to the same bytes where all is grey.
+    picture = picture.convert("L" if settings.channels == 1 or _is_grey(picture) else "RGB")
     if picture.size != final:
         picture = picture.resize(final, Image.Resampling.LANCZOS)
     if settings.channels == 3:
@@ -378,40 +378,6 @@ def picture_of(body: bytes, nbins: int, settings: Preprocess) -> Image.Image:
         picture = Image.open(buffer)
         picture.load()
     return picture
-
-
-def decode(body: bytes, nbins: int) -> Image.Image:
-    """Decode a response.
-
-    Parameters
-    ----------
-    body : bytes
-        GIF, PNG or JPEG.
-    nbins : int
-        Width and height that were asked for, pixels.
-
-    Returns
-    -------
-    Image
-        Of mode L where all is grey: one channel is resized sooner than three, to the same bytes.
-        Else of mode RGB.
-
-    Raises
-    ------
-    ValueError
-        It does not decode or has another size.
-    """
-    try:
-        with Image.open(io.BytesIO(body), formats=FORMATS) as image:
-            size = image.size
-            # Only a picture of the right size is decoded: a bomb is told by its header.
-            if size == (nbins, nbins):
-                return image.convert("L" if _is_grey(image) else "RGB")
-    except UnidentifiedImageError:
-        raise ValueError(f"no {', '.join(FORMATS)} picture") from None
-    except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
-        raise ValueError(f"a broken picture ({' '.join(str(error).split())[:120]})") from None
-    raise ValueError(f"a picture of {size[0]} x {size[1]} pixels, not {nbins} x {nbins}")
 
 
 def _is_grey(image: Image.Image) -> bool:

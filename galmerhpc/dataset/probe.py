@@ -1,14 +1,12 @@
 """One preview from the service, looked at: how a user finds out what a snapshot's number shows."""
 
 import contextlib
-import io
 from pathlib import Path
-
-from PIL import Image
 
 from galmerhpc import files
 from galmerhpc.config import Config
-from galmerhpc.dataset.client import FORMATS, Client, TryAgainError, ViewFailedError
+from galmerhpc.dataset.client import Client, TryAgainError, ViewFailedError
+from galmerhpc.dataset.pictures import decode
 from galmerhpc.errors import GalmerhpcError
 from galmerhpc.preview import Preview
 
@@ -52,8 +50,8 @@ def probe(config: Config, source: str, preview: Preview, output: Path | None) ->
                 f"snapshot {preview.snap_id} of {source}: no picture that scraping would keep: "
                 f"{error}; the query was {preview.query()}"
             ) from None
-    with Image.open(io.BytesIO(answer.body), formats=FORMATS) as image:
-        kind, (width, height) = str(image.format), image.size
+    picture = decode(answer.body, preview.nbins)
+    kind, (width, height) = str(picture.format), picture.size
     suffix = "jpg" if kind == "JPEG" else kind.lower()
     saved = _save(output or Path(f"snapshot-{preview.snap_id}.{suffix}"), answer.body)
     return "\n".join(

@@ -518,26 +518,22 @@ class RawShard:
         InputError
             It is damaged or of another format; the message says what to do.
         """
-        try:
-            with h5py.File(path, "r", locking=False) as file:
-                version = int(file.attrs["format_version"])
-                if version != FORMAT_VERSION:
-                    raise InputError(
-                        f"{path}: raw format {version}, while this galmerhpc reads "
-                        f"{FORMAT_VERSION}; use the version that made it, or remove it and run "
-                        "galmerhpc scrape again"
-                    )
-                response, offset = file["response"], read_column(file, "offset")
-                count, length = len(read_column(file, "view")), response.shape[0]
-                read_column(file, "sha256")
-                position = response.id.get_offset()
-                columns = {
-                    name: (file[name].id.get_offset(), file[name].dtype.itemsize)
-                    for name in ("offset", "view", "sha256")
-                }
-                lengths = {len(file[name]) for name in ("labels", *_TEXTS, *_NUMBERS)}
-        except HDF5_ERRORS as error:
-            raise damaged(path, " ".join(str(error).split())[:120]) from None
+        with _opened(path) as file:
+            version = int(file.attrs["format_version"])
+            if version != FORMAT_VERSION:
+                raise InputError(
+                    f"{path}: raw format {version}, while this galmerhpc reads {FORMAT_VERSION}; "
+                    "use the version that made it, or remove it and run galmerhpc scrape again"
+                )
+            response, offset = file["response"], read_column(file, "offset")
+            count, length = len(read_column(file, "view")), response.shape[0]
+            read_column(file, "sha256")
+            position = response.id.get_offset()
+            columns = {
+                name: (file[name].id.get_offset(), file[name].dtype.itemsize)
+                for name in ("offset", "view", "sha256")
+            }
+            lengths = {len(file[name]) for name in ("labels", *_TEXTS, *_NUMBERS)}
         sound = (
             lengths == {count}
             and len(offset) == count + 1
@@ -564,11 +560,8 @@ class RawShard:
         InputError
             The shard is damaged.
         """
-        try:
-            with h5py.File(self.path, "r", locking=False) as file:
-                return read_column(file, name)
-        except HDF5_ERRORS as error:
-            raise damaged(self.path, " ".join(str(error).split())[:120]) from None
+        with _opened(self.path) as file:
+            return read_column(file, name)
 
     def parameters(self) -> tuple[str, ...]:
         """Return the names of the labels.
@@ -578,11 +571,8 @@ class RawShard:
         InputError
             The shard is damaged.
         """
-        try:
-            with h5py.File(self.path, "r", locking=False) as file:
-                return tuple(name.decode() for name in file["labels"].attrs["parameters"])
-        except HDF5_ERRORS as error:
-            raise damaged(self.path, " ".join(str(error).split())[:120]) from None
+        with _opened(self.path) as file:
+            return tuple(name.decode() for name in file["labels"].attrs["parameters"])
 
     def texts(self, name: str) -> list[str]:
         """Read a column of texts.
@@ -635,6 +625,22 @@ class RawShard:
         """Read consecutive rows of a column."""
         position, size = self.columns[name]
         return os.pread(file.fileno(), (high - low) * size, position + low * size)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """Give a shard's HDF5 file; whatever h5py finds wrong with it is an InputError.
+
+    Raises
+    ------
+    InputError
+        The shard is damaged.
+    """
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except HDF5_ERRORS as error:
+        raise damaged(path, " ".join(str(error).split())[:120]) from None
 
 
 def damaged(path: Path, why: str) -> InputError:

@@ -470,7 +470,13 @@ class _PlainImages:
         InputError
             The file is unreadable.
         """
-        self._announce(self._requests(rows))
+        try:
+            for _, position, size in self._requests(rows):
+                for start in range(position, position + size, _ANNOUNCED_BYTES):
+                    left = min(_ANNOUNCED_BYTES, position + size - start)
+                    os.posix_fadvise(self._descriptor, start, left, os.POSIX_FADV_WILLNEED)
+        except OSError as error:
+            raise _unreadable(self._path, error) from None
 
     def read(self, rows: Rows, into: Sequence[memoryview]) -> None:
         """Read images into arrays, neighbours in one request.
@@ -487,40 +493,24 @@ class _PlainImages:
         InputError
             The file is unreadable or ends too early.
         """
-        requests = self._requests(rows)
-        if len(requests) > 1:
-            self._announce(requests)  # the disk works on all of them at once
         try:
-            for part, position, size in requests:
+            for part, position, size in self._requests(rows):
                 buffers = self._buffers(rows[part].tolist(), into[part])
                 if os.preadv(self._descriptor, buffers, position) < size:
                     self._read_slowly(position, buffers)
         except OSError as error:
             raise _unreadable(self._path, error) from None
 
-    def _requests(self, rows: Rows) -> list[tuple[slice, int, int]]:
-        """Return which rows are read at once, and position and size of that part of the file."""
+    def _requests(self, rows: Rows) -> Iterator[tuple[slice, int, int]]:
+        """Yield which rows are read at once, and position and size of that part of the file."""
         holes = (np.diff(rows) - 1) * self._size
         breaks = np.flatnonzero((holes < 0) | (holes > _HOLE_BYTES)) + 1
-        requests = []
         for first, end in itertools.pairwise([0, *breaks.tolist(), len(rows)]):
             for k in range(first, end, _MOST_BUFFERS // 2):  # an image's, and the hole's before it
                 part = slice(k, min(k + _MOST_BUFFERS // 2, end))
                 start, count = int(rows[k]), int(rows[part.stop - 1] - rows[k]) + 1
                 position = self._first_byte + start * self._size
-                requests.append((part, position, count * self._size))
-        return requests
-
-    def _announce(self, requests: Iterable[tuple[slice, int, int]]) -> None:
-        try:
-            for _, position, size in requests:
-                for start in range(0, size, _ANNOUNCED_BYTES):
-                    os.posix_fadvise(
-                        self._descriptor, position + start, min(_ANNOUNCED_BYTES, size - start),
-                        os.POSIX_FADV_WILLNEED,
-                    )  # fmt: skip
-        except OSError as error:
-            raise _unreadable(self._path, error) from None
+                yield part, position, count * self._size
 
     def _buffers(self, rows: Sequence[int], into: Sequence[memoryview]) -> list[memoryview]:
         """Return what one request fills: the images, and the holes between them."""
@@ -745,7 +735,7 @@ class Dataset:
         for number, places in self._by_shard(rows):
             self._images(number).announce(rows[places] - self._start(number))
 
-    def read(self, rows: Rows, images: Images) -> None:
+    def read(self, rows: Rows, images: Images | list[Images]) -> None:
         """Read images by row into an array, unchecked.
 
         The rows are sorted, so that each shard is read in one go and neighbours at once.
@@ -762,6 +752,8 @@ class Dataset:
         InputError
             A shard is gone or unreadable.
         """
+        if len(rows) and np.ptp(rows) >= len(rows):
+            self.announce(rows)  # the disk works on all of them at once
         for number, places in self._by_shard(rows):
             into = [images[k].data for k in places.tolist()]
             self._images(number).read(rows[places] - self._start(number), into)

@@ -76,7 +76,9 @@ def test_other_picture_formats_are_accepted(kind: str) -> None:
             Reply(encode(NOISE)[:-100]), "a broken picture", False, True, id="broken picture"
         ),
         pytest.param(Reply(b""), "0 bytes", False, True, id="nothing"),
-        pytest.param(Reply(b"\x00\x01\x02" * 50), "no picture", False, True, id="no picture"),
+        pytest.param(
+            Reply(b"\x00\x01\x02" * 50), "150 bytes that are no GIF", False, True, id="no picture"
+        ),
         pytest.param(Reply(hang=True), "no answer within 0.5 s", True, False, id="no answer"),
         pytest.param(
             Reply(encode(NOISE), drip=True), "no whole answer within 0.5 s", True, True, id="drip"

@@ -113,7 +113,7 @@ def test_what_was_imported_is_not_read_again_and_bad_pictures_are_listed(folder:
     done = galmerhpc("images", "import", str(folder / "run.yaml"), ranks=2)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if "galmerhpc: " in line]
-    assert "sub/0.gif: 20 x 20 pixels, not 40 x 40" in line
+    assert "sub/0.gif: a picture of 20 x 20 pixels, not 40 x 40" in line
     assert "sub/2.jpeg: No such file" in line
     listed = (folder / "run/raw/missing.csv").read_text().splitlines()[1:]
     assert sorted(row.split("&")[0] for row in listed) == [f"file={name}" for name in sorted(bad)]
@@ -210,10 +210,10 @@ def test_a_wrong_table_is_named_with_its_line(
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (b"", "no GIF, PNG, JPEG picture"),
-        (encode(noise(1), "BMP"), "no GIF, PNG, JPEG picture"),
+        (b"", "bytes that are no GIF or PNG or JPEG"),
+        (encode(noise(1), "BMP"), "bytes that are no GIF or PNG or JPEG"),
         (encode(noise(1))[:-99], "a broken picture"),
-        (encode(noise(1, SIZE, SIZE + 1)), "41 x 40 pixels, not square"),
+        (encode(noise(1, SIZE, SIZE + 1)), "41 x 40 pixels, not 40 x 40; all pictures are squares"),
         (encode(noise(1, 50, 50)), "50 x 50 pixels, not 40 x 40"),
         (encode(noise(1, SIZE, SIZE, 4)), "pixels of kind RGBA"),
         (encode(noise(1).astype(np.uint16) * 256), "pixels of kind I;16"),

@@ -1,0 +1,79 @@
+"""Pictures as services and folders give them: decoded, or refused with the reason."""
+
+import io
+import warnings
+
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("GIF", "PNG", "JPEG")
+"""What is decoded; Pillow's other formats are no previews, and some start programs."""
+
+_LONGEST_REASON = 120
+
+# A picture of more pixels than Pillow's limit is refused, not warned of.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
+
+class PictureError(ValueError):
+    """Bytes that are not the picture that was asked for; the text says why."""
+
+
+class BrokenPictureError(PictureError):
+    """Bytes that do not decode: on their way from the same place they may come whole."""
+
+
+class NoPictureError(BrokenPictureError):
+    """Bytes of another kind."""
+
+
+class WrongSizeError(PictureError):
+    """A picture of another size."""
+
+
+def decode(body: bytes, nbins: int) -> Image.Image:
+    """Decode one still picture of `nbins` x `nbins` pixels.
+
+    Parameters
+    ----------
+    body : bytes
+        GIF, PNG or JPEG.
+    nbins : int
+        Width and height that it must have, pixels.
+
+    Returns
+    -------
+    Image
+        As it was stored: of any mode.
+
+    Raises
+    ------
+    BrokenPictureError
+        It does not decode; NoPictureError where it is nothing of the kind.
+    WrongSizeError
+        It has another size.
+    PictureError
+        It is animated.
+    """
+    try:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as picture:
+            animated = getattr(picture, "is_animated", False)
+            # Only a picture of the right size is decoded: a bomb is told by its header.
+            if picture.size == (nbins, nbins) and not animated:
+                picture.load()
+                return picture
+            width, height = picture.size
+    except UnidentifiedImageError:
+        raise NoPictureError(f"{len(body)} bytes that are no {' or '.join(FORMATS)}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise WrongSizeError("a picture of far more pixels than asked for") from None
+    except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
+        why = " ".join(str(error).split())[:_LONGEST_REASON]
+        raise BrokenPictureError(f"a broken picture ({why})") from None
+    if (width, height) != (nbins, nbins):
+        raise WrongSizeError(f"a picture of {width} x {height} pixels, not {nbins} x {nbins}")
+    raise PictureError("an animated picture")
+
+
+def is_blank(picture: Image.Image) -> bool:
+    """Tell whether all pixels of a picture look alike."""
+    return picture.convert("RGB").getcolors(1) is not None
