@@ -1,7 +1,9 @@
 """What a training would be: network, memory, steps; and whether one batch goes through."""
 
 import math
+import resource
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,12 +15,16 @@ from galmerhpc.errors import GalmerhpcError
 from galmerhpc.models.targets import make_targets
 from galmerhpc.training import horovod
 from galmerhpc.training.network import Network
+from galmerhpc.training.train import check_batch_size, peak_memory_gb
 
 if TYPE_CHECKING:
     import keras
 
 _BYTES = {"float32": 4, "mixed_bfloat16": 2, "mixed_float16": 2}
 _OPTIMIZER_COPIES = {"adam": 2, "adamw": 2, "sgd": 1}
+
+# What TensorFlow 2.21 holds of a compiled step beside numbers, measured on CPU.
+_GRAPH_BYTES, _LAYER_BYTES = 75_000_000, 1_500_000
 
 
 def dry_run(config: Config) -> None:
@@ -40,7 +46,11 @@ def dry_run(config: Config) -> None:
     horovod.init(training.stall_limit_s)
     dataset = Dataset.open(config.run_dir / "shards")
     reader = SplitReader(dataset, "train", config.data)
+    check_batch_size(training.batch_size, reader.count)
     steps = steps_per_epoch(reader.count, training.batch_size)
+    import tensorflow as tf  # noqa: F401 - a library is no part of what a training takes
+
+    before = resident_bytes()
     network = Network(
         config, dataset.image_shape, make_targets(config, reader.labels), steps * training.epochs
     )
@@ -66,7 +76,8 @@ def dry_run(config: Config) -> None:
     if horovod.rank() == 0:
         print(
             f"one batch: loss {outcome.loss:.4f}, gradients finite, "
-            f"{time.perf_counter() - start:.1f} s with tracing"
+            f"{time.perf_counter() - start:.1f} s with tracing, "
+            f"memory measured: {grown_bytes(before) / 1e9:.2f} GB"
         )
 
 
@@ -77,8 +88,23 @@ def describe_memory(model: "keras.Model", training: Training) -> str:
     return f"memory of a rank, estimated: {sum(parts.values()) / 1e9:.2f} GB ({listed})"
 
 
+def resident_bytes() -> int:
+    """Return the memory that this process has now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def grown_bytes(before: int) -> int:
+    """Return the most that a rank has taken on its GPU, or since then of its node's memory."""
+    import tensorflow as tf
+
+    if tf.config.list_logical_devices("GPU"):
+        return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+    return int(peak_memory_gb() * 1e9) - before
+
+
 def memory_estimate(model: "keras.Model", training: Training) -> dict[str, int]:
-    """Estimate the bytes that training takes on a rank's device, beside libraries and the images.
+    """Estimate the bytes that training takes of a rank, beside libraries and the data.
 
     Parameters
     ----------
@@ -90,8 +116,8 @@ def memory_estimate(model: "keras.Model", training: Training) -> dict[str, int]:
     Returns
     -------
     dict
-        Bytes of weights, gradients, optimiser and activations. The last are the outputs of all
-        layers for the images that go through at once: what the way back needs of them.
+        Bytes of weights, gradients, optimiser, activations of the images that go through at once,
+        and of the compiled graph, which stands in the node's memory also where there is a GPU.
     """
     weights = 4 * sum(math.prod(v.shape) for v in model.variables)
     trained = 4 * sum(math.prod(v.shape) for v in model.trainable_variables)
@@ -99,14 +125,29 @@ def memory_estimate(model: "keras.Model", training: Training) -> dict[str, int]:
     share = math.ceil(training.batch_size / horovod.size())
     at_once = min(training.micro_batch or share, share)
     pieces = math.ceil(share / at_once)
-    outputs = sum(
-        math.prod(layer.output.shape[1:])
-        for layer in model.layers
-        if hasattr(layer.output, "shape")
-    )
     return {
         "weights": weights,
         "gradients": trained * (2 if pieces > 1 else 1),
         "optimiser": trained * copies,
-        "activations": outputs * at_once * _BYTES[training.precision],
+        "activations": kept_numbers(model) * at_once * _BYTES[training.precision],
+        "graph": _GRAPH_BYTES + _LAYER_BYTES * len(model.layers),
     }
+
+
+def kept_numbers(model: "keras.Model") -> int:
+    """Return how many numbers an image leaves behind on its way forward for the way back.
+
+    A layer with weights needs again what it was given, an activation what it gave, a maximum both;
+    sums, padding and other shapes need nothing.
+    """
+    import keras
+
+    kept = {}
+    for layer in model.layers:
+        maximum = isinstance(layer, keras.layers.MaxPooling2D)
+        activation = getattr(layer, "activation", keras.activations.linear)
+        if layer.weights or maximum:
+            kept[id(layer.input)] = layer.input
+        if activation is not keras.activations.linear or maximum:
+            kept[id(layer.output)] = layer.output
+    return sum(math.prod(tensor.shape[1:]) for tensor in kept.values())

@@ -186,14 +186,15 @@ def weights_of(config: Path) -> str:
 
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
+@pytest.mark.parametrize("architecture", ["table1_cnn", "resnet50"])
 @pytest.mark.parametrize("victims", [("0", "1"), ("all",)], ids=["one rank", "all ranks"])
-def test_twenty_random_kills_of_resnet50_end_in_the_same_bits(
-    preprocessed: Path, tmp_path: Path, victims: tuple[str, ...]
+def test_twenty_random_kills_end_in_the_same_bits(
+    preprocessed: Path, tmp_path: Path, victims: tuple[str, ...], architecture: str
 ) -> None:
     draw = np.random.default_rng(len(victims))
     runs = [small_run(preprocessed, tmp_path / name) for name in "ab"]
     for config in runs:
-        set_keys(config, model={"architecture": "resnet50"})
+        set_keys(config, model={"architecture": architecture})
     assert galmerhpc("train", str(runs[0]), ranks=2, timeout=1800).returncode == 0
     expected, kills = (final_state(runs[0]), weights_of(runs[0])), 0
     (tmp_path / "rows").mkdir()
