@@ -71,19 +71,9 @@ def submit(config: Config, request: Request) -> None:
     slurm.require()
     site = read_site()
     _check(config, request, site)
-    first = STAGES.index(request.first)
     waiting = queued_jobs(config.run_dir)  # first: what ends meanwhile is seen to be complete
-    complete = {stage for stage in STAGES if is_complete(config, stage)}
-    for stage in STAGES[:first]:
-        if stage not in complete:
-            raise InputError(f"--from {request.first}: {stage} of {config.run_dir} is not complete")
-    missing = [stage for stage in STAGES[first:] if stage not in complete]
-    for stage in missing:
-        if stage in waiting and waiting[stage].state == slurm.COMPLETING:
-            raise GalmerhpcError(
-                f"{stage}: job {waiting[stage].id} is just ending; submit again when it is gone "
-                f"from the queue, which galmerhpc status {config.run_dir} shows"
-            )
+    missing = _missing(config, request.first)
+    _refuse_ending(config, [waiting[stage] for stage in missing if stage in waiting])
     commands = {stage: sbatch_command(config, request, site, stage) for stage in missing}
     new = {stage: command for stage, command in commands.items() if stage not in waiting}
     if new:
@@ -95,8 +85,8 @@ def submit(config: Config, request: Request) -> None:
             stack.enter_context(files.lock(config.run_dir / "logs" / "submit.lock"))
             waiting = queued_jobs(config.run_dir)  # another submit may have been faster
         previous = ""
-        for stage in STAGES[first:]:
-            if stage in complete:
+        for stage in STAGES[STAGES.index(request.first) :]:
+            if stage not in missing:
                 print(f"{stage}: complete")
             elif stage in waiting:
                 previous = waiting[stage].id
@@ -116,6 +106,25 @@ def after(previous: str, command: list[str]) -> list[str]:
         return command
     waiting = [f"--dependency=afterok:{previous}", "--kill-on-invalid-dep=yes"]
     return [command[0], *waiting, *command[1:]]
+
+
+def _missing(config: Config, first: JobStage) -> list[JobStage]:
+    """Return the stages from the first one on that are not complete; those before it must be."""
+    missing = [stage for stage in STAGES if not is_complete(config, stage)]
+    begin = STAGES.index(first)
+    for stage in missing:
+        if STAGES.index(stage) < begin:
+            raise InputError(f"--from {first}: {stage} of {config.run_dir} is not complete")
+    return missing
+
+
+def _refuse_ending(config: Config, jobs: Sequence[slurm.Job]) -> None:
+    for job in jobs:
+        if job.state == slurm.COMPLETING:
+            raise GalmerhpcError(
+                f"{config.run_dir}: job {job.id} is just ending; submit again when galmerhpc "
+                f"status {config.run_dir} shows that it has ended, or waits once more"
+            )
 
 
 def _try(commands: dict[JobStage, list[str]], site: Site) -> None:

@@ -111,7 +111,7 @@ def test_a_job_that_is_just_ending_is_waited_for(checkout, cluster, tiny):
     finally:
         cluster.signal_daemon(node, signal.SIGCONT)
     assert done.returncode == ExitCode.FAILED
-    assert f"scrape: job {jobs['scrape']} is just ending; submit again" in done.stderr
+    assert f"run: job {jobs['scrape']} is just ending; submit again" in done.stderr
     wait_until(lambda: not cluster.run("squeue", "--noheader"), "an empty queue")
     with nothing_starts(cluster):
         assert list(checkout.submit(tiny)) == list(STAGES)
