@@ -319,6 +319,10 @@ def add_cluster_commands(add: AddCommand, add_stage: AddCommand) -> None:
         "--from", dest="first", choices=STAGES, default=STAGES[0],
         help="begin with this stage; those before it must be complete",
     )  # fmt: skip
+    command.add_argument(
+        "--study", metavar="NAME", choices=STUDIES,
+        help="submit this study's points instead, as a job array: each trains on its own nodes",
+    )  # fmt: skip
     command.add_argument("--nodes", type=count, help="nodes of the training")
     command.add_argument("--gpus-per-node", type=count, help="GPUs that it uses of each")
     command.add_argument(
@@ -658,7 +662,7 @@ def mirror(given: argparse.Namespace) -> None:
 
 def submit(given: argparse.Namespace) -> None:
     """Submit the stages."""
-    from galmerhpc.cluster.submit import Request, submit
+    from galmerhpc.cluster.submit import Request, submit, submit_study
 
     request = Request(
         given.config,
@@ -668,7 +672,10 @@ def submit(given: argparse.Namespace) -> None:
         given.gpus_per_node,
         given.dry_run,
     )
-    submit(read_config(given), request)
+    if given.study:
+        submit_study(read_config(given), request, given.study)
+    else:
+        submit(read_config(given), request)
 
 
 def status(given: argparse.Namespace) -> None:

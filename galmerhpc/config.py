@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -169,9 +170,34 @@ class Simulate(Section):
     """Relative change of the total energy above which an encounter counts as failed."""
     smoothing_neighbours: Count = 32
     """A luminous particle's smoothing length is its distance to this neighbour."""
+    variants: dict[str, dict[str, Any]] = {}
+    """Kinds of encounter that share the library, by name: for each, the keys of this section that
+    it has otherwise, as in ``dwarf: {mass_ratio: 10}``. Names of encounters begin with it, and
+    snapshots count on from one variant to the next."""
+
+    def kinds(self) -> dict[str, "Simulate"]:
+        """Return the settings of each variant by its name; of the section itself without any."""
+        return {name: self._variant(name) for name in self.variants} or {"": self}
+
+    def _variant(self, name: str) -> "Simulate":
+        values = self.model_dump(exclude={"variants"})
+        return Simulate.model_validate(_merged(values, self.variants[name]))
 
     @model_validator(mode="after")
     def _check(self) -> "Simulate":
+        for name, changes in self.variants.items():
+            if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+                raise ValueError(f"variants.{name}: only letters, digits and _ make its name")
+            for key in ("variants", "first_snapshot_id"):
+                if key in changes:
+                    raise ValueError(f"variants.{name}.{key}: is the same for all")
+            try:
+                self._variant(name)
+            except ValidationError as error:
+                fault = error.errors()[0]
+                place = ".".join(["variants", name, *map(str, fault["loc"])])
+                what = fault.get("ctx", {}).get("error") or fault["msg"].lower()
+                raise ValueError(f"{place}: {what}") from None
         for name in self.pair:
             if name not in self.galaxies:
                 raise ValueError(
@@ -196,6 +222,15 @@ class Simulate(Section):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{key}: give at least one value and none twice")
         return self
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return nested values with changes; what a change does not name stays."""
+    merged = dict(values)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(values.get(key), dict)
+        merged[key] = _merged(values[key], value) if both else value
+    return merged
 
 
 # --- the views ------------------------------------------------------------------------------------

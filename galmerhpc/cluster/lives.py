@@ -47,9 +47,9 @@ class Lives:
             task = environment["SLURM_ARRAY_TASK_ID"]
             # One of them has the whole array's number for its own.
             self._job = f"{array}_{task}"
-            # Tasks of scrape's array are jobs of their own; those of a training are its lives.
-            number = self._job if stage == "scrape" else array
-            self._has_next = stage != "scrape" and task != environment["SLURM_ARRAY_TASK_MAX"]
+            # Tasks of scrape and study are jobs of their own; those of a training are its lives.
+            number = array if stage == "train" else self._job
+            self._has_next = stage == "train" and task != environment["SLURM_ARRAY_TASK_MAX"]
         self._path = config.run_dir / "logs" / f"{stage}-{number}.lives"
 
     def begin(self) -> None:

@@ -58,8 +58,11 @@ def progress(config: Config, command: str) -> str:
     config : Config
         The run.
     command : str
-        A stage, ``simulate``, or ``run``, which is all stages.
+        A stage, ``simulate``, ``study``, which is all studies of the run, or ``run``, which is all
+        stages.
     """
+    if command == "study":
+        return _progress_of_studies(config.run_dir)
     if command == "run":
         return "; ".join(f"{stage}: {progress(config, stage)}" for stage in STAGES)
     if command == "simulate":
@@ -73,6 +76,19 @@ def progress(config: Config, command: str) -> str:
     if command == "train":
         return _position(made[-1])
     return f"{len(made)} files, {sum(path.stat().st_size for path in made) / 1e6:.3f} MB"
+
+
+_DATA_OF_STUDIES = ("raw/raw-*", "shards/*.h5", "studies/raw/*/raw-*", "studies/shards/*/*.h5")
+
+
+def _progress_of_studies(run_dir: Path) -> str:
+    """Return how far all points are; other tasks are at work on them, so nothing is opened."""
+    data = [path for pattern in _DATA_OF_STUDIES for path in run_dir.glob(pattern)]
+    steps = [
+        int(path.name.split("-")[1]) for path in run_dir.glob("studies/*/*/checkpoints/step-*")
+    ]
+    evaluated = list(run_dir.glob("studies/*/*/evaluation/metrics.json"))
+    return f"{len(data)} files of data, {sum(steps)} steps, {len(evaluated)} points evaluated"
 
 
 def _position(checkpoint: Path) -> str:

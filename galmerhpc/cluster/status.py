@@ -6,8 +6,9 @@ from pathlib import Path
 
 from galmerhpc.cluster import slurm
 from galmerhpc.cluster.stages import STAGES, is_complete, progress
-from galmerhpc.cluster.submit import queued_jobs, read_jobs
+from galmerhpc.cluster.submit import queued_jobs, read_jobs, study_stage
 from galmerhpc.config import Config
+from galmerhpc.studies.index import STUDIES
 
 LOG_LINES = 6
 """Last lines of a job's log that are shown."""
@@ -17,7 +18,7 @@ _LOG_BYTES = 8192
 
 
 def status(config: Config) -> str:
-    """Return the state of a run's stages, the last lines of their logs, and the command to go on.
+    """Return the state of a run's stages and studies, their last words, and the command to go on.
 
     Parameters
     ----------
@@ -46,6 +47,16 @@ def status(config: Config) -> str:
         table.append((stage, number, state, made))
         if number:
             logs += last_lines(config.run_dir / "logs", f"{stage}-{number}")
+    for name in STUDIES:
+        job, folder = study_stage(name), config.run_dir / "studies" / name
+        number = waiting[job].id if job in waiting else record["jobs"].get(job, "")
+        if not number and not folder.is_dir():
+            continue
+        evaluated = len(list(folder.glob("*/evaluation/metrics.json")))
+        state = describe(slurm.show(number)) or "forgotten by SLURM" if number else "not submitted"
+        table.append((job, number, state, f"{evaluated} points evaluated"))
+        if job in waiting:
+            logs += last_lines(config.run_dir / "logs", f"{job}-{number}")
     widths = [max(len(row[k]) for row in table) + 2 for k in range(3)] + [0]
     text = [
         "".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()

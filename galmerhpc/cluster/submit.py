@@ -1,8 +1,11 @@
-"""``galmerhpc submit``: the stages of a run as SLURM jobs, each waiting for the one before it."""
+"""``galmerhpc submit``: a run's stages as SLURM jobs, each waiting for the one before it.
+
+With ``--study`` the points of a study instead, as the tasks of a job array.
+"""
 
 import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from galmerhpc.cluster.site import SITE_FILE, Site, check_environment, read_site
 from galmerhpc.cluster.stages import STAGES, JobStage, is_complete, job_name
 from galmerhpc.config import RESOLVED, Config, dump, require_catalogue
 from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.studies.index import STUDIES
 
 JOBS_FILE = "jobs.json"
 """In the run folder: the command that submitted, and each stage's last job."""
@@ -100,6 +104,43 @@ def submit(config: Config, request: Request) -> None:
                 print(f"{stage}: job {previous}", flush=True)
 
 
+def submit_study(config: Config, request: Request, name: str) -> None:
+    """Submit the points of a study that are not finished, as one job array.
+
+    Raises
+    ------
+    InputError
+        The site file, the run folder or the configuration does not allow it, or SLURM refuses.
+    """
+    from galmerhpc.studies.sweep import is_finished, point_configs
+
+    slurm.require()
+    site, stage = read_site(), study_stage(name)
+    if config.scrape.source != "mirror" and not is_complete(config, "scrape"):
+        raise InputError(f"scrape.source is {config.scrape.source}: scrape the run itself first")
+    points = point_configs(STUDIES[name], config)
+    _check_training([own for _, own in points], request, site)
+    left = [k for k, (_, own) in enumerate(points, 1) if not is_finished(own)]
+    if not left:
+        print(f"{stage}: complete")
+        return
+    if job := queued_jobs(config.run_dir).get(stage):
+        _refuse_ending(config, [job])
+        print(f"{stage}: job {job.id} is {job.state.lower()} already")
+        return
+    command = study_command(config, request, site, name, left)
+    check_environment()
+    _try({stage: command}, site)
+    if request.dry_run:
+        print(shlex.join(command))
+        return
+    _make_folder(config)
+    with files.lock(config.run_dir / "logs" / "submit.lock"):
+        number = slurm.submit(command, site.environment)
+        _note(config.run_dir, request, stage, number)
+    print(f"{stage}: job {number}, points {', '.join(map(str, left))}", flush=True)
+
+
 def after(previous: str, command: list[str]) -> list[str]:
     """Return an sbatch command that waits for a job, and leaves the queue where that one fails."""
     if not previous:
@@ -127,7 +168,7 @@ def _refuse_ending(config: Config, jobs: Sequence[slurm.Job]) -> None:
             )
 
 
-def _try(commands: dict[JobStage, list[str]], site: Site) -> None:
+def _try(commands: Mapping[Any, list[str]], site: Site) -> None:
     """Refuse what SLURM would."""
     for stage, command in commands.items():
         if fault := slurm.test(command, site.environment):
@@ -136,19 +177,18 @@ def _try(commands: dict[JobStage, list[str]], site: Site) -> None:
 
 
 def queued_jobs(run_dir: Path) -> dict[str, slurm.Job]:
-    """Return the run's jobs that are in the queue, or run, by stage.
+    """Return the run's jobs that are in the queue, or run, by stage; ``study-NAME`` is a study's.
 
     One whose dependency has failed is there for some seconds more, and is left out. An array's
     tasks count as one job, which is completing when all of them are.
     """
-    stages = {job_name(run_dir, stage): stage for stage in STAGES}
+    stages = {job_name(run_dir, stage): stage for stage in (*STAGES, *map(study_stage, STUDIES))}
     jobs = sorted(slurm.queued(list(stages)), key=lambda job: job.state != slurm.COMPLETING)
     return {stages[job.name]: job for job in jobs if job.reason != slurm.DEAD_DEPENDENCY}
 
 
 def sbatch_command(config: Config, request: Request, site: Site, stage: JobStage) -> list[str]:
     """Return the sbatch command of a stage, without its dependency."""
-    logs = str(config.run_dir / "logs").replace("%", "%%")  # no pattern of sbatch's
     number = "%j"
     partition = site.cpu_partition
     options: list[str]
@@ -162,13 +202,7 @@ def sbatch_command(config: Config, request: Request, site: Site, stage: JobStage
             options = [f"--ntasks={site.preprocess_tasks}"]
         case "train":
             partition = site.training_partition
-            gpus = _gpus_per_node(request, site)
-            options = [
-                f"--nodes={request.nodes or site.train_nodes}",
-                f"--ntasks-per-node={gpus or site.tasks_per_node}",
-                f"--cpus-per-task={site.cpus_per_task}",
-                *_gpu_options(site, gpus),
-            ]
+            options = _training_options(request, site)
             if site.continuation == "array":
                 options.append(f"--array=1-{site.continuation_tasks}%1")
                 number = "%A"  # its tasks are one training's lives: one log
@@ -178,12 +212,44 @@ def sbatch_command(config: Config, request: Request, site: Site, stage: JobStage
                 f"--cpus-per-task={site.cpus_per_task}",
                 *_gpu_options(site, min(1, _gpus_per_node(request, site))),
             ]
-    if site.mail_user:
-        options += [f"--mail-user={site.mail_user}", "--mail-type=END,FAIL"]
+    script = f"slurm/{stage}.sbatch"
+    return _sbatch(config, site, stage, partition, number, options, [script, *request.arguments()])
+
+
+def study_command(
+    config: Config, request: Request, site: Site, name: str, points: Sequence[int]
+) -> list[str]:
+    """Return the sbatch command of a study's points, by their numbers from 1."""
+    options = [f"--array={','.join(map(str, points))}", *_training_options(request, site)]
+    job = ["slurm/study.sbatch", name, *request.arguments()]
+    return _sbatch(config, site, study_stage(name), site.training_partition, "%A_%a", options, job)
+
+
+def study_stage(name: str) -> str:
+    """Return what a study is called among the stages of a run."""
+    return f"study-{name}"
+
+
+def _training_options(request: Request, site: Site) -> list[str]:
+    gpus = _gpus_per_node(request, site)
+    return [
+        f"--nodes={request.nodes or site.train_nodes}",
+        f"--ntasks-per-node={gpus or site.tasks_per_node}",
+        f"--cpus-per-task={site.cpus_per_task}",
+        *_gpu_options(site, gpus),
+    ]
+
+
+def _sbatch(
+    config: Config, site: Site, stage: str, partition: str, number: str, options: Sequence[str],
+    job: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """Return an sbatch command: what all jobs have in common, and the options of one."""
+    logs = str(config.run_dir / "logs").replace("%", "%%")  # no pattern of sbatch's
+    mail = [f"--mail-user={site.mail_user}", "--mail-type=END,FAIL"] if site.mail_user else []
     return [
         "sbatch", "--parsable", f"--job-name={job_name(config.run_dir, stage)}",
-        f"--partition={partition}", f"--output={logs}/{stage}-{number}.out", *options,
-        f"slurm/{stage}.sbatch", *request.arguments(),
+        f"--partition={partition}", f"--output={logs}/{stage}-{number}.out", *options, *mail, *job,
     ]  # fmt: skip
 
 
@@ -208,6 +274,16 @@ def _gpu_options(site: Site, number: int) -> list[str]:
 
 
 def _check(config: Config, request: Request, site: Site) -> None:
+    needs_internet = config.scrape.source != "mirror" and not is_complete(config, "scrape")
+    if needs_internet and not site.internet_partition:
+        raise InputError(
+            f"scrape.source is {config.scrape.source}, and {SITE_FILE} names no "
+            "INTERNET_PARTITION: run galmerhpc scrape where there is internet, then submit"
+        )
+    _check_training([config], request, site)
+
+
+def _check_training(configs: Iterable[Config], request: Request, site: Site) -> None:
     if _gpus_per_node(request, site) > site.gpus_per_node:
         raise InputError(
             f"--gpus-per-node {request.gpus_per_node}: a node has {site.gpus_per_node} "
@@ -218,29 +294,28 @@ def _check(config: Config, request: Request, site: Site) -> None:
             f"{SITE_FILE}: MPI_PLUGIN {site.mpi_plugin}: this srun has none of that name (srun "
             "--mpi=list); choose another, or LAUNCHER=mpirun"
         )
-    needs_internet = config.scrape.source != "mirror" and not is_complete(config, "scrape")
-    if needs_internet and not site.internet_partition:
-        raise InputError(
-            f"scrape.source is {config.scrape.source}, and {SITE_FILE} names no "
-            "INTERNET_PARTITION: run galmerhpc scrape where there is internet, then submit"
-        )
     tasks = (request.nodes or site.train_nodes) * (
         _gpus_per_node(request, site) or site.tasks_per_node
     )
-    if config.training.batch_size < tasks:
+    if (smallest := min(config.training.batch_size for config in configs)) < tasks:
         raise InputError(
-            f"training.batch_size {config.training.batch_size} leaves some of {tasks} tasks "
+            f"training.batch_size {smallest} leaves some of {tasks} tasks "
             "without images: raise it, or take fewer --nodes"
         )
 
 
 def _prepare(config: Config) -> None:
-    """Make the run folder, with the configuration for `status` and a place for the jobs' logs."""
+    """Make the run folder, with the configuration for `status`."""
+    _make_folder(config)
+    files.write_text(config.run_dir / RESOLVED, dump(config))
+
+
+def _make_folder(config: Config) -> None:
+    """Make the run folder, with a place for the jobs' logs."""
     try:
         (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{config.run_dir}: cannot be made: {error.strerror}") from None
-    files.write_text(config.run_dir / RESOLVED, dump(config))
 
 
 def _note(run_dir: Path, request: Request, stage: str, job_id: str) -> None:
@@ -251,7 +326,9 @@ def _note(run_dir: Path, request: Request, stage: str, job_id: str) -> None:
     command = shlex.join(["galmerhpc", "submit", *options, *request.arguments()])
     try:
         record = read_jobs(run_dir)
-        record = {"command": command, "jobs": {**record["jobs"], stage: job_id}}
+        if stage in STAGES:  # a study goes on by another command, and changes not the run's
+            record["command"] = command
+        record["jobs"][stage] = job_id
         files.write_json(run_dir / JOBS_FILE, record)
     except GalmerhpcError as error:
         raise GalmerhpcError(f"job {job_id} of {stage} is submitted, but: {error}") from error

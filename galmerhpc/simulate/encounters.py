@@ -49,6 +49,7 @@ _NOT_SHARED = (
     "realisations",
     "first_snapshot_id",
     "max_energy_drift",
+    "variants",
 )
 
 
@@ -66,17 +67,21 @@ class Task:
         Tilt of the second disc.
     realisation : int
         Seed of the particles.
+    variant : str
+        Name of the variant whose settings these are; empty where there are none.
     """
 
     settings: config.Simulate
     spin: config.Spin
     inclination2_deg: float
     realisation: int
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        """The encounter's name in the library, for example ``prograde-i45-r0``."""
-        return f"{self.spin}-i{self.inclination2_deg:g}-r{self.realisation}"
+        """The encounter's name in the library: ``prograde-i45-r0``, ``dwarf-prograde-i45-r0``."""
+        kind = f"{self.variant}-" if self.variant else ""
+        return f"{kind}{self.spin}-i{self.inclination2_deg:g}-r{self.realisation}"
 
     @property
     def orbit(self) -> Orbit:
@@ -126,10 +131,11 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Attribute]:
 def tasks(settings: config.Simulate) -> tuple[Task, ...]:
     """Return all encounters of a configuration in the order of their snapshots' numbers."""
     return tuple(
-        Task(settings, spin, inclination, realisation)
-        for realisation in settings.realisations
-        for spin in settings.spins
-        for inclination in settings.inclinations2_deg
+        Task(own, spin, inclination, realisation, variant)
+        for variant, own in settings.kinds().items()
+        for realisation in own.realisations
+        for spin in own.spins
+        for inclination in own.inclinations2_deg
     )
 
 
@@ -319,7 +325,8 @@ def simulate(config: Config) -> None:
         An encounter failed; those that are complete are kept.
     """
     path, everything = _target(config), tasks(config.simulate)
-    _check_start(everything[0])
+    for task in everything:
+        _check_start(task)
     if parallel.rank() == 0 and _parts(path).is_dir():
         files.remove_temporaries(_parts(path))
     held = parallel.broadcast(_held(path, everything) if parallel.rank() == 0 else {})
@@ -334,7 +341,7 @@ def simulate(config: Config) -> None:
         for task in parallel.work(missing, lambda _: bar.update()):
             encounter = run(task)
             library.write_encounter(
-                _part(path, task), encounter, config.simulate.smoothing_neighbours
+                _part(path, task), encounter, task.settings.smoothing_neighbours
             )
     if parallel.rank() == 0:
         _finish(path, everything, held | {task.name: _part(path, task) for task in missing})
@@ -351,7 +358,7 @@ def _target(config: Config) -> Path:
 
 
 def _check_start(task: Task) -> None:
-    """Refuse snapshots from before the start, before hours are spent; all tasks share the orbit."""
+    """Refuse snapshots from before the start, before hours are spent."""
     ahead = task.orbit.time_to_pericentre_myr(task.settings.orbit.start_separation_kpc)
     if -task.settings.snapshots.start_myr > ahead:
         raise InputError(

@@ -85,6 +85,36 @@ def test_the_relative_inclination_is_the_angle_between_the_discs(i1, i2, relativ
     assert attributes["inclination_deg"] == pytest.approx(relative)
 
 
+def test_variants_are_encounters_of_one_list():
+    variants = {"giants": {}, "dwarf": {"mass_ratio": 10, "orbit": {"pericentre_kpc": 16}}}
+    tilts = {"spins": ["prograde"], "inclinations2_deg": [130], "inclination1_deg": 33}
+    giants, _, dwarf, again = tasks(settings(variants=variants, **tilts))
+    assert giants.name == "giants-prograde-i130-r0"
+    assert (dwarf.name, again.realisation) == ("dwarf-prograde-i130-r0", 1)
+    assert giants.attributes()["mass_ratio"] == 1
+    attributes = dwarf.attributes()
+    assert attributes["mass_ratio"] == 10
+    assert attributes["orbit.pericentre_kpc"] == 16
+    assert attributes["orbit.start_separation_kpc"] == 55
+    assert attributes["particles.stars"] == FEW["stars"]
+    assert not any("variants" in key for key in attributes)
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ({"dwarf": {"mas_ratio": 10}}, "simulate: variants.dwarf.mas_ratio"),
+        ({"dwarf": {"spins": []}}, "variants.dwarf: spins: give at least one"),
+        ({"dwarf": {"first_snapshot_id": 7}}, "variants.dwarf.first_snapshot_id: is the same"),
+        ({"a dwarf": {}}, "only letters, digits"),
+    ],
+)
+def test_a_wrong_variant_is_named(tmp_path, variants, message):
+    with pytest.raises(InputError) as failure:
+        read(tmp_path, variants=variants)
+    assert message in str(failure.value)
+
+
 # --- the start ------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,205 @@
+"""What the studies' points are, and the table, law and figure that come of them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from galmerhpc import files
+from galmerhpc.config import OnlineAugment, load
+from galmerhpc.errors import InputError
+from galmerhpc.parameters import NAMES
+from galmerhpc.studies import figure, power_law, table
+from galmerhpc.studies.index import STUDIES
+from galmerhpc.studies.study import Point
+from galmerhpc.studies.sweep import point_configs
+from tests.support import ROOT
+
+NEVER_SEEN = ROOT / "configs/never_seen.yaml"
+
+
+def configs(name: str, *overrides: str, path: Path = NEVER_SEEN) -> dict[str, Any]:
+    """Return the configurations of a study's points by name."""
+    return {p.name: own for p, own in point_configs(STUDIES[name], load(path, overrides))}
+
+
+# --- points ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", set(STUDIES) - {"time"})
+def test_points_differ_and_have_folders_of_their_own(name: str) -> None:
+    found = configs(name)
+    assert len(found) > 1
+    assert len({own.run_dir for own in found.values()}) == len(found)
+    made = {repr(own.model_dump(exclude={"run_dir"})) for own in found.values()}
+    assert len(made) == len(found)
+
+
+def test_what_a_point_does_not_vary_stays() -> None:
+    base = load(NEVER_SEEN)
+    for own in configs("batch-size").values():
+        changes = {"training": base.training, "run_dir": base.run_dir}
+        assert own.training.batch_size in base.studies.batch_sizes
+        assert own.model_copy(update=changes) == base
+        assert own.inputs("preprocess") == base.inputs("preprocess")
+
+
+def test_fewer_realisations_see_as_many_images_and_the_same_test() -> None:
+    found = configs("realisations", "training.epochs=4")
+    assert {name: own.split.training_simulations for name, own in found.items()} == {
+        "1": (0,), "4": (0, 1, 2, 3), "12": tuple(range(12)),
+    }  # fmt: skip
+    assert {name: own.training.epochs for name, own in found.items()} == {"1": 48, "4": 12, "12": 4}
+    for own in found.values():
+        assert own.split.validation_simulations == (12, 13)
+        assert own.split.test_simulations == (14, 15, 16, 17)
+        assert own.inputs("scrape") == load(NEVER_SEEN).inputs("scrape")
+
+
+def test_each_operation_is_on_alone_once() -> None:
+    found = configs("augmentation", "studies.augment={noise: 5, blur_px: 2}")
+    off = OnlineAugment()
+    expected = {
+        "none": off,
+        "noise": off.model_copy(update={"noise": 5.0}),
+        "blur_px": off.model_copy(update={"blur_px": 2.0}),
+        "all": off.model_copy(update={"noise": 5.0, "blur_px": 2.0}),
+    }
+    assert {name: own.training.augment for name, own in found.items()} == expected
+
+
+def test_the_same_views_are_split_in_every_way() -> None:
+    found = configs("split")
+    assert [own.split.kind for own in found.values()] == list(found)
+    assert found["simulation"].split == load(NEVER_SEEN).split
+    assert found["inclination"].split.test_inclination_deg == 45
+
+
+def test_each_time_has_runs_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "catalogue: {runs: [{spin: prograde, inclination_deg: 0, first_id: 7, count: 3, "
+        "first_time_myr: 50, step_myr: 50}]}"
+    )
+    found = configs("time", path=path)
+    assert list(found) == ["50", "100", "150"]
+    for k, own in enumerate(found.values()):
+        (run,) = own.catalogue.runs
+        assert [s.id for s in run.all_snapshots()] == [7 + k]
+
+
+def test_libraries_of_fewer_particles_are_files_of_their_own() -> None:
+    found = configs("particles", "studies.particle_fractions=[0.5, 1]")
+    half, whole = found["0.5"], found["1"]
+    assert half.simulate.particles.stars * 2 == whole.simulate.particles.stars
+    assert half.library != whole.library
+
+
+@pytest.mark.parametrize(
+    ("study", "overrides", "message"),
+    [
+        ("time", [], "needs a catalogue with snapshots of two times"),
+        ("realisations", ["studies.realisations=[13]"], "13 is more than there are to train on"),
+        ("realisations", ["split={kind: random}"], "needs split.kind: simulation"),
+        ("augmentation", ["studies.augment={noise: 0}"], "give at least one operation a strength"),
+        ("class-width", ["studies.class_widths_deg=[7]"], "study class-width, point 7: "),
+        ("dropout", ["studies.dropout=[0.1, 0.1]"], "give at least one value and none twice"),
+        ("dropout", ["studies.dropout=[]"], "give at least one value and none twice"),
+    ],
+)
+def test_what_a_study_cannot_do_is_named(study: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError) as failure:
+        configs(study, *overrides)
+    assert message in str(failure.value)
+
+
+# --- the law --------------------------------------------------------------------------------------
+
+
+@given(
+    st.floats(0.01, 100), st.floats(-2, 2),
+    st.lists(st.integers(1, 1000), min_size=3, max_size=8, unique=True),
+)  # fmt: skip
+def test_an_exact_law_is_found(amplitude: float, exponent: float, x: list[int]) -> None:
+    law = power_law.fit(x, [amplitude * value**exponent for value in x])
+    assert law
+    assert law.exponent == pytest.approx(exponent, abs=1e-6)
+    assert law.at(10) == pytest.approx(amplitude * 10**exponent, rel=1e-6)
+    assert law.exponent_error == pytest.approx(0, abs=1e-6)
+
+
+def test_the_exponents_error_is_that_of_the_textbook() -> None:
+    rng = np.random.default_rng(0)
+    x = [1.0, 2, 4, 8, 16]
+    exponents, errors = [], []
+    for _ in range(2000):
+        law = power_law.fit(x, 3 * np.array(x) ** -0.5 * np.exp(0.1 * rng.normal(size=5)))
+        assert law
+        exponents.append(law.exponent)
+        errors.append(law.exponent_error**2)
+    assert np.mean(exponents) == pytest.approx(-0.5, abs=0.01)
+    assert np.sqrt(np.mean(errors)) == pytest.approx(np.std(exponents), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("x", "error"), [([1, 2], [2, 1]), ([1, 2, 3], [1, np.nan, 2]), ([4, 4, 4], [1, 2, 3])]
+)
+def test_too_few_points_have_no_law(x: list[float], error: list[float]) -> None:
+    assert power_law.fit(x, error) is None
+
+
+# --- table and figure -----------------------------------------------------------------------------
+
+
+def metrics(mae: float) -> dict[str, Any]:
+    """Return what evaluation writes, as far as a table reads it."""
+    each = {"mae": mae, "mse": mae**2, "r2": None}
+    scores = {"parameters": {name: dict(each) for name in NAMES}, "average": dict(each)}
+    scores["parameters"]["spin"]["accuracy"] = 0.75
+    return {
+        "run": {
+            "split": "simulation", "evaluated": "test", "parameters": list(NAMES),
+            "samples": {"train": 1000, "test": 90},
+        },
+        "training": {"epochs": 2, "seconds": 61.5, "training_mae": 1.5, "training_mse": 2.5},
+        "scores": dict.fromkeys(table.PREDICTORS, scores),
+    }  # fmt: skip
+
+
+def rows_of(folder: Path, values: list[float | str]) -> list[table.Row]:
+    rows = []
+    for k, value in enumerate(values):
+        run_dir = folder / str(value)
+        files.write_json(run_dir / "evaluation/metrics.json", metrics(8 / (k + 1)))
+        rows.append(table.row_of(Point(str(value), value, {}), run_dir))
+    return rows
+
+
+def test_a_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, [1.5, 40.0])
+    rows[1]["lookup_mae_azimuth"] = 0.25
+    del rows[0]["lookup_mse"]  # a column that another point has
+    table.write(tmp_path / "results.csv", rows)
+    first, second = table.read(tmp_path / "results.csv")
+    assert first == {**rows[0], "point": 1.5, "lookup_mse": None}
+    assert second == {**rows[1], "point": 40.0}
+    assert second["network_mae"] == 4
+    assert second["network_r2"] is None
+    assert second["network_accuracy_spin"] == 0.75
+    text = table.as_text("batch", rows)
+    assert text.splitlines()[2].split() == ["40.0", "1,000", "4", "4", "-"]
+
+
+@pytest.mark.parametrize("name", ["dropout", "data-size", "split"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_figure_is_drawn_of_what_is_there(tmp_path: Path, name: str, count: int) -> None:
+    values = [f"kind {k}" if name == "split" else 2.0**k for k in range(count)]
+    rows = rows_of(tmp_path, values)
+    for k, row in enumerate(rows):
+        row["training_images"] = 100 * 2**k
+    figure.draw(STUDIES[name], rows, NAMES, tmp_path / "figure", "a note")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
