@@ -199,10 +199,8 @@ def _node_table(dataset: Dataset, split: str) -> NDArray[Any]:
 
     Local rank 0 reads them, shard by shard.
     """
-    code, count = SPLITS.index(split), 0
-    if parallel.local_rank() == 0:
-        for shard in dataset.shards:
-            count += int(np.sum(read_columns(shard.path, ["split"])["split"] == code))
+    code = SPLITS.index(split)
+    count = sum(shard.counts[code] for shard in dataset.shards)
     record = np.dtype(
         [
             ("row", _index_type(len(dataset))), ("crc32", np.uint32), ("checked", np.bool_),
@@ -210,7 +208,7 @@ def _node_table(dataset: Dataset, split: str) -> NDArray[Any]:
         ],
         align=True,
     )  # fmt: skip
-    table = np.asarray(parallel.node_array((parallel.node_broadcast(count),), record))
+    table = np.asarray(parallel.node_array((count,), record))
     if parallel.local_rank() == 0:
         start = end = 0
         for shard in dataset.shards:

@@ -351,6 +351,8 @@ class Shard:
         Names of the labels.
     shape : tuple of int
         N, H, W, C.
+    counts : tuple of int
+        Images in each of `split.SPLITS`.
     offset : int or None
         Position of the images in the file, bytes; None where they went through an HDF5 filter
         (compression) and only HDF5 can read them.
@@ -360,11 +362,12 @@ class Shard:
     identity: dict[str, Any]
     parameters: tuple[str, ...]
     shape: tuple[int, int, int, int]
+    counts: tuple[int, ...]
     offset: int | None
 
     @classmethod
     def open(cls, path: Path) -> "Shard":
-        """Read what a shard says of itself; its images are not read.
+        """Read what a shard says of itself, labels and split too; its images are not read.
 
         Raises
         ------
@@ -387,13 +390,17 @@ class Shard:
                 shape, offset = images.shape, images.id.get_offset()
                 parameters = _attributes(file["labels"])["parameters"]
                 lengths = {len(file[name]) for name in ("images", *_COLUMNS)}
+                labels, counts = _column(file, "labels"), np.bincount(_column(file, "split"))
                 fits = images.ndim == 4 and images.dtype == np.uint8
                 fits = fits and (offset is not None or images.chunks is not None)
+                fits = fits and len(counts) <= len(SPLITS)
                 missing = _missing_filters(images)
         except _HDF5_ERRORS as error:
             raise _broken(path, error) from None
         if not fits or lengths != {shape[0]}:
             raise damaged(path, "its datasets do not fit together")
+        if not np.isfinite(labels).all():
+            raise damaged(path, "a label is not finite")
         if missing:
             raise InputError(
                 f"{path}: its images are compressed with {', '.join(missing)}, which this HDF5 "
@@ -402,7 +409,8 @@ class Shard:
         size = int(np.prod(shape, dtype=np.int64))
         if offset is not None and path.stat().st_size < offset + size:
             raise damaged(path, "cut short")
-        return cls(path, identity, parameters, shape, offset)
+        of_split = tuple(np.pad(counts, (0, len(SPLITS) - len(counts))).tolist())
+        return cls(path, identity, parameters, shape, of_split, offset)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -581,14 +589,17 @@ def read_columns(path: Path, names: Iterable[str]) -> Table:
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
-            columns = {name: file[name][:] for name in names}
-            expected = {name: _attributes(file[name])["sha256"] for name in names}
+            return {name: _column(file, name) for name in names}
     except _HDF5_ERRORS as error:
         raise _broken(path, error) from None
-    for name, column in columns.items():
-        if _sha256(column) != expected[name]:
-            raise damaged(path, f"{name} has another checksum")
-    return columns
+
+
+def _column(file: h5py.File, name: str) -> NDArray[Any]:
+    """Read a column and compare it with its checksum; ValueError where it is another."""
+    column: NDArray[Any] = file[name][:]
+    if _sha256(column) != _attributes(file[name])["sha256"]:
+        raise ValueError(f"{name} has another checksum")
+    return column
 
 
 def damaged(path: Path, why: str) -> InputError:
@@ -668,8 +679,6 @@ class Dataset:
             same_shape = not shards or shard.shape[1:] == shards[0].shape[1:]
             if not (shard.place == place and same_labels and same_shape):
                 raise damaged(shard.path, "it belongs to another data set")
-            if not np.isfinite(read_columns(shard.path, ["labels"])["labels"]).all():
-                raise damaged(shard.path, "a label is not finite")
             shards.append(shard)
         return cls(shards, {name: recorded[name] for name in names})
 
