@@ -185,3 +185,10 @@ def test_the_demo_from_a_clean_clone(checkout: Checkout, cluster: Cluster):
     assert "node[1-2]" in cluster.job(jobs["train"])["NodeList"]
     assert checkout.submit("configs/demo.yaml") == {}
     assert "complete; the report:" in checkout.galmerhpc("status", "runs/demo").stdout
+
+
+def test_the_demo_in_one_job(checkout: Checkout, cluster: Cluster):
+    """Two tasks, of which one evaluates for longer than srun waits for it once the other left."""
+    job = checkout.sbatch("-p", "batch", "slurm/demo.sbatch", "training.epochs=1")
+    assert cluster.wait_for_end(job, PATIENCE_S) == "COMPLETED"
+    assert (checkout.folder / "runs" / "demo" / "evaluation" / "report.html").exists()
