@@ -1,6 +1,7 @@
 """``galmerhpc submit``: the stages of a run as SLURM jobs, each waiting for the one before it."""
 
 import contextlib
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def submit(config: Config, request: Request) -> None:
     new = {stage: command for stage, command in commands.items() if stage not in waiting}
     if new:
         check_environment()
-        _try(new, site)
+        _try(config, new, site)
     with contextlib.ExitStack() as stack:
         if new and not request.dry_run:
             _prepare(config)
@@ -127,12 +128,26 @@ def _refuse_ending(config: Config, jobs: Sequence[slurm.Job]) -> None:
             )
 
 
-def _try(commands: dict[JobStage, list[str]], site: Site) -> None:
-    """Refuse what SLURM would."""
+def _try(config: Config, commands: dict[JobStage, list[str]], site: Site) -> None:
+    """Refuse what SLURM would refuse, or never start."""
     for stage, command in commands.items():
         if fault := slurm.test(command, site.environment):
             asked = " ".join(option for option in command if option.startswith(_FROM_SITE))
             raise InputError(f"{stage}: SLURM refuses {asked}: {fault} (see {SITE_FILE})")
+        # Where it is not told to (EnforcePartLimits), SLURM takes the job and never starts it.
+        asked, given = _time(stage, site), slurm.longest(_partition(config, site, stage))
+        if slurm.minutes(asked) > slurm.minutes(given):
+            raise InputError(
+                f"{stage}: asks for a time of {asked}, and its partition gives {given} at most: "
+                f"set SBATCH_TIMELIMIT in {SITE_FILE}"
+            )
+
+
+def _time(stage: JobStage, site: Site) -> str:
+    """Return the time limit that a stage's job asks for; 0, as for SLURM any, if it does not."""
+    script = Path(f"slurm/{stage}.sbatch").read_text(encoding="utf-8")
+    own = re.search(r"^#SBATCH --time=(\S+)", script, re.MULTILINE)
+    return site.environment.get("SBATCH_TIMELIMIT") or (own[1] if own else "0")
 
 
 def queued_jobs(run_dir: Path) -> dict[str, slurm.Job]:
@@ -150,18 +165,14 @@ def sbatch_command(config: Config, request: Request, site: Site, stage: JobStage
     """Return the sbatch command of a stage, without its dependency."""
     logs = str(config.run_dir / "logs").replace("%", "%%")  # no pattern of sbatch's
     number = "%j"
-    partition = site.cpu_partition
     options: list[str]
     match stage:
         case "scrape":
-            if config.scrape.source != "mirror":
-                partition = site.internet_partition
             options = [f"--array=1-{site.scrape_tasks}%{site.scrape_at_once}"]
             number = "%A_%a"
         case "preprocess":
             options = [f"--ntasks={site.preprocess_tasks}"]
         case "train":
-            partition = site.training_partition
             gpus = _gpus_per_node(request, site)
             options = [
                 f"--nodes={request.nodes or site.train_nodes}",
@@ -173,7 +184,6 @@ def sbatch_command(config: Config, request: Request, site: Site, stage: JobStage
                 options.append(f"--array=1-{site.continuation_tasks}%1")
                 number = "%A"  # its tasks are one training's lives: one log
         case "evaluate":
-            partition = site.training_partition
             options = [
                 f"--cpus-per-task={site.cpus_per_task}",
                 *_gpu_options(site, min(1, _gpus_per_node(request, site))),
@@ -182,9 +192,18 @@ def sbatch_command(config: Config, request: Request, site: Site, stage: JobStage
         options += [f"--mail-user={site.mail_user}", "--mail-type=END,FAIL"]
     return [
         "sbatch", "--parsable", f"--job-name={job_name(config.run_dir, stage)}",
-        f"--partition={partition}", f"--output={logs}/{stage}-{number}.out", *options,
+        f"--partition={_partition(config, site, stage)}",
+        f"--output={logs}/{stage}-{number}.out", *options,
         f"slurm/{stage}.sbatch", *request.arguments(),
     ]  # fmt: skip
+
+
+def _partition(config: Config, site: Site, stage: JobStage) -> str:
+    if stage in ("train", "evaluate"):
+        return site.gpu_partition or site.cpu_partition
+    if stage == "scrape" and config.scrape.source != "mirror":
+        return site.internet_partition
+    return site.cpu_partition
 
 
 def read_jobs(run_dir: Path) -> dict[str, Any]:

@@ -205,6 +205,20 @@ def test_a_missing_site_file_module_or_value_is_named(checkout, cluster, tiny):
     assert not cluster.run("squeue", "--noheader")
 
 
+def test_a_job_that_no_partition_would_ever_start_is_refused(checkout, cluster, tiny):
+    cluster.run("scontrol", "update", "PartitionName=batch", "MaxTime=90")
+    try:
+        done = checkout.galmerhpc("submit", tiny)
+        checkout.site(SBATCH_TIMELIMIT="1:30:00")
+        fits = checkout.galmerhpc("submit", tiny, "--dry-run")
+    finally:
+        cluster.run("scontrol", "update", "PartitionName=batch", "MaxTime=INFINITE")
+    assert done.returncode == ExitCode.WRONG_INPUT
+    asked = "scrape: asks for a time of 24:00:00, and its partition gives 1:30:00 at most"
+    assert f"{asked}: set SBATCH_TIMELIMIT in slurm/site.sh" in done.stderr
+    assert fits.returncode == 0, fits.stderr
+
+
 def test_a_stage_that_fails_ends_the_chain_and_the_mended_one_goes_on(checkout, cluster, tiny):
     change(checkout.folder / tiny, library="library.h5")
     jobs = checkout.submit(tiny)
