@@ -237,8 +237,13 @@ def _check(config: Config, request: Request, site: Site) -> None:
             f"{SITE_FILE}: MPI_PLUGIN {site.mpi_plugin}: this srun has none of that name (srun "
             "--mpi=list); choose another, or LAUNCHER=mpirun"
         )
-    needs_internet = config.scrape.source != "mirror" and not is_complete(config, "scrape")
-    if needs_internet and not site.internet_partition:
+    scraped = is_complete(config, "scrape")
+    if not scraped and config.scrape.connections < site.scrape_tasks:
+        raise InputError(
+            f"scrape.connections {config.scrape.connections} does not reach for each of "
+            f"{site.scrape_tasks} array tasks: raise it, or lower SCRAPE_TASKS of {SITE_FILE}"
+        )
+    if not scraped and config.scrape.source != "mirror" and not site.internet_partition:
         raise InputError(
             f"scrape.source is {config.scrape.source}, and {SITE_FILE} names no "
             "INTERNET_PARTITION: run galmerhpc scrape where there is internet, then submit"

@@ -150,7 +150,12 @@ def module_of(checkout: Checkout) -> None:
         ({"LAUNCHER": "mpiexec"}, (), "LAUNCHER must be srun or mpirun, not 'mpiexec'"),
         ({"MPI_PLUGIN": "pmix99"}, (), "MPI_PLUGIN pmix99: this srun has none of that name"),
         ({"GPUS_PER_NODE": 1, "GPU_TYPE": "h100"}, (), "SLURM refuses --partition=batch --nodes=1"),
-        ({"SCRAPE_TASKS": 9999}, (), "Invalid job array specification"),
+        (
+            {"SCRAPE_TASKS": 3},
+            ("scrape.connections=2",),
+            "scrape.connections 2 does not reach for each of 3 array tasks",
+        ),
+        ({"SCRAPE_TASKS": 9999}, ("scrape.connections=9999",), "Invalid job array specification"),
         ({"CONTINUATION": "hope"}, (), "CONTINUATION must be requeue or array"),
         ({"CPUS_PER_TASK": 99}, (), "Requested node configuration is not available"),
         ({}, ("--nodes", "9"), "Requested node configuration is not available"),

@@ -19,7 +19,7 @@ from tests.support import ROOT, galmerhpc
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 EPOCHS = 6
-SEVERAL_MINUTES = "training.epochs=50"
+SEVERAL_MINUTES = "training.epochs=30"
 PATIENCE_S = 1200
 
 Stop = Callable[[Cluster, Checkout, str], None]
