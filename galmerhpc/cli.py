@@ -391,6 +391,7 @@ def run(given: argparse.Namespace) -> None:
     for stage in (first, preprocess, train, evaluate, report):
         log.info("== %s", stage.__name__)
         stage(given)
+    parallel.barrier()  # rank 0 evaluates alone, and srun ends it where the others have left
     if parallel.rank() == 0:
         from galmerhpc.evaluation.evaluate import result_table
 

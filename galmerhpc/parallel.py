@@ -86,9 +86,15 @@ def size() -> int:
 
 
 def barrier() -> None:
-    """Wait for all ranks."""
+    """Wait for all ranks, not in a busy loop: one may be at work for minutes."""
     if world := communicator():
-        world.Barrier()
+        _wait_for_all(world)
+
+
+def _wait_for_all(ranks: "MPI.Comm") -> None:
+    everybody = ranks.Ibarrier()
+    while not everybody.Test():
+        time.sleep(_POLL_S)
 
 
 def broadcast(value: T) -> T:
@@ -279,9 +285,7 @@ class Desk(Generic[Q, A]):
                 raise self._fault
         else:
             self._messages.send(None, dest=0, tag=_LEAVE)
-        everybody = self._messages.Ibarrier()
-        while not everybody.Test():
-            time.sleep(_POLL_S)
+        _wait_for_all(self._messages)
         self._messages.Free()
 
     def _say(self, question: Q) -> A:

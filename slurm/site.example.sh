@@ -30,7 +30,7 @@ export SCRAPE_TASKS=1              # array tasks; each has its slice of the cata
 export SCRAPE_AT_ONCE=1            # how many of them run at the same time
 
 # --- how tasks are started
-export LAUNCHER=srun               # srun, or mpirun
+export LAUNCHER=srun               # srun, or mpirun (Open MPI's)
 export MPI_PLUGIN=pmix             # of srun; `srun --mpi=list` shows what there is
 export NETWORK_INTERFACE=          # the fast network's, as `ip link` lists it (ib0, hsn0); empty: any
 

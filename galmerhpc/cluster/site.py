@@ -56,11 +56,6 @@ class Site:
     mail_user: str
     environment: dict[str, str]
 
-    @property
-    def training_partition(self) -> str:
-        """The partition that trains and evaluates."""
-        return self.gpu_partition or self.cpu_partition
-
 
 _MAY_BE_ZERO = "gpus_per_node"
 _MUST_BE_GIVEN = ("cpu_partition", "mpi_plugin")

@@ -4,6 +4,7 @@ States come from squeue and scontrol, which every cluster has; sacct remembers l
 is one.
 """
 
+import math
 import re
 import shutil
 import subprocess
@@ -79,6 +80,32 @@ def test(command: Sequence[str], environment: dict[str, str]) -> str:
     except InputError as error:
         return str(error)
     return ""
+
+
+def minutes(limit: str) -> float:
+    """Return a time limit in minutes, as sbatch takes it and sinfo prints it.
+
+    Examples
+    --------
+    >>> minutes("30"), minutes("01:30:00"), minutes("2-12"), minutes("infinite")
+    (30.0, 90.0, 3600.0, inf)
+    """
+    days, _, rest = limit.rpartition("-")
+    try:
+        parts = [float(part) for part in rest.split(":")]
+    except ValueError:  # infinite, UNLIMITED
+        return math.inf
+    if days or len(parts) == 3:
+        hours, mins, seconds = (*parts, 0.0, 0.0)[:3]  # the largest unit comes first
+    else:
+        hours, mins, seconds = (0.0, *parts, 0.0)[:3]
+    return 1440 * float(days or 0) + 60 * hours + mins + seconds / 60
+
+
+def longest(partition: str) -> str:
+    """Return the time limit of a partition, of several the longest, as sinfo prints it."""
+    printed = _run(["sinfo", "--noheader", f"--partition={partition}", "--format=%l"])
+    return max(printed.split(), key=minutes, default="infinite")
 
 
 def takes_mpi(plugin: str) -> bool:

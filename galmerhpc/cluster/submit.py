@@ -4,6 +4,7 @@ With ``--study`` the points of a study instead, as the tasks of a job array.
 """
 
 import contextlib
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ JOBS_FILE = "jobs.json"
 
 _FROM_SITE = ("--partition", "--nodes", "--ntasks", "--cpus", "--gpus", "--array")
 """Beginnings of the options in which what the site file says comes to SLURM."""
+
+_STUDY = "study"
+"""Begins the names of the jobs of studies."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def submit(config: Config, request: Request) -> None:
     new = {stage: command for stage, command in commands.items() if stage not in waiting}
     if new:
         check_environment()
-        _try(new, site)
+        _try(config, new, site)
     with contextlib.ExitStack() as stack:
         if new and not request.dry_run:
             _prepare(config)
@@ -130,7 +134,7 @@ def submit_study(config: Config, request: Request, name: str) -> None:
         return
     command = study_command(config, request, site, name, left)
     check_environment()
-    _try({stage: command}, site)
+    _try(config, {stage: command}, site)
     if request.dry_run:
         print(shlex.join(command))
         return
@@ -168,12 +172,26 @@ def _refuse_ending(config: Config, jobs: Sequence[slurm.Job]) -> None:
             )
 
 
-def _try(commands: Mapping[Any, list[str]], site: Site) -> None:
-    """Refuse what SLURM would."""
+def _try(config: Config, commands: Mapping[Any, list[str]], site: Site) -> None:
+    """Refuse what SLURM would refuse, or never start."""
     for stage, command in commands.items():
         if fault := slurm.test(command, site.environment):
             asked = " ".join(option for option in command if option.startswith(_FROM_SITE))
             raise InputError(f"{stage}: SLURM refuses {asked}: {fault} (see {SITE_FILE})")
+        # Where it is not told to (EnforcePartLimits), SLURM takes the job and never starts it.
+        asked, given = _time(stage, site), slurm.longest(_partition(config, site, stage))
+        if slurm.minutes(asked) > slurm.minutes(given):
+            raise InputError(
+                f"{stage}: asks for a time of {asked}, and its partition gives {given} at most: "
+                f"set SBATCH_TIMELIMIT in {SITE_FILE}"
+            )
+
+
+def _time(stage: str, site: Site) -> str:
+    """Return the time limit that a stage's job asks for; 0, as for SLURM any, if it does not."""
+    script = Path(_script(stage)).read_text(encoding="utf-8")
+    own = re.search(r"^#SBATCH --time=(\S+)", script, re.MULTILINE)
+    return site.environment.get("SBATCH_TIMELIMIT") or (own[1] if own else "0")
 
 
 def queued_jobs(run_dir: Path) -> dict[str, slurm.Job]:
@@ -190,30 +208,24 @@ def queued_jobs(run_dir: Path) -> dict[str, slurm.Job]:
 def sbatch_command(config: Config, request: Request, site: Site, stage: JobStage) -> list[str]:
     """Return the sbatch command of a stage, without its dependency."""
     number = "%j"
-    partition = site.cpu_partition
     options: list[str]
     match stage:
         case "scrape":
-            if config.scrape.source != "mirror":
-                partition = site.internet_partition
             options = [f"--array=1-{site.scrape_tasks}%{site.scrape_at_once}"]
             number = "%A_%a"
         case "preprocess":
             options = [f"--ntasks={site.preprocess_tasks}"]
         case "train":
-            partition = site.training_partition
             options = _training_options(request, site)
             if site.continuation == "array":
                 options.append(f"--array=1-{site.continuation_tasks}%1")
                 number = "%A"  # its tasks are one training's lives: one log
         case "evaluate":
-            partition = site.training_partition
             options = [
                 f"--cpus-per-task={site.cpus_per_task}",
                 *_gpu_options(site, min(1, _gpus_per_node(request, site))),
             ]
-    script = f"slurm/{stage}.sbatch"
-    return _sbatch(config, site, stage, partition, number, options, [script, *request.arguments()])
+    return _sbatch(config, site, stage, number, options, request.arguments())
 
 
 def study_command(
@@ -221,13 +233,25 @@ def study_command(
 ) -> list[str]:
     """Return the sbatch command of a study's points, by their numbers from 1."""
     options = [f"--array={','.join(map(str, points))}", *_training_options(request, site)]
-    job = ["slurm/study.sbatch", name, *request.arguments()]
-    return _sbatch(config, site, study_stage(name), site.training_partition, "%A_%a", options, job)
+    job = [name, *request.arguments()]
+    return _sbatch(config, site, study_stage(name), "%A_%a", options, job)
 
 
 def study_stage(name: str) -> str:
     """Return what a study is called among the stages of a run."""
-    return f"study-{name}"
+    return f"{_STUDY}-{name}"
+
+
+def _script(stage: str) -> str:
+    return f"slurm/{_STUDY if stage.startswith(_STUDY) else stage}.sbatch"
+
+
+def _partition(config: Config, site: Site, stage: str) -> str:
+    if stage in ("train", "evaluate") or stage.startswith(_STUDY):
+        return site.gpu_partition or site.cpu_partition
+    if stage == "scrape" and config.scrape.source != "mirror":
+        return site.internet_partition
+    return site.cpu_partition
 
 
 def _training_options(request: Request, site: Site) -> list[str]:
@@ -241,7 +265,7 @@ def _training_options(request: Request, site: Site) -> list[str]:
 
 
 def _sbatch(
-    config: Config, site: Site, stage: str, partition: str, number: str, options: Sequence[str],
+    config: Config, site: Site, stage: str, number: str, options: Sequence[str],
     job: Sequence[str],
 ) -> list[str]:  # fmt: skip
     """Return an sbatch command: what all jobs have in common, and the options of one."""
@@ -249,7 +273,8 @@ def _sbatch(
     mail = [f"--mail-user={site.mail_user}", "--mail-type=END,FAIL"] if site.mail_user else []
     return [
         "sbatch", "--parsable", f"--job-name={job_name(config.run_dir, stage)}",
-        f"--partition={partition}", f"--output={logs}/{stage}-{number}.out", *options, *mail, *job,
+        f"--partition={_partition(config, site, stage)}", f"--output={logs}/{stage}-{number}.out",
+        *options, *mail, _script(stage), *job,
     ]  # fmt: skip
 
 
@@ -274,8 +299,13 @@ def _gpu_options(site: Site, number: int) -> list[str]:
 
 
 def _check(config: Config, request: Request, site: Site) -> None:
-    needs_internet = config.scrape.source != "mirror" and not is_complete(config, "scrape")
-    if needs_internet and not site.internet_partition:
+    scraped = is_complete(config, "scrape")
+    if not scraped and config.scrape.connections < site.scrape_tasks:
+        raise InputError(
+            f"scrape.connections {config.scrape.connections} does not reach for each of "
+            f"{site.scrape_tasks} array tasks: raise it, or lower SCRAPE_TASKS of {SITE_FILE}"
+        )
+    if not scraped and config.scrape.source != "mirror" and not site.internet_partition:
         raise InputError(
             f"scrape.source is {config.scrape.source}, and {SITE_FILE} names no "
             "INTERNET_PARTITION: run galmerhpc scrape where there is internet, then submit"

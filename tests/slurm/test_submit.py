@@ -150,7 +150,12 @@ def module_of(checkout: Checkout) -> None:
         ({"LAUNCHER": "mpiexec"}, (), "LAUNCHER must be srun or mpirun, not 'mpiexec'"),
         ({"MPI_PLUGIN": "pmix99"}, (), "MPI_PLUGIN pmix99: this srun has none of that name"),
         ({"GPUS_PER_NODE": 1, "GPU_TYPE": "h100"}, (), "SLURM refuses --partition=batch --nodes=1"),
-        ({"SCRAPE_TASKS": 9999}, (), "Invalid job array specification"),
+        (
+            {"SCRAPE_TASKS": 3},
+            ("scrape.connections=2",),
+            "scrape.connections 2 does not reach for each of 3 array tasks",
+        ),
+        ({"SCRAPE_TASKS": 9999}, ("scrape.connections=9999",), "Invalid job array specification"),
         ({"CONTINUATION": "hope"}, (), "CONTINUATION must be requeue or array"),
         ({"CPUS_PER_TASK": 99}, (), "Requested node configuration is not available"),
         ({}, ("--nodes", "9"), "Requested node configuration is not available"),
@@ -203,6 +208,20 @@ def test_a_missing_site_file_module_or_value_is_named(checkout, cluster, tiny):
     done = checkout.galmerhpc("submit", tiny)
     assert "copy slurm/site.example.sh to it and fill it in" in done.stderr
     assert not cluster.run("squeue", "--noheader")
+
+
+def test_a_job_that_no_partition_would_ever_start_is_refused(checkout, cluster, tiny):
+    cluster.run("scontrol", "update", "PartitionName=batch", "MaxTime=90")
+    try:
+        done = checkout.galmerhpc("submit", tiny)
+        checkout.site(SBATCH_TIMELIMIT="1:30:00")
+        fits = checkout.galmerhpc("submit", tiny, "--dry-run")
+    finally:
+        cluster.run("scontrol", "update", "PartitionName=batch", "MaxTime=INFINITE")
+    assert done.returncode == ExitCode.WRONG_INPUT
+    asked = "scrape: asks for a time of 24:00:00, and its partition gives 1:30:00 at most"
+    assert f"{asked}: set SBATCH_TIMELIMIT in slurm/site.sh" in done.stderr
+    assert fits.returncode == 0, fits.stderr
 
 
 def test_a_stage_that_fails_ends_the_chain_and_the_mended_one_goes_on(checkout, cluster, tiny):

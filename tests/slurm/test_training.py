@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 
@@ -19,7 +20,7 @@ from tests.support import ROOT, galmerhpc
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 EPOCHS = 6
-SEVERAL_MINUTES = "training.epochs=50"
+SEVERAL_MINUTES = "training.epochs=30"
 PATIENCE_S = 1200
 
 Stop = Callable[[Cluster, Checkout, str], None]
@@ -38,6 +39,15 @@ def weights(run_dir: Path) -> str:
 def checkpoints(run_dir: Path) -> list[int]:
     """Return the steps of a run's checkpoints."""
     return sorted(int(p.name.split("-")[1]) for p in (run_dir / "checkpoints").glob("step-*"))
+
+
+def stops_and_resumes(run_dir: Path) -> tuple[list[str], list[str]]:
+    """Return where a training's lives were stopped with the work saved, and where they went on."""
+    (log,) = (run_dir / "logs").glob("train-*.out")
+    text = log.read_text(errors="replace")
+    place = r"after (epoch \d+, step \d+)"
+    stops = re.findall(rf"^stopped by .+ {place}", text, re.MULTILINE)
+    return stops, re.findall(rf"^resumed {place}", text, re.MULTILINE)
 
 
 def train_outside(preprocessed: Path, folder: Path, *overrides: str) -> str:
@@ -117,7 +127,15 @@ def by_a_dead_daemon(cluster: Cluster, _: Checkout, job: str) -> None:
 
 
 def by_a_killed_rank(cluster: Cluster, _: Checkout, job: str) -> None:
-    cluster.run("scancel", "--signal=KILL", f"{job}.0")
+    """One of two: the other waits for it in a collective operation."""
+    its = {**cluster.environment, "SLURM_JOB_ID": job, "PMIX_RANK": "1"}
+    (rank,) = [
+        process
+        for process in psutil.process_iter(["environ", "cmdline"])
+        if "train" in (process.info["cmdline"] or ())
+        and its.items() <= (process.info["environ"] or {}).items()
+    ]
+    rank.kill()
 
 
 @pytest.mark.parametrize(
@@ -140,6 +158,9 @@ def test_a_training_that_is_stopped_ends_with_the_same_weights(
     assert cluster.wait_for_end(job, PATIENCE_S) == "COMPLETED"
     assert cluster.restarts(job) == 1
     assert weights(run_dir) == undisturbed
+    stops, resumes = stops_and_resumes(run_dir)
+    assert len(resumes) == 1
+    assert loses or resumes == stops
 
 
 def test_a_killed_rank_fails_a_job_that_is_not_to_come_back(
@@ -149,6 +170,7 @@ def test_a_killed_rank_fails_a_job_that_is_not_to_come_back(
     wait_until(lambda: checkpoints(checkout.folder / "run"), "the first checkpoint", PATIENCE_S)
     by_a_killed_rank(cluster, checkout, job)
     assert cluster.wait_for_end(job, 60) == "FAILED"
+    assert cluster.restarts(job) == 0
 
 
 @pytest.mark.parametrize("continuation", ["requeue", "array"])
@@ -161,15 +183,11 @@ def test_a_training_of_several_time_limits_ends_with_the_same_weights(
     job = start(checkout, tiny, SEVERAL_MINUTES, **site)
     assert cluster.wait_for_end(job, 3000) == "COMPLETED"
     assert weights(checkout.folder / "run") == several_minutes
-    (log,) = (checkout.folder / "run" / "logs").glob("train-*.out")
-    text = log.read_text(errors="replace")
-    stops = re.findall(r"^stopped by .+ after epoch (\d+), step (\d+)", text, re.MULTILINE)
-    resumes = re.findall(r"^resumed after epoch (\d+), step (\d+)", text, re.MULTILINE)
+    stops, resumes = stops_and_resumes(checkout.folder / "run")
     assert stops
     assert resumes == stops  # no step was lost
-    lives = len(log.with_suffix(".lives").read_text().splitlines())
     with capsys.disabled():
-        print(f"\n{continuation}: {lives - 1} times back, stopped at {stops}, 0 steps lost")
+        print(f"\n{continuation}: {len(stops)} times back, 0 steps lost, stopped {stops}")
 
 
 def test_the_demo_from_a_clean_clone(checkout: Checkout, cluster: Cluster):
@@ -185,3 +203,10 @@ def test_the_demo_from_a_clean_clone(checkout: Checkout, cluster: Cluster):
     assert "node[1-2]" in cluster.job(jobs["train"])["NodeList"]
     assert checkout.submit("configs/demo.yaml") == {}
     assert "complete; the report:" in checkout.galmerhpc("status", "runs/demo").stdout
+
+
+def test_the_demo_in_one_job(checkout: Checkout, cluster: Cluster):
+    """Two tasks, of which one evaluates for longer than srun waits for it once the other left."""
+    job = checkout.sbatch("-p", "batch", "slurm/demo.sbatch", "training.epochs=1")
+    assert cluster.wait_for_end(job, PATIENCE_S) == "COMPLETED"
+    assert (checkout.folder / "runs" / "demo" / "evaluation" / "report.html").exists()
