@@ -768,7 +768,7 @@ class Evaluation(Section):
     """Evaluation of the finished model on images that training never saw."""
 
     sky: SkyLike | None = SkyLike()
-    """Evaluate all once more on sky-like images, each changed by a draw of its own; null: do not."""
+    """Evaluate all once more on sky-like images, each with changes of its own; null: do not."""
     lookup: Lookup = Lookup()
     bin_deg: Positive = 15.0
     """Width of the bins of viewing angle and azimuth for which errors are listed."""

@@ -33,7 +33,7 @@ where x is `models.targets.retrograde_score`. ``spin`` is null where spin is not
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,7 +95,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class SpinProbability:
-    """The probability that an encounter is retrograde, a logistic curve (Platt 1999)."""
+    """The probability that an encounter is retrograde, a logistic curve (Platt 1999).
+
+    The attributes are those of intervals.json.
+    """
 
     slope: float
     middle: float
@@ -178,11 +181,36 @@ class Calibration:
             It is something else.
         """
         intervals = {
-            name: Interval(**{k: tuple(v) if isinstance(v, list) else v for k, v in part.items()})
+            name: Interval(
+                part["circular"], part["low"], part["high"], tuple(part["theta_deg"]),
+                tuple(part["usual_error"]), tuple(part["quantiles"]),
+            )
             for name, part in values["intervals"].items()
-        }
+        }  # fmt: skip
         spin = SpinProbability(**values["spin"]) if values["spin"] else None
         return cls(values["groups"], values["images"], tuple(values["levels"]), intervals, spin)
+
+
+class Labels(NamedTuple):
+    """What held-out images are calibrated on."""
+
+    names: Sequence[str]
+    """Of the P labels."""
+    true: Floats
+    """(N, P), in their units."""
+    predicted: Floats
+    """(N, P), in their units."""
+    score: NDArray[np.floating] | None
+    """`models.targets.retrograde_score`, (N,); None where the spin is not estimated."""
+    groups: NDArray[np.int64]
+    """Group of each image, (N,)."""
+
+    def where(self, chosen: NDArray[np.bool_]) -> "Labels":
+        """Return those of the chosen images."""
+        score = None if self.score is None else self.score[chosen]
+        return Labels(
+            self.names, self.true[chosen], self.predicted[chosen], score, self.groups[chosen]
+        )
 
 
 def read_calibration(path: Path, model_sha256: str, condition: str) -> Calibration | None:
@@ -220,14 +248,7 @@ def read_calibration(path: Path, model_sha256: str, condition: str) -> Calibrati
     return calibration
 
 
-def calibrate(
-    names: Sequence[str],
-    true: Floats,
-    predicted: Floats,
-    score: Floats | None,
-    groups: NDArray[np.int64],
-    levels: Sequence[float],
-) -> Calibration:
+def calibrate(labels: Labels, levels: Sequence[float]) -> Calibration:
     """Calibrate intervals and the spin's probability on held-out images.
 
     The usual error is taken from the same images as the quantiles: six numbers from thousands of
@@ -235,17 +256,12 @@ def calibrate(
 
     Parameters
     ----------
-    names : sequence of str
-        Names of the P labels.
-    true, predicted : ndarray, shape (N, P)
-        In their units.
-    score : ndarray, shape (N,), or None
-        `models.targets.retrograde_score`; None where the spin is not estimated.
-    groups : ndarray, shape (N,), int64
-        Group of each image.
+    labels : Labels
+        The images.
     levels : sequence of float
         Shares of images whose true value the intervals are to hold.
     """
+    names, true, predicted, score, groups = labels
     weights = group_weights(groups)
     theta = predicted_theta(names, predicted)
     intervals = {}
@@ -267,19 +283,12 @@ def calibrate(
     if score is not None:
         retrograde = true[:, list(names).index(SPIN.name)]
         if retrograde.min() < retrograde.max():
-            spin = _fit_spin(score, retrograde, weights)
+            spin = _fit_spin(score.astype(np.float64), retrograde, weights)
     return Calibration(len(np.unique(groups)), len(true), tuple(levels), intervals, spin)
 
 
 def halved_coverage(
-    names: Sequence[str],
-    true: Floats,
-    predicted: Floats,
-    score: Floats | None,
-    groups: NDArray[np.int64],
-    levels: Sequence[float],
-    halvings: int,
-    seed: int,
+    labels: Labels, levels: Sequence[float], halvings: int, seed: int
 ) -> dict[str, Any]:
     """Measure what calibrated intervals hold, over random halvings of the groups.
 
@@ -288,10 +297,12 @@ def halved_coverage(
 
     Parameters
     ----------
-    names, true, predicted, score, groups, levels
-        As in `calibrate`; `FEWEST_GROUPS` groups or more.
+    labels : Labels
+        The images, of `FEWEST_GROUPS` groups or more.
+    levels : sequence of float
+        As in `calibrate`.
     halvings : int
-        Number H of halvings.
+        Number of halvings.
     seed : int
         What they depend on.
 
@@ -306,31 +317,23 @@ def halved_coverage(
         (over all halvings); None where it is not estimated.
     """
     generator = np.random.default_rng(seed)
-    distinct = np.unique(groups)
+    names, distinct = labels.names, np.unique(labels.groups)
     held: dict[str, list[Floats]] = {name: [] for name in names if name != SPIN.name}
     widths: dict[str, list[Floats]] = {name: [] for name in held}
     spins: list[tuple[Floats, Floats, Floats]] = []
     for _ in range(halvings):
         chosen = generator.permutation(distinct)[: len(distinct) // 2]
-        first = np.isin(groups, chosen)
-        test = ~first
-        calibration = calibrate(
-            names,
-            true[first],
-            predicted[first],
-            None if score is None else score[first],
-            groups[first],
-            levels,
-        )
-        weights = group_weights(groups[test])
-        theta = predicted_theta(names, predicted[test])
-        for name, inside in calibration.holds(names, true[test], predicted[test]).items():
+        first = np.isin(labels.groups, chosen)
+        calibration, test = calibrate(labels.where(first), levels), labels.where(~first)
+        weights = group_weights(test.groups)
+        theta = predicted_theta(names, test.predicted)
+        for name, inside in calibration.holds(names, test.true, test.predicted).items():
             held[name].append(weights @ inside)
             half = calibration.intervals[name].half_widths(theta)
             widths[name].append(np.median(2 * half, axis=0))
-        if score is not None and calibration.spin:
-            retrograde = true[test, list(names).index(SPIN.name)]
-            spins.append((calibration.spin(score[test]), retrograde, weights))
+        if test.score is not None and calibration.spin:
+            retrograde = test.true[:, list(names).index(SPIN.name)]
+            spins.append((calibration.spin(test.score.astype(np.float64)), retrograde, weights))
     return {
         "levels": list(levels),
         "parameters": {
@@ -408,7 +411,8 @@ def _quantiles(values: Floats, weights: Floats, levels: Sequence[float]) -> Floa
 def _fit_spin(score: Floats, retrograde: Floats, weights: Floats) -> SpinProbability:
     """Fit the logistic curve by maximum likelihood, with Platt's targets a little off 0 and 1.
 
-    They keep the curve from a step where the two spins' scores do not overlap.
+    They keep the curve from a step where the two spins' scores do not overlap, and from trusting
+    the few groups it is fitted to: on new ones it scores better than without.
     """
     count = retrograde.sum()
     high, low = (count + 1) / (count + 2), 1 / (len(retrograde) - count + 2)

@@ -13,6 +13,7 @@ from galmerhpc.errors import InputError
 from galmerhpc.evaluation.conformal import (
     FORMAT,
     Calibration,
+    Labels,
     calibrate,
     coverage,
     group_weights,
@@ -22,10 +23,10 @@ from galmerhpc.evaluation.conformal import (
 from galmerhpc.parameters import NAMES
 
 LEVELS = (0.5, 0.68, 0.9)
-Labels = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+MadeUp = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def predictions(groups: int, per_group: int, seed: int, alike: float = 0.5) -> Labels:
+def predictions(groups: int, per_group: int, seed: int, alike: float = 0.5) -> MadeUp:
     """Return true and predicted labels, spin scores and groups of a made-up network.
 
     Its errors are largest face-on, and a part `alike` of their variance is what all images of a
@@ -56,7 +57,9 @@ def test_intervals_hold_what_they_promise_for_new_groups() -> None:
     for seed in range(25):
         true, predicted, score, group = predictions(80, 60, seed)
         old, new = group < 40, group >= 40
-        calibration = calibrate(NAMES, true[old], predicted[old], score[old], group[old], LEVELS)
+        calibration = calibrate(
+            Labels(NAMES, true[old], predicted[old], score[old], group[old]), LEVELS
+        )
         found = coverage(calibration, NAMES, true[new], predicted[new], group[new])
         held.append(np.array([found[name] for name in NAMES[1:]]))
     assert np.abs(np.mean(held, axis=0) - LEVELS).max() < 0.03
@@ -64,7 +67,7 @@ def test_intervals_hold_what_they_promise_for_new_groups() -> None:
 
 def test_halvings_measure_the_same() -> None:
     true, predicted, score, group = predictions(60, 80, seed=3)
-    found = halved_coverage(NAMES, true, predicted, score, group, LEVELS, 100, 0)
+    found = halved_coverage(Labels(NAMES, true, predicted, score, group), LEVELS, 100, 0)
     for part in found["parameters"].values():
         assert np.abs(part["coverage"] - LEVELS).max() < 0.03
         assert (part["scatter"] > 0).all()
@@ -74,7 +77,7 @@ def test_halvings_measure_the_same() -> None:
 
 def test_intervals_are_wider_where_errors_are_larger() -> None:
     true, predicted, score, group = predictions(40, 200, seed=1, alike=0)
-    calibration = calibrate(NAMES, true, predicted, score, group, LEVELS)
+    calibration = calibrate(Labels(NAMES, true, predicted, score, group), LEVELS)
     face_on, edge_on = (np.array([[0, 45, 90, theta]], float) for theta in (5, 85))
     for name in NAMES[1:]:
         low, high = (
@@ -90,20 +93,20 @@ def test_intervals_are_wider_where_errors_are_larger() -> None:
 
 def test_an_arc_goes_over_the_end_of_the_circle_and_holds_what_is_on_it() -> None:
     true, predicted, score, group = predictions(20, 50, seed=2)
-    calibration = calibrate(NAMES, true, predicted, score, group, LEVELS)
+    calibration = calibrate(Labels(NAMES, true, predicted, score, group), LEVELS)
     bounds = calibration.bounds(NAMES, predicted)["azimuth"]  # (N, L, 2)
     assert (np.abs(bounds) <= 180).all()
     inside = (true[:, 2, None] - bounds[..., 0]) % 360 <= (bounds[..., 1] - bounds[..., 0]) % 360
     assert (inside == calibration.holds(NAMES, true, predicted)["azimuth"]).all()
     assert (bounds[..., 0] > bounds[..., 1]).any()
     opposite = predicted + np.array([0, 0, 180, 0])
-    wild = calibrate(NAMES, true, opposite, score, group, LEVELS)
+    wild = calibrate(Labels(NAMES, true, opposite, score, group), LEVELS)
     assert (wild.bounds(NAMES, predicted)["azimuth"][:, -1] == (-180, 180)).any(axis=None)
 
 
 def test_bounds_stay_where_labels_are() -> None:
     true, predicted, score, group = predictions(20, 50, seed=2)
-    calibration = calibrate(NAMES, true, predicted, score, group, LEVELS)
+    calibration = calibrate(Labels(NAMES, true, predicted, score, group), LEVELS)
     bounds = calibration.bounds(NAMES, predicted)["inclination"]
     assert bounds.min() >= 0
     assert bounds.max() <= 90
@@ -119,11 +122,13 @@ def test_the_spin_s_probability_is_calibrated() -> None:
     score = random.uniform(-0.2, 1.2, len(group))
     chance = 1 / (1 + np.exp(-8 * (score - 0.4)))  # the truth, which no one is told
     true = (random.uniform(size=len(group)) < chance).astype(float)[:, None]
-    calibration = calibrate(("spin",), true, score[:, None], score, group, LEVELS)
+    calibration = calibrate(Labels(("spin",), true, score[:, None], score, group), LEVELS)
     assert calibration.spin is not None
     assert calibration.spin.slope == pytest.approx(8, rel=0.1)
     assert calibration.spin.middle == pytest.approx(0.4, abs=0.02)
-    found = halved_coverage(("spin",), true, score[:, None], score, group, LEVELS, 10, 0)["spin"]
+    found = halved_coverage(Labels(("spin",), true, score[:, None], score, group), LEVELS, 10, 0)[
+        "spin"
+    ]
     for part in found["reliability"]:
         assert part["observed"] == pytest.approx(part["predicted"], abs=0.05)
     assert found["brier"] == pytest.approx(np.mean(chance * (1 - chance)), rel=0.05)
@@ -131,7 +136,7 @@ def test_the_spin_s_probability_is_calibrated() -> None:
 
 def test_spins_that_do_not_overlap_give_a_curve_that_still_doubts() -> None:
     true, _, _, group = predictions(20, 50, seed=2)
-    calibration = calibrate(NAMES, true, true, true[:, 0], group, LEVELS)
+    calibration = calibrate(Labels(NAMES, true, true, true[:, 0], group), LEVELS)
     assert calibration.spin is not None
     sure, unsure = calibration.spin(np.array([1.0, 0.5]))
     assert 0.99 < sure < 1
@@ -143,7 +148,9 @@ def test_spins_that_do_not_overlap_give_a_curve_that_still_doubts() -> None:
 def test_one_spin_alone_calibrates_no_probability() -> None:
     true, predicted, score, group = predictions(20, 50, seed=2)
     retro = true[:, 0] == 1
-    found = calibrate(NAMES, true[retro], predicted[retro], score[retro], group[retro], LEVELS)
+    found = calibrate(
+        Labels(NAMES, true[retro], predicted[retro], score[retro], group[retro]), LEVELS
+    )
     assert found.spin is None
 
 
@@ -159,14 +166,14 @@ def test_what_calibrates_is_held_to_the_level_or_more(
     groups: int, per_group: int, seed: int
 ) -> None:
     true, predicted, score, group = predictions(groups, per_group, seed)
-    calibration = calibrate(NAMES, true, predicted, score, group, LEVELS)
+    calibration = calibrate(Labels(NAMES, true, predicted, score, group), LEVELS)
     found = coverage(calibration, NAMES, true, predicted, group)
     assert all((held >= np.array(LEVELS) - 1e-9).all() for held in found.values())
 
 
 def test_the_file_gives_the_same_intervals(tmp_path: Path) -> None:
     true, predicted, score, group = predictions(20, 50, seed=2)
-    calibration = calibrate(NAMES, true, predicted, score, group, LEVELS)
+    calibration = calibrate(Labels(NAMES, true, predicted, score, group), LEVELS)
     path = tmp_path / "intervals.json"
     calibrations = {"clean": calibration.to_json(), "sky": None}
     files.write_json(path, {"format": FORMAT, "model": "m", "calibrations": calibrations})
