@@ -54,6 +54,9 @@ PREDICTOR_STYLES: dict[str, dict[str, Any]] = {
 }
 """How each predictor is drawn, wherever it appears: keywords of `Axes.plot`."""
 
+_ON_SKY: dict[str, Any] = {"markerfacecolor": "white", "linewidth": 1.0}
+"""What is different on sky-like images, where both are in one panel."""
+
 _TRAINING: dict[str, Any] = {"color": ORANGE, "marker": "s", "linestyle": "--", "label": "training"}
 _VALIDATION: dict[str, Any] = {
     "color": BLUE, "marker": "o", "linestyle": "-", "label": "validation",
@@ -209,7 +212,8 @@ def error_against(
     xlabel: str,
     x: NDArray[np.float64],
     parameters: Sequence[str],
-    errors: dict[str, NDArray[np.float64]],
+    errors: dict[str, dict[str, NDArray[np.float64]]],
+    sky_errors: dict[str, dict[str, NDArray[np.float64]]],
     path: Path,
     note: str,
 ) -> None:
@@ -222,9 +226,11 @@ def error_against(
     x : ndarray, shape (N,)
         Its value of each image.
     parameters : sequence of str
-        Names of the P labels.
-    errors : dict of ndarray, shape (N, P)
-        Absolute errors by name of `summary.PREDICTORS`.
+        Names of the labels.
+    errors : dict of dict of ndarray, shape (N,)
+        Absolute errors on clean images by name of `summary.PREDICTORS` and parameter.
+    sky_errors : dict of dict of ndarray, shape (N,)
+        Those on sky-like images, of the predictors and parameters that are to be shown.
     path : Path
         Where to write, without suffix.
     note : str
@@ -234,11 +240,20 @@ def error_against(
     counts = np.bincount(member, minlength=len(centres))
     with rc_context(STYLE):
         figure, panels = _panels(len(parameters))
-        for k, (name, axes) in enumerate(zip(parameters, panels, strict=True)):
+        for name, axes in zip(parameters, panels, strict=True):
             parameter = named(name)
-            for predictor, label in PREDICTORS.items():
-                sums = np.bincount(member, weights=errors[predictor][:, k], minlength=len(centres))
-                axes.plot(centres, sums / counts, label=label, **PREDICTOR_STYLES[predictor])
+
+            def draw(of: dict[str, NDArray[np.float64]], name: str = name, axes: Axes = axes,
+                     **style: Any) -> None:  # fmt: skip
+                if name in of:
+                    sums = np.bincount(member, weights=of[name], minlength=len(centres))
+                    axes.plot(centres, sums / counts, **style)
+
+            for predictor, of in errors.items():
+                draw(of, label=PREDICTORS[predictor], **PREDICTOR_STYLES[predictor])
+            for predictor, of in sky_errors.items():
+                style = {**PREDICTOR_STYLES[predictor], **_ON_SKY}
+                draw(of, label=f"{PREDICTORS[predictor]}, sky-like", **style)
             axes.set_title(_title(parameter))
             unit = f" ({parameter.unit})" if parameter.unit else ""
             axes.set(xlabel=xlabel, ylabel=f"mean absolute error{unit}", ylim=(0, None))

@@ -25,14 +25,10 @@ CAPTIONS = {
     "images; repeated true values are spread sideways a little. Black: median and central 68 %.",
     "predicted_against_true_sky": "The same for sky-like images.",
     "error_against_theta": "Mean absolute error against the viewing angle, for the network and the "
-    "two baselines. θ = 0 looks down on the orbit, 90 along its plane.",
-    "error_against_theta_sky": "The same for sky-like images.",
+    "baselines, on clean and sky-like images. θ = 0 looks down on the orbit, 90 along its plane.",
     "error_against_inclination": "Mean absolute error against the true inclination.",
-    "error_against_inclination_sky": "The same for sky-like images.",
     "error_against_phi": "Mean absolute error against the azimuth.",
-    "error_against_phi_sky": "The same for sky-like images.",
     "error_against_time": "Mean absolute error against the time since pericentre.",
-    "error_against_time_sky": "The same for sky-like images.",
     "confusion": "Which class is chosen for the images of each true one. Of a regression the "
     "nearest value counts.",
     "confusion_sky": "The same for sky-like images.",
@@ -109,16 +105,22 @@ def draw(
         figures.predicted_against_true(
             names, true, predicted["network"], path(f"predicted_against_true{suffix}"), own
         )
-        errors = {name: np.abs(values - true) for name, values in predicted.items()}
-        for axis, (xlabel, values) in _axes(sample).items():
-            figures.error_against(
-                xlabel, values, names, errors, path(f"error_against_{axis}{suffix}"), own
-            )
         matrices, ticks = _confusion(config, sample, found, names, predicted["network"])
         if matrices:
             figures.confusion(matrices, ticks, path(f"confusion{suffix}"), own)
         _montage(config, sample, labels[condition]["network"], changes[condition],
                  path(f"montage{suffix}"), own)  # fmt: skip
+    errors = {
+        condition: _errors(config, sample, labels[condition], condition) for condition in labels
+    }
+    shown = {k: errors[SKY][k] for k in ("network", "lookup")} if SKY in errors else {}
+    sky = metrics["sky"]
+    both = f"{note}\nSky-like: {sky['changes']}." if sky else note
+    for axis, (xlabel, values) in _axes(sample).items():
+        figures.error_against(
+            xlabel, values, config.parameters, errors[CLEAN], shown,
+            path(f"error_against_{axis}"), both,
+        )  # fmt: skip
     covered = {
         f"{condition if condition == CLEAN else 'sky-like'} images": part["uncertainty"]["halvings"]
         for condition, part in conditions(metrics).items()
@@ -129,16 +131,30 @@ def draw(
     for spin, name in ((PROGRADE, "montage_prograde"), (RETROGRADE, "montage_retrograde")):
         if len(rows := _grid(config, sample, spin)):
             _paper_montage(config, sample, labels[CLEAN]["network"], rows, path(name), note)
-    shown = _one_of_each(sample)
-    images = sample.dataset.images(sample.rows[shown])
+    chosen = _one_of_each(sample)
+    images = sample.dataset.images(sample.rows[chosen])
     maps = grad_cam(config, network, images)
     if maps.any():
-        titles = [sample.views.configuration[k].replace(", ", "\n") for k in shown]
+        titles = [sample.views.configuration[k].replace(", ", "\n") for k in chosen]
         figures.grad_cam(
             images, maps, titles, config.parameters, path("grad_cam"),
             f"The views nearest to θ = 45, φ = 90 of {note}",
         )  # fmt: skip
     return [f"{name}{suffix}" for name in drawn for suffix in figures.SUFFIXES]
+
+
+def _errors(
+    config: Config, sample: Sample, labels: dict[str, Floats], condition: str
+) -> dict[str, dict[str, Floats]]:
+    """Return absolute errors, (N,), by predictor and parameter."""
+    kept = surviving(config.parameters, config.evaluation.sky if condition == SKY else None)
+    places = {name: config.parameters.index(name) for name in kept}
+    return {
+        predictor: {
+            name: np.abs(labels[predictor][:, k] - sample.true[:, k]) for name, k in places.items()
+        }
+        for predictor in PREDICTORS
+    }
 
 
 def _axes(sample: Sample) -> dict[str, tuple[str, Floats]]:

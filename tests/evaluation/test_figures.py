@@ -66,9 +66,10 @@ def test_any_number_of_images_and_of_parameters_can_be_drawn(count: int, tmp_pat
     names = ("spin", "viewing_angle", "mass_ratio")
     true = random.uniform(0, 90, (count, 3))
     predicted = true + 1
-    errors = {predictor: np.abs(predicted - true) for predictor in PREDICTORS}
+    each = dict(zip(names, np.abs(predicted - true).T, strict=True))
+    errors, sky = dict.fromkeys(PREDICTORS, each), {"network": {"spin": each["spin"]}}
     figures.predicted_against_true(names, true, predicted, tmp_path / "one", "note")
-    figures.error_against("θ", true[:, 1], names, errors, tmp_path / "two", "note")
+    figures.error_against("θ", true[:, 1], names, errors, sky, tmp_path / "two", "note")
     for name in ("one", "two"):
         assert len(np.unique(drawn(tmp_path / name))) > 10
 
