@@ -24,6 +24,7 @@ from galmerhpc.evaluation.summary import (
     lost_to_lookup,
     number,
     verdict,
+    what_is_new,
 )
 from galmerhpc.parameters import named
 
@@ -292,7 +293,7 @@ def paper_note(metrics: dict[str, Any]) -> str:
         "evaluated ones are. "
         "Paper: Mahor et al. 2021, arXiv:2112.12604, on a random split of GalMer "
         f"views one degree apart. Here: {images}, on the split '{run['split']}' "
-        f"({WHAT_IS_NEW[run['split']]}); {_distance(metrics)}."
+        f"({what_is_new(run)}); {_distance(metrics)}."
     )
 
 

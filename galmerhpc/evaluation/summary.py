@@ -44,14 +44,25 @@ def describe_sample(metrics: dict[str, Any]) -> str:
     count = f"{sample['images']:,} {name}images"
     if metrics["data"]:
         return f"{count} of {metrics['data']['name']} (other data than the training's)"
-    new = WHAT_IS_NEW[run["split"]]
     if run["evaluated"] == "all":
         return f"{count}, those of training too"
+    new = what_is_new(run)
     if run["evaluated"] == "validation" and not run["samples"]["test"]:
         return (
             f"{count} (split {run['split']}: {new}; there is no test split, so validation serves)"
         )
     return f"{count} (split {run['split']}: {new})"
+
+
+def what_is_new(run: dict[str, Any]) -> str:
+    """Say what sets the evaluated images apart from the training images.
+
+    Where realisations or inclinations are too few to hold some out for validation, tiles are.
+    """
+    validation, training = (set(run["simulations"][name]) for name in ("validation", "train"))
+    if run["evaluated"] == "validation" and run["split"] != "random" and validation & training:
+        return WHAT_IS_NEW["blocked"]
+    return WHAT_IS_NEW[run["split"]]
 
 
 def result_table(metrics: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from galmerhpc.evaluation.conformal import Labels, halved_coverage
 from galmerhpc.evaluation.gallery import CAPTIONS
 from galmerhpc.evaluation.report import page, warnings
 from galmerhpc.evaluation.scores import Scorer, breakdown, class_scores, sky_weights
-from galmerhpc.evaluation.summary import result_table, verdict
+from galmerhpc.evaluation.summary import describe_sample, result_table, verdict
 from galmerhpc.metrics import to_json
 from galmerhpc.parameters import NAMES, encode_classes
 from tests.browser import browser, require_browser
@@ -223,6 +223,20 @@ def test_warnings_come_where_they_are_due(metrics: dict[str, Any]) -> None:
     assert "On clean images the network is no better than always answering the mean" in said()
     metrics["uncertainty"] = None
     assert "too few encounters to calibrate" in said()
+
+
+def test_a_sample_is_described_as_what_it_is(metrics: dict[str, Any]) -> None:
+    assert describe_sample(metrics) == (
+        "160 test images (split simulation: realisations of their own, which training never saw)"
+    )
+    metrics["run"]["evaluated"] = "validation"  # tiles of the realisation that was trained on
+    assert "tiles of views that training never saw" in describe_sample(metrics)
+    metrics["run"]["simulations"]["validation"] = [2]
+    assert "realisations of their own" in describe_sample(metrics)
+    metrics["run"]["evaluated"] = "all"
+    assert describe_sample(metrics) == "160 images, those of training too"
+    metrics["data"] = {"name": "elsewhere"}
+    assert describe_sample(metrics).startswith("160 images of elsewhere")
 
 
 def test_the_verdict_says_who_wins_on_which_images(metrics: dict[str, Any]) -> None:
