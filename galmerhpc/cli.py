@@ -42,6 +42,17 @@ skipped, one that was interrupted goes on. Alone, or on many ranks:
   srun --mpi=pmix galmerhpc run configs/multi_node.yaml training.epochs=10
 """
 
+EVALUATE_HELP = """
+Score the trained network on images that training never saw, beside a look-up among the training
+images and the mean predictor: on clean images, and on sky-like ones (evaluation.sky says what is
+done to them). Writes metrics.json, predictions.csv, intervals.json and figures into the run's
+folder evaluation; with --split or --data into one named after them.
+
+  galmerhpc evaluate runs/demo
+  galmerhpc evaluate runs/demo evaluation.sky.noise=20 evaluation.sky.psf_fwhm_px=4
+  galmerhpc evaluate runs/demo --data runs/unseen_inclinations --split all
+"""
+
 SHOW_HELP = """
 Print a catalogue: runs and snapshots, views, labels with their values, number of requests. Of a
 configuration also the sizes of its splits.
@@ -208,10 +219,16 @@ def make_parser() -> argparse.ArgumentParser:
         "--elastic", action="store_true",
         help="go on with the workers that are left when some are lost (elastic horovodrun)",
     )  # fmt: skip
-    add_stage(
-        "evaluate", evaluate, "evaluate the trained network on the test split", what="CONFIG|RUN"
+    command = add_stage(
+        "evaluate", evaluate, "say what the trained network is worth", EVALUATE_HELP, "CONFIG|RUN"
     )
-    add_stage("report", report, "write the evaluation as one HTML file", what="CONFIG|RUN")
+    add_evaluation_options(command)
+    command = add_stage("report", report, "write the evaluation as one HTML file", "", "CONFIG|RUN")
+    add_evaluation_options(command)
+    command.add_argument(
+        "--beside", metavar="RUN", action="append", default=[],
+        help="show another evaluated run's network beside this one's; may be repeated",
+    )  # fmt: skip
 
     command = commands.add_parser(
         "study", help="vary one quantity: a run for each value, a table and a figure (Horovod)",
@@ -290,6 +307,18 @@ def make_parser() -> argparse.ArgumentParser:
 
     add_cluster_commands(add, add_stage)
     return parser
+
+
+def add_evaluation_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that say which images a network is evaluated on."""
+    command.add_argument(
+        "--split", choices=("test", "val", "all"),
+        help="images to evaluate (default: test, or val where there is no test split)",
+    )  # fmt: skip
+    command.add_argument(
+        "--data", metavar="CONFIG|RUN",
+        help="another run, whose preprocessed images take the place of the network's own",
+    )  # fmt: skip
 
 
 def add_scrape_options(command: argparse.ArgumentParser) -> None:
@@ -393,7 +422,7 @@ def run(given: argparse.Namespace) -> None:
         stage(given)
     parallel.barrier()  # rank 0 evaluates alone, and srun ends it where the others have left
     if parallel.rank() == 0:
-        from galmerhpc.evaluation.evaluate import result_table
+        from galmerhpc.evaluation.summary import result_table
 
         folder = config.run_dir / "evaluation"
         print(result_table(files.read_json(folder / "metrics.json")))
@@ -540,7 +569,13 @@ def evaluate(given: argparse.Namespace) -> None:
     if parallel.rank() == 0:
         from galmerhpc.evaluation.evaluate import evaluate
 
-        evaluate(read_config(given))
+        evaluate(read_config(given), *chosen_images(given))
+
+
+def chosen_images(given: argparse.Namespace) -> tuple[str | None, Config | None]:
+    """Return the split and the other run that a command of evaluation was given."""
+    split, data = getattr(given, "split", None), getattr(given, "data", None)
+    return "validation" if split == "val" else split, load(data) if data else None
 
 
 def report(given: argparse.Namespace) -> None:
@@ -548,7 +583,8 @@ def report(given: argparse.Namespace) -> None:
     if parallel.rank() == 0:
         from galmerhpc.evaluation.report import report
 
-        report(read_config(given))
+        beside = [load(run) for run in getattr(given, "beside", ())]
+        report(read_config(given), *chosen_images(given), beside)
 
 
 def catalogue_show(given: argparse.Namespace) -> None:

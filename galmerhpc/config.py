@@ -755,12 +755,33 @@ class Lookup(Section):
     neighbours: Count = 4
 
 
-class Evaluation(Section):
-    """Evaluation of the finished model on the test split."""
+class SkyLike(OnlineAugment):
+    """Ranges of what makes a test image sky-like; the keys are those of training.augment."""
 
+    rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 180.0
+    """Any roll by default: on the sky nothing tells how a camera was held against the orbit."""
+    psf_fwhm_px: Annotated[float, Field(ge=0.0, le=8.0)] = 2.0
+    noise: Annotated[float, Field(ge=0.0)] = 8.0
+
+
+class Evaluation(Section):
+    """Evaluation of the finished model on images that training never saw."""
+
+    sky: SkyLike | None = SkyLike()
+    """Evaluate all once more on sky-like images, each with changes of its own; null: do not."""
     lookup: Lookup = Lookup()
+    bin_deg: Positive = 15.0
+    """Width of the bins of viewing angle and azimuth for which errors are listed."""
+    bootstrap: Count = 1000
+    """Resamples of whole encounters (realisation x configuration) behind the 95 % intervals."""
+    levels: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.68, 0.9)
+    """Shares of the true values that the intervals around predictions are to hold."""
+    halvings: Count = 100
+    """Random halvings of the encounters that measure what these intervals do hold."""
     montage_rows: Count = 4
     montage_columns: Count = 6
+    seed: Seed = 0
+    """Of the sky-like changes, the resamples and the halvings."""
 
 
 class Studies(Section):

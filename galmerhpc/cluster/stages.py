@@ -45,8 +45,10 @@ def is_complete(config: Config, stage: JobStage) -> bool:
     InputError
         Its folder was made from another configuration, or is damaged.
     """
-    folder = config.run_dir / FOLDERS[stage]
-    done = files.StageRecord(folder, config.inputs(stage)).complete
+    folder, inputs = config.run_dir / FOLDERS[stage], config.inputs(stage)
+    # An evaluation with other keys of its own is made anew.
+    may_differ = [key for key in inputs if key.startswith("evaluation.")]
+    done = files.StageRecord(folder, inputs, may_differ).complete
     return done and (stage != "evaluate" or (folder / _REPORT).exists())
 
 

@@ -242,7 +242,7 @@ def _hold_out(views: ViewTable, split: Split, fractions: dict[int, float]) -> Co
     weight = np.bincount(direction)  # (D,) views of each
     theta, phi = views.theta[first], views.phi[first]
     _, tile = _distinct(*_tiles(theta, phi, split.tile_deg))  # (D,)
-    sight = _lines_of_sight(theta, phi)  # (D, 3)
+    sight = lines_of_sight(theta, phi)  # (D, 3)
     codes = np.full(len(first), TRAIN, np.uint8)
     generator = _generator(split)
     for code, fraction in fractions.items():
@@ -290,7 +290,7 @@ def _near(sight: NDArray[np.float64], centres: NDArray[np.float64], distance_deg
     return np.isfinite(found)
 
 
-def _lines_of_sight(
+def lines_of_sight(
     theta_deg: NDArray[np.float64], phi_deg: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return unit vectors, shape (D, 3); near the pole directions of all phi are one."""

@@ -1,6 +1,7 @@
-"""Evaluation of the finished network beside two baselines, on images that training never saw.
+"""Evaluation of a finished network beside two baselines, on images that training never saw.
 
-Runs on rank 0 and writes ``evaluation/``: metrics.json, predictions.csv and the figures.
+Runs on rank 0 and writes a folder of the run: metrics.json (docs/metrics.md), predictions.csv,
+intervals.json (`evaluation.conformal`) and the figures.
 """
 
 import csv
@@ -9,83 +10,114 @@ import importlib.metadata
 import io
 import logging
 import platform
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import parse_qs
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from galmerhpc import __version__, files, parallel
-from galmerhpc.config import Config, digest
-from galmerhpc.dataset.preprocess import stage_inputs
+from galmerhpc.config import Config, OnlineAugment, digest
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.dataset.split import SPLITS
 from galmerhpc.errors import GalmerhpcError, InputError
-from galmerhpc.evaluation import figures
+from galmerhpc.evaluation import conformal, gallery
 from galmerhpc.evaluation.baselines import LookUp, mean_prediction, thumbnails
-from galmerhpc.evaluation.scores import class_scores, score, sky_weights
+from galmerhpc.evaluation.conditions import (
+    CLEAN,
+    SKY,
+    Change,
+    describe,
+    draws,
+    sky_like,
+    surviving,
+    unchanged,
+)
+from galmerhpc.evaluation.sample import (
+    Sample,
+    Views,
+    nearest_training_view,
+    open_dataset,
+    read_sample,
+    read_views,
+)
+from galmerhpc.evaluation.scores import Scorer, breakdown, class_scores, sky_weights
+from galmerhpc.evaluation.summary import PREDICTORS, conditions, describe_sample
 from galmerhpc.metrics import to_json
-from galmerhpc.models.targets import labels_of, prediction_width
-from galmerhpc.parameters import INCLINATION, SPIN, encode_classes, named
+from galmerhpc.models.targets import labels_of, prediction_width, retrograde_score
+from galmerhpc.parameters import class_groups, encode_classes, named
 
 if TYPE_CHECKING:
     import keras
 
 log = logging.getLogger(__name__)
 
-FIGURES = ("learning_curve", "predicted_against_true", "error_against_theta", "montage")
+FORMAT = 2
+"""Of metrics.json."""
+
 REPORT = "report.html"
 
 PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy", "scipy", "h5py", "mpi4py")
 """Packages whose versions are written down, where they are installed."""
 
-WHAT_IS_NEW = {
-    "simulation": "realisations of their own, which training never saw",
-    "blocked": "tiles of views that training never saw",
-    "inclination": "an inclination that training never saw",
-    "random": "views drawn at random, whose near neighbours were trained on",
-}
-"""What sets the evaluated images apart from the training images, by kind of split."""
+CURVE = tuple(round(0.1 * k, 1) for k in range(1, 10))
+"""Levels of the coverage figure, beside the configured ones."""
 
-SHORT_TRAINING = 400_000
-"""Images seen; up to here the error of networks on our images fell as a power of that number."""
-
-COLLISIONLESS = "our collisionless N-body, not GalMer; its gas is a collisionless disc"
-"""What the mirror's images show; said wherever they appear."""
+Floats = NDArray[np.float64]
 
 
-class Views(NamedTuple):
-    """The evaluated images' views, in the order of predictions.csv's columns; each (N,)."""
+class Predictions(NamedTuple):
+    """What is predicted for N images under one condition."""
 
-    id: NDArray[np.object_]
-    """`catalogue.View.id`, str."""
-    copy: NDArray[np.int64]
-    """0 for the picture itself, 1, 2 ... for augmented copies, which split random evaluates too."""
-    simulation: NDArray[np.int64]
-    """Realisation."""
-    snapshot_id: NDArray[np.int64]
-    time_myr: NDArray[np.float64]
-    """Time since pericentre."""
-    theta_deg: NDArray[np.float64]
-    """Viewing angle, also where the network does not estimate it."""
-    phi_deg: NDArray[np.float64]
+    outputs: Floats
+    """What the network gives, (N, P) or (N, classes)."""
+    labels: dict[str, Floats]
+    """Labels (N, P) by name of `summary.PREDICTORS`."""
 
 
-def evaluate(config: Config) -> None:
-    """Evaluate ``model.keras`` on the run's test split; called by rank 0.
+def folder_of(config: Config, split: str | None = None, other: Config | None = None) -> Path:
+    """Return where an evaluation lies.
 
-    Writes ``evaluation/`` into the run folder, or returns at once where this very model has been
-    evaluated. Where there is no test split, as in the paper's regression, the validation split
-    serves, and every output says so.
+    Parameters
+    ----------
+    config : Config
+        The run whose network is evaluated.
+    split : str, optional
+        ``test``, ``validation`` or ``all``, where it was asked for.
+    other : Config, optional
+        The run whose images are used in place of the network's own.
+    """
+    names = ["evaluation", *([f"on-{other.run_dir.name}"] if other else [])]
+    return config.run_dir / "-".join([*names, *([split] if split else [])])
+
+
+def record_of(
+    config: Config, split: str | None = None, other: Config | None = None
+) -> files.StageRecord:
+    """Return the record of an evaluation; one made with other keys of `evaluation` is made anew."""
+    inputs = config.inputs("evaluate")
+    if other:
+        inputs |= {"data": digest(other.inputs("preprocess"))}
+    keys = [key for key in inputs if key.startswith("evaluation.")]
+    return files.StageRecord(folder_of(config, split, other), inputs, may_differ=keys)
+
+
+def evaluate(config: Config, split: str | None = None, other: Config | None = None) -> None:
+    """Evaluate ``model.keras``; called by rank 0.
+
+    Writes `folder_of` the run, or returns at once where this very model has been evaluated so.
 
     Parameters
     ----------
     config : Config
         The run.
+    split : str, optional
+        ``test``, ``validation`` or ``all``; by default test, or validation where there is no test
+        split, as in the paper's regression, and every output says so.
+    other : Config, optional
+        Another run, whose preprocessed images are evaluated in place of the run's own.
 
     Raises
     ------
@@ -95,8 +127,8 @@ def evaluate(config: Config) -> None:
     GalmerhpcError
         The network predicts something that is no number.
     """
-    folder, model_path = config.run_dir / "evaluation", config.run_dir / "model.keras"
-    record = files.StageRecord(folder, config.inputs("evaluate"))
+    model_path = config.run_dir / "model.keras"
+    folder, record = folder_of(config, split, other), record_of(config, split, other)
     if not model_path.is_file():
         raise InputError(f"{model_path}: no such file; run galmerhpc train first")
     model_sha256 = files.sha256(model_path)
@@ -106,33 +138,43 @@ def evaluate(config: Config) -> None:
             log.info("evaluate: complete, nothing to do")
             return
     # These refuse shards and weights of another configuration.
-    files.StageRecord(config.run_dir / "shards", stage_inputs(config))
+    dataset = open_dataset(config)
     files.StageRecord(config.run_dir / "checkpoints", config.inputs("train"))
-    dataset = Dataset.open(config.run_dir / "shards")
-    history = read_history(config.run_dir / "metrics.csv", dataset.parameters)
+    history = read_history(config.run_dir / "metrics.csv", config.parameters)
     network = load_network(model_path, dataset, prediction_width(config))
-    split, rows = evaluated_rows(dataset)
-    views = read_views(dataset, rows)
-    true = dataset.labels[rows].astype(np.float64)
-    outputs, predictions = predict(config, dataset, network, rows)
-    inclinations = label(dataset, INCLINATION.name)
-    weights = sky_weights(views.theta_deg, inclinations[rows])
-    scores = {
-        name: score(dataset.parameters, true, predicted, weights, np.unique(inclinations))
-        for name, predicted in predictions.items()
-    }
-    if config.model.task == "classification":
-        width = config.model.class_width_deg
-        for name, chosen in class_choices(outputs, predictions, config.parameters, width).items():
-            scores[name]["classes"] = class_scores(config.parameters, true, chosen, width)
+    training = dataset.rows("train")
+    if not len(training):
+        raise InputError("the data set has no training image: give the split another fraction")
+    trained = read_views(config, dataset, training)
+    sample = read_sample(
+        other or config, open_dataset(other) if other else dataset, config.parameters, split
+    )
+    refuse_misfit(config, dataset, sample)
+
+    changes = {k: _change(config, r, dataset.image_shape) for k, r in _conditions(config).items()}
+    predictions, found, calibrations = {}, {}, {}
+    for condition, ranges in _conditions(config).items():
+        predictions[condition] = predict(
+            config, dataset, trained, sample, network, changes[condition]
+        )
+        found[condition], calibrations[condition] = assess(
+            config, sample, trained, predictions[condition], ranges
+        )
+    carry(config, sample, predictions, found, calibrations if not other else None, model_sha256)
     metrics = to_json(
         {
-            "run": describe_run(config, dataset, split),
-            "training": describe_training(history),
-            "scores": scores,
+            "format": FORMAT,
+            "run": describe_run(config, dataset, sample.split),
+            "data": describe_data(other, sample) if other else None,
+            "sample": describe_views(sample, trained),
+            "training": describe_training(config, history),
+            **found[CLEAN],
+            "sky": {"changes": describe(config.evaluation.sky), **found[SKY]}
+            if config.evaluation.sky
+            else None,
             "repeat": {
                 "configuration": digest(config.inputs("evaluate")),
-                "dataset": dataset.fingerprint,
+                "dataset": sample.dataset.fingerprint,
                 "model": model_sha256,
                 "versions": versions(),
                 "machine": machine(),
@@ -144,26 +186,29 @@ def evaluate(config: Config) -> None:
     files.remove_temporaries(folder)
     (folder / REPORT).unlink(missing_ok=True)  # it would show another model's figures
     files.write_text(
-        folder / "predictions.csv",
-        predictions_csv(dataset.parameters, split, views, true, predictions["network"]),
+        folder / "predictions.csv", predictions_csv(config.parameters, sample, trained, predictions)
     )
-    draw(config, dataset, rows, true, predictions, views, history, metrics)
-    files.write_json(folder / "metrics.json", metrics)
-    record.finish({name: files.sha256(folder / name) for name in made_files()})
-    scores = metrics["scores"]
-    log.info(
-        "evaluate: average MAE on %s: network %.3g, look-up %.3g, mean predictor %.3g",
-        describe_sample(metrics), *(scores[k]["average"]["mae"] for k in figures.PREDICTORS),
+    files.write_json(
+        folder / conformal.FILE,
+        {
+            "format": conformal.FORMAT,
+            "model": model_sha256,
+            "calibrations": {k: c.to_json() if c else None for k, c in calibrations.items()},
+        },
+    )
+    drawn = gallery.draw(
+        folder, config, sample, network, {k: p.labels for k, p in predictions.items()}, history,
+        metrics, changes,
     )  # fmt: skip
-
-
-def made_files() -> list[str]:
-    """Return the names of all files of an evaluation, without the report."""
-    return [
-        "metrics.json",
-        "predictions.csv",
-        *(f"{name}{suffix}" for name in FIGURES for suffix in figures.SUFFIXES),
-    ]
+    files.write_json(folder / "metrics.json", metrics)
+    made = ["metrics.json", "predictions.csv", conformal.FILE, *drawn]
+    record.finish({name: files.sha256(folder / name) for name in made})
+    for condition, part in conditions(metrics).items():
+        log.info(
+            "evaluate: average MAE on %s, %s: network %.3g, look-up %.3g, mean predictor %.3g",
+            describe_sample(metrics), condition,
+            *(part["scores"][k]["average"]["mae"] for k in PREDICTORS),
+        )  # fmt: skip
 
 
 def intact(record: files.StageRecord, folder: Path) -> bool:
@@ -173,10 +218,20 @@ def intact(record: files.StageRecord, folder: Path) -> bool:
     )
 
 
+def _conditions(config: Config) -> dict[str, OnlineAugment | None]:
+    """Return what is changed by the name of a condition of the images."""
+    sky = config.evaluation.sky
+    return {CLEAN: None, SKY: sky} if sky else {CLEAN: None}
+
+
+def _change(config: Config, ranges: OnlineAugment | None, shape: tuple[int, int, int]) -> Change:
+    return sky_like(ranges, config.evaluation.seed, shape) if ranges else unchanged
+
+
 # --- what is read ---------------------------------------------------------------------------------
 
 
-def read_history(path: Path, parameters: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+def read_history(path: Path, parameters: Sequence[str]) -> dict[str, Floats]:
     """Read metrics.csv, a row an epoch, as columns; an empty cell is not a number.
 
     Raises
@@ -239,101 +294,104 @@ def load_network(path: Path, dataset: Dataset, outputs: int) -> "keras.Model":
     return model
 
 
-def evaluated_rows(dataset: Dataset) -> tuple[str, NDArray[np.int64]]:
-    """Return the name and rows of the test split, or of the validation split where that is empty.
+def refuse_misfit(config: Config, dataset: Dataset, sample: Sample) -> None:
+    """Refuse images that the network cannot take, or labels that it has no class for.
 
     Raises
     ------
     InputError
-        Both are empty, or nothing was trained on.
+        It cannot.
     """
-    if not len(dataset.rows("train")):
-        raise InputError("the data set has no training image: give the split another fraction")
-    for split in ("test", "validation"):
-        if len(rows := dataset.rows(split)):
-            return split, rows
-    raise InputError("the data set has neither test nor validation images: set split.test_fraction")
-
-
-def read_views(dataset: Dataset, rows: NDArray[np.int64]) -> Views:
-    """Read what is known of the views of rows; the line of sight stands in a view's id."""
-    ids = dataset.view[rows]
-    sights = [parse_qs(view) for view in ids]
-    return Views(
-        ids,
-        *(dataset.column(name)[rows] for name in Views._fields[1:-2]),
-        *(np.array([float(sight[angle][0]) for sight in sights]) for angle in ("theta", "phi")),
-    )
-
-
-def label(dataset: Dataset, name: str) -> NDArray[np.float64]:
-    """Return one label of all samples; not a number where the data set does not have it."""
-    if name not in dataset.parameters:
-        return np.full(len(dataset), np.nan)
-    return dataset.labels[:, dataset.parameters.index(name)].astype(np.float64)
+    folder, shape = sample.dataset.folder, sample.dataset.image_shape
+    if shape != dataset.image_shape:
+        raise InputError(
+            f"{folder}: holds images {shape}, but the network takes {dataset.image_shape}; "
+            "preprocess them with the same preprocess.image_size and preprocess.channels"
+        )
+    if config.model.task == "classification":
+        try:
+            encode_classes(sample.true, config.model.class_width_deg, config.parameters)
+        except ValueError as error:
+            raise InputError(f"{folder}: {error}, for which the network has no class") from None
 
 
 # --- predictions ----------------------------------------------------------------------------------
 
 
 def predict(
-    config: Config, dataset: Dataset, network: "keras.Model", rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
-    """Predict the labels of rows with the network and with the baselines.
+    config: Config,
+    dataset: Dataset,
+    trained: Views,
+    sample: Sample,
+    network: "keras.Model",
+    change: Change,
+) -> Predictions:
+    """Predict a sample's labels with the network and with the baselines.
 
-    Returns
-    -------
-    outputs : ndarray, shape (len(rows), P) or (len(rows), classes), float64
-        What the network gives.
-    predictions : dict of ndarray, shape (len(rows), P), float64
-        Labels by name of `figures.PREDICTORS`.
+    The look-up's training images are changed as those that it is asked for, each by a draw of its
+    own: it gets as much of the conditions as a network that trained under them.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    dataset : Dataset
+        Its shards, whose training images the baselines know.
+    trained : Views
+        The training images' views.
+    sample : Sample
+        What to predict.
+    network : keras.Model
+        The network.
+    change : Change
+        What is done to every image first.
 
     Raises
     ------
     GalmerhpcError
         The network predicts something that is no number.
     """
-    settings = config.evaluation.lookup
+    settings, training = config.evaluation.lookup, dataset.rows("train")
 
     def over(
-        what: str, rows: NDArray[np.int64], function: Callable[[NDArray[np.uint8]], Any]
-    ) -> Any:
-        """Apply a function to the images of rows, a batch at a time."""
-        size, results = config.training.evaluation_batch, []
+        what: str, images_of: Dataset, rows: NDArray[np.int64], views: Views,
+        function: Callable[[NDArray[np.uint8]], Any],
+    ) -> Any:  # fmt: skip
+        """Apply a function to the changed images of rows, a batch at a time."""
+        size, numbers, results = config.training.evaluation_batch, draws(views), []
         with tqdm(total=len(rows), desc=what, unit=" images", disable=None) as progress:
-            for _, images in dataset.in_order(rows):
-                results += [function(images[k : k + size]) for k in range(0, len(images), size)]
+            for place, images in images_of.in_order(rows):
+                own = numbers[place]
+                batches = (slice(k, k + size) for k in range(0, len(images), size))
+                results += [function(change(images[batch], own[batch])) for batch in batches]
                 progress.update(len(images))
         return np.concatenate(results)
 
     def thumbs(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return thumbnails(images, settings.thumbnail_px)
 
-    training = dataset.rows("train")
-    outputs = over("network", rows, network.predict_on_batch).astype(np.float64)
+    asked = (sample.dataset, sample.rows, sample.views)
+    outputs = over("network", *asked, network.predict_on_batch).astype(np.float64)
     if bad := int((~np.isfinite(outputs)).any(axis=1).sum()):
         raise GalmerhpcError(
-            f"model.keras predicts no number for {bad} of {len(rows)} images; "
+            f"model.keras predicts no number for {bad} of {len(outputs)} images; "
             "train again with a lower training.learning_rate"
         )
-    lookup = LookUp(
-        over("look-up, training images", training, thumbs),
-        dataset.labels[training],
-        dataset.parameters,
-        settings,
+    labels = dataset.labels[training]
+    known = over("look-up, training images", dataset, training, trained, thumbs)
+    lookup = LookUp(known, labels, config.parameters, settings)
+    return Predictions(
+        outputs,
+        {
+            "network": labels_of(config, outputs).astype(np.float64),
+            "lookup": lookup.predict(over("look-up", *asked, thumbs)),
+            "mean": mean_prediction(labels, len(outputs)),
+        },
     )
-    return outputs, {
-        "network": labels_of(config, outputs).astype(np.float64),
-        "lookup": lookup.predict(over("look-up", rows, thumbs)),
-        "mean": mean_prediction(dataset.labels[training], len(rows)),
-    }
 
 
 def class_choices(
-    outputs: NDArray[np.float64],
-    predictions: dict[str, NDArray[np.float64]],
-    names: Sequence[str],
-    width_deg: float,
+    outputs: Floats, predictions: dict[str, Floats], names: Sequence[str], width_deg: float
 ) -> dict[str, NDArray[np.floating]]:
     """Return each predictor's probabilities of the classes, (N, classes).
 
@@ -346,6 +404,113 @@ def class_choices(
         if name != "network"
     }
     return {"network": outputs, **choices}
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def assess(
+    config: Config,
+    sample: Sample,
+    trained: Views,
+    predictions: Predictions,
+    ranges: OnlineAugment | None,
+) -> tuple[dict[str, Any], conformal.Calibration | None]:
+    """Score predictions under one condition of the images.
+
+    Returns
+    -------
+    found : dict
+        ``scores``, ``against_lookup``, ``by`` and ``uncertainty`` of metrics.json.
+    calibration : Calibration or None
+        Of the intervals, on all images; None where there are too few groups.
+    """
+    settings, views, groups = config.evaluation, sample.views, sample.views.groups()
+    names = surviving(config.parameters, ranges)
+    kept = [config.parameters.index(name) for name in names]
+    true = sample.true[:, kept]
+    predicted = {name: labels[:, kept] for name, labels in predictions.labels.items()}
+    simulated = np.unique([*trained.inclination_deg, *views.inclination_deg])
+    scorer = Scorer(
+        names, true, sky_weights(views.theta_deg, views.inclination_deg),
+        simulated[~np.isnan(simulated)], groups, settings.bootstrap, settings.seed,
+    )  # fmt: skip
+    scores = {name: scorer.score(labels) for name, labels in predicted.items()}
+    if config.model.task == "classification":
+        width = config.model.class_width_deg
+        columns = class_groups(config.parameters, width)
+        outputs = np.concatenate([predictions.outputs[:, columns[k]] for k in kept], axis=1)
+        for name, chosen in class_choices(outputs, predicted, names, width).items():
+            scores[name]["classes"] = class_scores(names, true, chosen, width)
+    axes = {
+        "theta_deg": (views.theta_deg, settings.bin_deg),
+        "phi_deg": (views.phi_deg, settings.bin_deg),
+        "inclination_deg": (views.inclination_deg, None),
+        "time_myr": (views.time_myr, None),
+        "simulation": (views.simulation.astype(np.float64), None),
+    }
+    shown = {name: predicted[name] for name in ("network", "lookup")}
+    found = {
+        "scores": scores,
+        "against_lookup": scorer.compare(predicted["network"], predicted["lookup"]),
+        "by": breakdown(names, true, shown, axes),
+        "uncertainty": None,
+    }
+    count = len(np.unique(groups))
+    if count < conformal.FEWEST_GROUPS:
+        return found, None
+    score = retrograde_score(config, predictions.outputs)
+    labels = conformal.Labels(names, true, predicted["network"], score, groups)
+    levels = (*settings.levels, *(k for k in CURVE if k not in settings.levels))
+    found["uncertainty"] = {
+        "groups": count,
+        "configured_levels": len(settings.levels),
+        "halvings": conformal.halved_coverage(labels, levels, settings.halvings, settings.seed),
+        "carried": None,
+    }
+    return found, conformal.calibrate(labels, settings.levels)
+
+
+def carry(
+    config: Config,
+    sample: Sample,
+    predictions: dict[str, Predictions],
+    found: dict[str, dict[str, Any]],
+    own: dict[str, conformal.Calibration | None] | None,
+    model_sha256: str,
+) -> None:
+    """Add what intervals hold that were calibrated elsewhere: ``uncertainty.carried``.
+
+    Parameters
+    ----------
+    config, sample, predictions, found
+        As in `evaluate`; `found` is added to.
+    own : dict of Calibration, optional
+        Those of the run's own images, by condition; None where other data are evaluated: then all
+        conditions are held to the calibrations that the run's evaluation has written.
+    model_sha256 : str
+        Of the network.
+    """
+    path = folder_of(config) / conformal.FILE
+    for condition, part in found.items():
+        if own is not None:
+            calibration, origin = own[CLEAN] if condition != CLEAN else None, "clean images"
+        elif path.is_file():
+            calibration = conformal.read_calibration(path, model_sha256, condition)
+            origin = f"{condition} images of {config.run_dir.name}"
+        else:
+            calibration = None
+        if calibration and part["uncertainty"]:
+            labels = predictions[condition].labels["network"]
+            held = conformal.coverage(
+                calibration, config.parameters, sample.true, labels, sample.views.groups()
+            )
+            names = part["scores"]["network"]["parameters"]
+            part["uncertainty"]["carried"] = {
+                "from": origin,
+                "levels": calibration.levels,
+                "coverage": {name: share for name, share in held.items() if name in names},
+            }
 
 
 # --- facts ----------------------------------------------------------------------------------------
@@ -362,7 +527,8 @@ def describe_run(config: Config, dataset: Dataset, split: str) -> dict[str, Any]
     return {
         "name": config.run_dir.name,
         "architecture": config.model.architecture,
-        "parameters": list(dataset.parameters),
+        "task": config.model.task,
+        "parameters": list(config.parameters),
         "image_shape": [int(n) for n in dataset.image_shape],
         "source": config.scrape.source,
         "split": config.split.kind,
@@ -372,7 +538,45 @@ def describe_run(config: Config, dataset: Dataset, split: str) -> dict[str, Any]
     }
 
 
-def describe_training(history: dict[str, NDArray[np.float64]]) -> dict[str, float]:
+def describe_data(other: Config, sample: Sample) -> dict[str, Any]:
+    """Return what else than the run's own data is evaluated."""
+    return {
+        "name": other.run_dir.name,
+        "folder": str(other.run_dir),
+        "source": other.scrape.source,
+        "split": other.split.kind,
+        "samples": len(sample.dataset),
+    }
+
+
+def describe_views(sample: Sample, trained: Views) -> dict[str, Any]:
+    """Return how many images are evaluated, of what, and how near to the training's they are."""
+    views = sample.views
+    distance = nearest_training_view(views, trained)
+    known = distance[~np.isnan(distance)]
+    encounters = set(zip(trained.simulation, trained.configuration, strict=True))
+    seen = [e in encounters for e in zip(views.simulation, views.configuration, strict=True)]
+    return {
+        "images": len(sample.rows),
+        "groups": len(np.unique(views.groups())),
+        "simulations": np.unique(views.simulation).tolist(),
+        "inclinations_deg": np.unique(views.inclination_deg),
+        "times_myr": np.unique(views.time_myr),
+        "trained_encounters": float(np.mean(seen)),
+        "never_trained_configurations": sorted(
+            set(views.configuration) - set(trained.configuration)
+        ),
+        "nearest_training_view_deg": {
+            "min": known.min(),
+            "median": np.median(known),
+            "max": known.max(),
+        }
+        if len(known)
+        else None,
+    }
+
+
+def describe_training(config: Config, history: dict[str, Floats]) -> dict[str, Any]:
     """Return how long was trained, from the last row of metrics.csv."""
     last = {name: values[-1] for name, values in history.items()}
     return {
@@ -382,6 +586,8 @@ def describe_training(history: dict[str, NDArray[np.float64]]) -> dict[str, floa
         "images_per_s": last["images_per_s"],
         "training_mae": last["training_mae"],
         "training_mse": last["training_mse"],
+        "augmented": config.training.augment != OnlineAugment(),
+        "changes": describe(config.training.augment),
     }
 
 
@@ -406,163 +612,34 @@ def machine() -> dict[str, Any]:
     }
 
 
-# --- what is written ------------------------------------------------------------------------------
-
-
 def predictions_csv(
     parameters: Sequence[str],
-    split: str,
-    views: Views,
-    true: NDArray[np.float64],
-    predicted: NDArray[np.float64],
+    sample: Sample,
+    trained: Views,
+    predictions: dict[str, Predictions],
 ) -> str:
     """Return predictions.csv: a row an image, angles in degrees, float32's full precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    pairs = [f"{kind}_{name}" for name in parameters for kind in ("true", "predicted")]
-    writer.writerow(["view", "split", *Views._fields[1:], *pairs])
-    values = np.stack([true, predicted], axis=-1).reshape(len(true), -1)  # (N, 2 P)
-    for (name, *view), row in zip(zip(*views, strict=True), values, strict=True):
-        cells = (f"{x:.9g}" if isinstance(x, float) else x for x in (*view, *row))
-        writer.writerow([name, split, *cells])
+    views, distance = sample.views, nearest_training_view(sample.views, trained)
+    columns: dict[str, Any] = {
+        "view": views.id,
+        "split": [sample.split] * len(sample.rows),
+        **{name: getattr(views, name) for name in Views._fields[1:-3]},
+        "nearest_training_view_deg": distance,
+    }
+    for k, name in enumerate(parameters):
+        columns[f"true_{name}"] = sample.true[:, k]
+        for condition, predicted in predictions.items():
+            prefix = "" if condition == CLEAN else f"{condition}_"
+            columns[f"{prefix}predicted_{name}"] = predicted.labels["network"][:, k]
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([_cell(value) for value in row])
     return text.getvalue()
 
 
-def draw(
-    config: Config,
-    dataset: Dataset,
-    rows: NDArray[np.int64],
-    true: NDArray[np.float64],
-    predictions: dict[str, NDArray[np.float64]],
-    views: Views,
-    history: dict[str, NDArray[np.float64]],
-    metrics: dict[str, Any],
-) -> None:
-    """Draw the figures."""
-    folder, names, network = (
-        config.run_dir / "evaluation",
-        dataset.parameters,
-        predictions["network"],
-    )
-    sample = describe_sample(metrics)
-    source = f"\nImages: {COLLISIONLESS}." if config.scrape.source == "mirror" else ""
-    figures.learning_curve(history, names, folder / "learning_curve", f"Evaluated on {sample}.")
-    figures.predicted_against_true(
-        names, true, network, folder / "predicted_against_true", f"{sample}.{source}"
-    )
-    errors = {name: np.abs(predicted - true) for name, predicted in predictions.items()}
-    figures.error_against_theta(
-        names, views.theta_deg, errors, folder / "error_against_theta", f"{sample}.{source}"
-    )
-    settings = config.evaluation
-    # Evenly through the views sorted by encounter and viewing angle, so that all kinds appear.
-    order = np.lexsort((views.phi_deg, views.theta_deg, views.snapshot_id))
-    count = min(settings.montage_rows * settings.montage_columns, len(rows))
-    shown = order[np.linspace(0, len(rows) - 1, count).round().astype(int)]
-    figures.montage(
-        dataset.images(rows[shown]),
-        [figures.montage_text(names, values) for values in true[shown]],
-        [figures.montage_text(names, values) for values in network[shown]],
-        settings.montage_columns,
-        folder / "montage",
-        f"{figures.montage_key(names)}\n{count} of {sample}.{source}",
-    )
-
-
-def describe_sample(metrics: dict[str, Any]) -> str:
-    """Say in one phrase which images were evaluated."""
-    run = metrics["run"]
-    evaluated = run["evaluated"]
-    new = WHAT_IS_NEW[run["split"]]
-    count = f"{run['samples'][evaluated]:,} {evaluated} images"
-    if evaluated == "validation":
-        return (
-            f"{count} (split {run['split']}: {new}; there is no test split, so validation serves)"
-        )
-    return f"{count} (split {run['split']}: {new})"
-
-
-def result_table(metrics: dict[str, Any]) -> str:
-    """Return the results as text: the network, the look-up and the mean predictor, and a verdict.
-
-    Parameters
-    ----------
-    metrics : dict
-        Content of metrics.json.
-    """
-    names, scores = metrics["run"]["parameters"], metrics["scores"]
-    lines = [describe_sample(metrics)]
-    for metric, title in (("mae", "MAE"), ("r2", "R2")):
-        with_accuracy = metric == "mae" and SPIN.name in names
-        lines += ["", _row(title, [*names, "average", *(["spin right"] if with_accuracy else [])])]
-        for predictor, (label, _) in figures.PREDICTORS.items():
-            by_name = scores[predictor]["parameters"]
-            values = [
-                *(by_name[name][metric] for name in names),
-                scores[predictor]["average"][metric],
-            ]
-            cells = [number(value, metric) for value in values]
-            if with_accuracy:
-                cells.append(f"{100 * by_name[SPIN.name]['accuracy']:.1f} %")
-            lines.append(_row(label, cells, [*names, "average", "spin right"]))
-    if "classes" in scores["network"]:
-        heads = [*names, "all of them", "binary"]
-        lines += ["", _row("class right", heads)]
-        for predictor, (label, _) in figures.PREDICTORS.items():
-            right = scores[predictor]["classes"]
-            shares = [*right["accuracy"].values(), right["all_accuracy"], right["binary_accuracy"]]
-            lines.append(_row(label, [f"{100 * share:.2f} %" for share in shares], heads))
-        trivial = scores["network"]["classes"]["trivial_binary_accuracy"]
-        lines.append(
-            f"Binary: every class by itself, as Keras counts; always no is {100 * trivial:.2f} %."
-        )
-    unit = "MAE in degrees, spin as 0 or 1; the average is the plain mean over parameters."
-    return "\n".join([*lines, "", unit, *textwrap.wrap(verdict(metrics), 88)])
-
-
-def _row(label: str, cells: Sequence[str], heads: Sequence[str] | None = None) -> str:
-    widths = [max(len(head), 7) for head in heads or cells]
-    return f"{label:14}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=False))
-
-
-def number(value: float | None, metric: str) -> str:
-    """Write a figure of metrics.json for a table; a dash where it is not defined."""
-    if value is None:
-        return "-"
-    if metric == "r2" or abs(value) < 1:
-        return f"{round(value, 3) + 0.0:.3f}"  # 0.0: no negative zero
-    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-
-
-def lost_to_lookup(metrics: dict[str, Any]) -> list[str]:
-    """Return the names of the parameters whose MAE the look-up makes smaller than the network."""
-    network, lookup = (metrics["scores"][k]["parameters"] for k in ("network", "lookup"))
-    return [n for n in metrics["run"]["parameters"] if network[n]["mae"] > lookup[n]["mae"]]
-
-
-def verdict(metrics: dict[str, Any]) -> str:
-    """Say in one sentence whether the network beats the look-up, and why not where it does not."""
-    names, lost = metrics["run"]["parameters"], lost_to_lookup(metrics)
-    if not lost:
-        return "The network beats the look-up on every parameter."
-    lost_on = "every parameter" if lost == names else " and ".join(
-        [", ".join(lost[:-1]), lost[-1]] if lost[:-1] else lost
-    ).replace("_", " ")  # fmt: skip
-    training, run = metrics["training"], metrics["run"]
-    seen = f"{training['epochs']} epochs of {run['samples']['train']:,} images"
-    real_skies = (
-        "and real skies, with any roll, noise and other sources, leave the look-up no near-copy to "
-        "find."
-    )
-    if training["epochs"] * run["samples"]["train"] >= SHORT_TRAINING:
-        return (
-            f"The look-up beats the network on {lost_on}, after {seen}: so far it has learned "
-            "nothing there that is worth a GPU; more realisations, blur and noise in training are "
-            f"what to try, {real_skies}"
-        )
-    return (
-        f"The look-up beats the network on {lost_on}: clean images at a fixed roll leave every "
-        f"view near-copies among the training images, which a look-up has only to find, while "
-        f"{training['seconds'] / 60:.0f} minutes ({seen}) of {run['architecture']} end long before "
-        f"its error does; full training goes on lowering that error, {real_skies}"
-    )
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.9g}"
+    return value

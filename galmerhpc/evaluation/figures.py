@@ -5,19 +5,21 @@ differ as well, for print in grey.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from galmerhpc import files
+from galmerhpc.evaluation.summary import PREDICTORS
 from galmerhpc.parameters import SPIN, Parameter, named
 
 SUFFIXES = (".png", ".pdf")
@@ -45,12 +47,15 @@ STYLE: Any = {
     "pdf.fonttype": 42,  # text stays text
 }
 
-# How each predictor is drawn, wherever it appears: label, then keywords of `Axes.plot`.
-PREDICTORS: dict[str, tuple[str, dict[str, Any]]] = {
-    "network": ("network", {"color": BLUE, "marker": "o", "linestyle": "-"}),
-    "lookup": ("look-up", {"color": ORANGE, "marker": "s", "linestyle": "--"}),
-    "mean": ("mean predictor", {"color": GREY, "marker": "", "linestyle": ":"}),
+PREDICTOR_STYLES: dict[str, dict[str, Any]] = {
+    "network": {"color": BLUE, "marker": "o", "linestyle": "-"},
+    "lookup": {"color": ORANGE, "marker": "s", "linestyle": "--"},
+    "mean": {"color": GREY, "marker": "", "linestyle": ":"},
 }
+"""How each predictor is drawn, wherever it appears: keywords of `Axes.plot`."""
+
+_ON_SKY: dict[str, Any] = {"markerfacecolor": "white", "linewidth": 1.0}
+"""What is different on sky-like images, where both are in one panel."""
 
 _TRAINING: dict[str, Any] = {"color": ORANGE, "marker": "s", "linestyle": "--", "label": "training"}
 _VALIDATION: dict[str, Any] = {
@@ -66,19 +71,28 @@ _PARAMETER_STYLES: tuple[dict[str, Any], ...] = (
 _DISTINCT = 40
 """True values up to this many are drawn one by one, more of them in as many bins."""
 
+_FEW_TICKS = 8
+"""Values up to this many each have a tick of their own."""
+
+SHARES = colormaps["Blues"]
+"""Of one hue, light to dark: the same to all colour vision, and in grey."""
+DENSITY = LinearSegmentedColormap.from_list("density", SHARES(np.linspace(0.3, 1, 64)))
+"""The same, but one image is dark enough to be seen."""
+
 
 def learning_curve(
     history: dict[str, NDArray[np.float64]], parameters: Sequence[str], path: Path, note: str
 ) -> None:
-    """Draw loss, MAE and MSE against epoch, as the paper's figure 5 does for the latter two.
+    """Draw what training and validation did against epoch: the paper's figures 3 and 5.
 
-    The fourth panel has each parameter's MAE on validation images. Not its R2: a blocked validation
+    The last panel has each parameter's MAE on validation images. Not its R2: a blocked validation
     holds a patch of directions, whose angles vary so little that R2 falls far below zero.
 
     Parameters
     ----------
     history : dict of ndarray, shape (epochs,)
-        Columns of metrics.csv; what is not defined is not a number.
+        Columns of metrics.csv; what is not defined is not a number. Those of a classification have
+        accuracies, which then take the place of the MSE.
     parameters : sequence of str
         Names of the labels.
     path : Path
@@ -88,27 +102,43 @@ def learning_curve(
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(9, 6.4), layout="constrained")
-        (loss, mae), (mse, each) = figure.subplots(2, 2, sharex=True)
+        (loss, mae), (second, each) = figure.subplots(2, 2, sharex=True)
         epoch = history["epoch"]
-        loss.plot(epoch, history["training_loss"], **_TRAINING)
-        if "validation_loss" in history:
-            loss.plot(epoch, history["validation_loss"], **_VALIDATION)
-        loss.set(title="Loss", ylabel="loss of the targets as trained")
-        for axes, key, unit in ((mae, "mae", "deg"), (mse, "mse", "deg²")):
-            axes.plot(epoch, history[f"training_{key}"], **_TRAINING)
-            axes.plot(epoch, history[f"validation_{key}"], **_VALIDATION)
-            axes.set(title=f"{key.upper()}, mean over parameters", ylabel=f"{unit}; spin as 0 or 1")
+        classes = "training_binary_accuracy" in history
+
+        def both(axes: Axes, key: str, title: str, ylabel: str) -> None:
+            for column, style in (
+                (f"training_{key}", _TRAINING),
+                (f"validation_{key}", _VALIDATION),
+            ):
+                if column in history:
+                    axes.plot(epoch, history[column], **style)
+            axes.set(title=title, ylabel=ylabel)
+
+        both(loss, "loss", "Loss", "loss of the targets as trained")
+        both(mae, "mae", "MAE, mean over parameters", "deg; spin as 0 or 1")
+        if classes:
+            both(second, "binary_accuracy", "Accuracy", "share that is right")
+            for column, style in (("training", _TRAINING), ("validation", _VALIDATION)):
+                thin = {**style, "label": f"{column}, all parameters", "alpha": 0.5, "marker": ""}
+                second.plot(epoch, history[f"{column}_all_accuracy"], **thin)
+            for line in second.lines[:2]:
+                line.set_label(f"{line.get_label()}, each class by itself")
+            second.set_ylim(0, 1.02)
+        else:
+            both(second, "mse", "MSE, mean over parameters", "deg²; spin as 0 or 1")
         for k, name in enumerate(parameters):
             style = _PARAMETER_STYLES[k % len(_PARAMETER_STYLES)]
             each.plot(epoch, history[f"validation_mae_{name}"], label=_title(named(name)), **style)
         each.set(title="MAE on validation images", ylabel="deg; spin as 0 or 1")
-        for axes in (loss, mae, mse, each):
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter("{x:g}")
+        for axes in (loss, mae, second, each):
             axes.legend()
-        for axes in (mse, each):
+            if not (classes and axes is second):
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_minor_locator(NullLocator())
+                axes.yaxis.set_major_formatter("{x:g}")
+        for axes in (second, each):
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
         _finish(figure, path, note)
@@ -121,7 +151,7 @@ def predicted_against_true(
     path: Path,
     note: str,
 ) -> None:
-    """Draw every prediction over its true value, with median and central 68 % at each.
+    """Draw the density of predictions over true values, with median and central 68 % at each.
 
     Parameters
     ----------
@@ -137,16 +167,16 @@ def predicted_against_true(
     jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(true))  # looks only, so any seed does
     with rc_context(STYLE):
         figure, panels = _panels(len(parameters))
+        cells = []
         for k, (name, axes) in enumerate(zip(parameters, panels, strict=True)):
             parameter = named(name)
             x, y = true[:, k], predicted[:, k]
             centres, member = _bins(x)
             gap = np.diff(centres).min() if 1 < len(centres) < _DISTINCT else 0.0
-            axes.plot(
-                x + gap * jitter, y, ".", color=BLUE, markersize=3, markeredgewidth=0,
-                alpha=float(np.clip(400 / len(x), 0.03, 0.5)), rasterized=True,
-            )  # fmt: skip
-            axes.plot([], [], ".", color=BLUE, label="one image")  # visible in the legend
+            cells.append(axes.hexbin(
+                x + gap * jitter, y, gridsize=45, mincnt=1, cmap=DENSITY, linewidths=0,
+                rasterized=True,
+            ))  # fmt: skip
             low, middle, high = np.transpose(
                 [np.percentile(y[member == b], (16, 50, 84)) for b in range(len(centres))]
             )
@@ -166,50 +196,308 @@ def predicted_against_true(
             )
             if parameter is SPIN:
                 axes.set_xticks([0, 1])
+        most = max(2.0, *(float(np.max(np.asarray(part.get_array()))) for part in cells))
+        for part in cells:
+            part.set_norm(LogNorm(1, most))
+        bar = figure.colorbar(
+            cells[0], ax=panels, label="images in a cell", shrink=0.8, pad=0.02,
+            ticks=LogLocator(subs=(1, 2, 5)), format="{x:g}",
+        )  # fmt: skip
+        bar.minorticks_off()
         _legend(figure, panels[0])
         _finish(figure, path, note)
 
 
-def error_against_theta(
+def error_against(
+    xlabel: str,
+    x: NDArray[np.float64],
     parameters: Sequence[str],
-    theta: NDArray[np.float64],
-    errors: dict[str, NDArray[np.float64]],
+    errors: dict[str, dict[str, NDArray[np.float64]]],
+    sky_errors: dict[str, dict[str, NDArray[np.float64]]],
     path: Path,
     note: str,
 ) -> None:
-    """Draw the mean absolute error of each predictor against the viewing angle.
+    """Draw the mean absolute error of each predictor against what is known of the views.
 
     Parameters
     ----------
+    xlabel : str
+        What that is.
+    x : ndarray, shape (N,)
+        Its value of each image.
     parameters : sequence of str
-        Names of the P labels.
-    theta : ndarray, shape (N,)
-        True viewing angle, degrees.
-    errors : dict of ndarray, shape (N, P)
-        Absolute errors by name of `PREDICTORS`.
+        Names of the labels.
+    errors : dict of dict of ndarray, shape (N,)
+        Absolute errors on clean images by name of `summary.PREDICTORS` and parameter.
+    sky_errors : dict of dict of ndarray, shape (N,)
+        Those on sky-like images, of the predictors and parameters that are to be shown.
     path : Path
         Where to write, without suffix.
     note : str
         A line under the figure.
     """
-    centres, member = _bins(theta)
+    centres, member = _bins(x)
     counts = np.bincount(member, minlength=len(centres))
     with rc_context(STYLE):
         figure, panels = _panels(len(parameters))
-        for k, (name, axes) in enumerate(zip(parameters, panels, strict=True)):
+        for name, axes in zip(parameters, panels, strict=True):
             parameter = named(name)
-            for predictor, (label, style) in PREDICTORS.items():
-                sums = np.bincount(member, weights=errors[predictor][:, k], minlength=len(centres))
-                axes.plot(centres, sums / counts, label=label, **style)
+
+            def draw(of: dict[str, NDArray[np.float64]], name: str = name, axes: Axes = axes,
+                     **style: Any) -> None:  # fmt: skip
+                if name in of:
+                    sums = np.bincount(member, weights=of[name], minlength=len(centres))
+                    axes.plot(centres, sums / counts, **style)
+
+            for predictor, of in errors.items():
+                draw(of, label=PREDICTORS[predictor], **PREDICTOR_STYLES[predictor])
+            for predictor, of in sky_errors.items():
+                style = {**PREDICTOR_STYLES[predictor], **_ON_SKY}
+                draw(of, label=f"{PREDICTORS[predictor]}, sky-like", **style)
             axes.set_title(_title(parameter))
             unit = f" ({parameter.unit})" if parameter.unit else ""
-            axes.set(
-                xlabel="true viewing angle θ (deg)",
-                ylabel=f"mean absolute error{unit}",
-                ylim=(0, None),
-            )
+            axes.set(xlabel=xlabel, ylabel=f"mean absolute error{unit}", ylim=(0, None))
+            if len(centres) <= _FEW_TICKS:
+                axes.set_xticks(centres)
         _legend(figure, panels[0])
         _finish(figure, path, note)
+
+
+def coverage(conditions: dict[str, dict[str, Any]], configured: int, path: Path, note: str) -> None:
+    """Draw what intervals hold against what they promise, and how reliable the spin is.
+
+    Parameters
+    ----------
+    conditions : dict
+        By the name of a condition of the images, what `conformal.halved_coverage` returns.
+    configured : int
+        Its first levels, which are drawn with their scatter.
+    path : Path
+        Where to write, without suffix.
+    note : str
+        A line under the figure.
+    """
+    spins = {name: found["spin"] for name, found in conditions.items() if found["spin"]}
+    columns = len(conditions) + bool(spins)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(4.3 * columns, 4.3), layout="constrained")
+        panels = figure.subplots(1, columns, squeeze=False)[0]
+        for axes, (name, found) in zip(panels, conditions.items(), strict=False):
+            levels = np.array(found["levels"])
+            order = np.argsort(levels)
+            for k, (parameter, part) in enumerate(found["parameters"].items()):
+                style = _PARAMETER_STYLES[(k + 1) % len(_PARAMETER_STYLES)]
+                held, scatter = np.array(part["coverage"]), np.array(part["scatter"])
+                axes.plot(
+                    levels[order], held[order], label=_title(named(parameter)), markersize=3,
+                    **style,
+                )  # fmt: skip
+                first = slice(0, configured)
+                axes.errorbar(
+                    levels[first] + 0.008 * (k - 1), held[first], yerr=scatter[first], fmt="none",
+                    ecolor=style["color"], capsize=3,
+                )  # fmt: skip
+            axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="as promised")
+            axes.set(
+                title=f"Intervals, {name}", xlabel="share of true values that is promised",
+                ylabel="share that is held", xlim=(0, 1), ylim=(0, 1.02), aspect="equal",
+            )  # fmt: skip
+            axes.legend(loc="upper left")
+        if spins:
+            axes = panels[-1]
+            for (name, found), style in zip(spins.items(), (_VALIDATION, _TRAINING), strict=False):
+                predicted, observed, images = (
+                    np.array([part[key] for part in found["reliability"]])
+                    for key in ("predicted", "observed", "images")
+                )
+                axes.plot(predicted, observed, **{**style, "label": name, "markersize": 2})
+                axes.scatter(
+                    predicted, observed, 150 * images / images.sum(), style["color"],
+                    marker=style["marker"],
+                )  # fmt: skip
+            axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="as promised")
+            axes.set(
+                title="Spin (marks grow with the images)",
+                xlabel="predicted probability of retrograde",
+                ylabel="share that is retrograde", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
+                aspect="equal",
+            )  # fmt: skip
+            axes.legend(loc="upper left")
+        _finish(figure, path, note)
+
+
+def confusion(
+    counts: dict[str, NDArray[np.int64]],
+    ticks: Mapping[str, Sequence[str]],
+    path: Path,
+    note: str,
+) -> None:
+    """Draw confusion matrices: of the images of each true class, the share of each chosen one.
+
+    Parameters
+    ----------
+    counts : dict of ndarray, shape (K, K)
+        Images by true (row) and chosen class, by parameter.
+    ticks : dict of sequence of str
+        The K classes' names, by parameter.
+    path : Path
+        Where to write, without suffix.
+    note : str
+        A line under the figure.
+    """
+    with rc_context({**STYLE, "axes.grid": False}):
+        figure, panels = _panels(len(counts))
+        for axes, (name, matrix) in zip(panels, counts.items(), strict=True):
+            share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+            picture = axes.imshow(share, cmap=SHARES, vmin=0, vmax=1)
+            size, names = len(matrix), list(ticks[name])
+            every = -(-size // 10)
+            places = list(range(0, size, every))
+            axes.set_xticks(places, names[::every], rotation=90 if size > _FEW_TICKS else 0)
+            axes.set_yticks(places, names[::every])
+            for row in range(size if size <= _FEW_TICKS else 0):
+                for column in range(size):
+                    dark = share[row, column] > 0.5
+                    axes.text(
+                        column, row, f"{100 * share[row, column]:.1f} %", ha="center", va="center",
+                        color="white" if dark else "black", fontsize=9,
+                    )  # fmt: skip
+            axes.set(
+                title=_title(named(name)), xlabel=f"chosen {_symbol(name)}",
+                ylabel=f"true {_symbol(name)}",
+            )  # fmt: skip
+        figure.colorbar(picture, ax=panels, label="share of a true class's images", shrink=0.8)
+        _finish(figure, path, note)
+
+
+def grad_cam(
+    images: NDArray[np.uint8],
+    maps: NDArray[np.float32],
+    columns: Sequence[str],
+    rows: Sequence[str],
+    path: Path,
+    note: str,
+) -> None:
+    """Draw where the network looks: an image a column, and under it a map for each parameter.
+
+    Parameters
+    ----------
+    images : ndarray, shape (n, H, W, C), uint8
+        Images.
+    maps : ndarray, shape (n, P, H, W)
+        `explain.grad_cam`, 0..1.
+    columns : sequence of str
+        What each image shows.
+    rows : sequence of str
+        Names of the P parameters.
+    path : Path
+        Where to write, without suffix.
+    note : str
+        A line under the figure.
+    """
+    with rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(
+            figsize=(1.5 * len(images) + 1, 1.5 * (len(rows) + 1) + 1), layout="constrained"
+        )
+        grid = figure.subplots(len(rows) + 1, len(images), squeeze=False)
+        for axes in grid.ravel():
+            axes.set(xticks=[], yticks=[])
+        for k, image in enumerate(images):
+            grid[0, k].set_title(columns[k], fontsize=8.5)
+            grey = image.mean(axis=-1)
+            grid[0, k].imshow(grey, cmap="gray", vmin=0, vmax=255)
+            for row, heat in enumerate(maps[k], 1):
+                grid[row, k].imshow(grey, cmap="gray", vmin=0, vmax=255)
+                shown = grid[row, k].imshow(heat, cmap="inferno", vmin=0, vmax=1, alpha=0.6)
+        for axes, name in zip(
+            grid[:, 0], ["image", *(_title(named(n)) for n in rows)], strict=True
+        ):
+            axes.set_ylabel(name, fontsize=8.5)
+        figure.colorbar(
+            shown, ax=grid, label="part in the estimate (of the largest)", shrink=0.6, pad=0.01
+        )
+        _finish(figure, path, note)
+
+
+def geometry(path: Path, note: str) -> None:
+    """Draw what the parameters mean, as the paper's figure 1 does.
+
+    Parameters
+    ----------
+    path : Path
+        Where to write, without suffix.
+    note : str
+        A line under the figure.
+    """
+    turn = np.linspace(0, 2 * np.pi, 200)
+    circle = np.stack([np.cos(turn), np.sin(turn), 0 * turn])  # (3, 200)
+    i, theta, phi = np.radians((40.0, 50.0, 60.0))
+    tilt = np.array([[1, 0, 0], [0, np.cos(i), -np.sin(i)], [0, np.sin(i), np.cos(i)]])
+    sight = np.array([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)])
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        encounter, view = figure.subplots(1, 2, subplot_kw={"projection": "3d"})
+        for axes in (encounter, view):
+            axes.set_axis_off()
+            axes.view_init(elev=22, azim=-58)
+            axes.set_box_aspect((4, 4, 2.4), zoom=1.35)
+            axes.plot_surface(
+                *np.array([[[-2, 2], [-2, 2]], [[-2, -2], [2, 2]], [[0, 0], [0, 0]]]), color=GREY,
+                alpha=0.1, linewidth=0,
+            )  # fmt: skip
+            axes.set(xlim=(-2, 2), ylim=(-2, 2), zlim=(-0.8, 1.6))
+        _draw_encounter(encounter, circle, tilt, i)
+        _draw_view(view, sight, theta, phi)
+        _finish(figure, path, note)
+
+
+def _draw_encounter(axes: Any, circle: NDArray[np.float64], tilt: Any, i: float) -> None:
+    axes.set_title("The encounter: spin and inclination i")
+    first, second = np.array([[-1.1], [0], [0]]), np.array([[1.1], [0], [0]])
+    for centre, disc, color, name in (
+        (first, 0.6 * circle, BLUE, "disc 1, in the plane of the orbit"),
+        (second, 0.6 * tilt @ circle, VERMILION, "disc 2, tilted by i"),
+    ):
+        axes.plot(*(centre + disc), color=color, label=name)
+    for centre, axis, color in ((first, (0, 0, 1.0), BLUE), (second, tilt[:, 2], VERMILION)):
+        axes.quiver(*centre.ravel(), *axis, color=color, arrow_length_ratio=0.12)
+    axes.quiver(*second.ravel(), 0, 0, 1, color=GREY, arrow_length_ratio=0.12, linestyle="--")
+    arc = np.linspace(0, i, 30)
+    axes.plot(0 * arc + 1.1, -0.7 * np.sin(arc), 0.7 * np.cos(arc), color="black")
+    axes.text(1.1, -0.45, 0.9, "i", fontsize=12)
+    way = np.linspace(-1.3, 1.3, 60)
+    for side in (-1, 1):
+        axes.plot(side * (0.5 + 0.6 * way**2), side * 1.4 * way, 0 * way, color=GREEN, linewidth=1)
+    axes.quiver(0, 0, 0, 0, 0, 1.2, color=GREEN, arrow_length_ratio=0.1)
+    axes.text(0.1, 0, 1.3, "orbit", color=GREEN)
+    axes.text2D(
+        0.02, 0.02, "prograde: disc 1 spins as the orbit (spin 0)\n"
+        "retrograde: against it (spin 1)", transform=axes.transAxes, fontsize=8.5,
+    )  # fmt: skip
+    axes.legend(loc="upper left", fontsize=8.5)
+
+
+def _draw_view(axes: Any, sight: NDArray[np.float64], theta: float, phi: float) -> None:
+    axes.set_title("The view: viewing angle θ and azimuth φ")
+    axes.quiver(0, 0, 0, 0, 0, 1.5, color=GREEN, arrow_length_ratio=0.1)
+    axes.text(-1.5, 0, 1.5, "normal of the orbit", color=GREEN)
+    axes.quiver(0, 0, 0, 2, 0, 0, color=GREY, arrow_length_ratio=0.06)
+    axes.text(0.5, -1.1, 0, "line of pericentre", color=GREY)
+    axes.quiver(0, 0, 0, *(1.7 * sight), color=VERMILION, arrow_length_ratio=0.1)
+    axes.text(*(1.75 * sight + (0.1, 0.1, -0.1)), "to the observer", color=VERMILION)
+    ground = 1.7 * sight * (1, 1, 0)
+    axes.plot(*np.transpose([(0, 0, 0), ground]), color=VERMILION, linestyle=":")
+    axes.plot(*np.transpose([ground, 1.7 * sight]), color=VERMILION, linestyle=":")
+    arc = np.linspace(0, theta, 30)
+    flat = np.array([np.cos(phi), np.sin(phi)])
+    axes.plot(
+        0.8 * np.sin(arc) * flat[0], 0.8 * np.sin(arc) * flat[1], 0.8 * np.cos(arc), color="black"
+    )
+    axes.text(*(0.95 * np.array([np.sin(theta / 2) * flat[0], np.sin(theta / 2) * flat[1],
+                                 np.cos(theta / 2)])), "θ", fontsize=12)  # fmt: skip
+    arc = np.linspace(0, phi, 30)
+    axes.plot(0.8 * np.cos(arc), 0.8 * np.sin(arc), 0 * arc, color="black")
+    axes.text(0.95 * np.cos(phi / 2), 0.95 * np.sin(phi / 2), 0, "φ", fontsize=12)
 
 
 def montage(
@@ -219,6 +507,7 @@ def montage(
     columns: int,
     path: Path,
     note: str,
+    axes_names: tuple[str, str] | None = None,
 ) -> None:
     """Show images with true values top left and predictions bottom right (paper, figures 4, 8, 9).
 
@@ -234,6 +523,8 @@ def montage(
         Where to write, without suffix.
     note : str
         A line under the figure.
+    axes_names : tuple of str, optional
+        What grows to the right and what downwards.
     """
     rows = -(-len(images) // columns)
     with rc_context(STYLE):
@@ -248,6 +539,9 @@ def montage(
             text = {"transform": axes.transAxes, "fontsize": 8.5, "bbox": box}
             axes.text(0.03, 0.97, above, color="white", ha="left", va="top", **text)
             axes.text(0.97, 0.03, below, color=YELLOW, ha="right", va="bottom", **text)
+        if axes_names:
+            figure.suptitle(f"{axes_names[0]}  →", fontsize=10)
+            figure.supylabel(f"←  {axes_names[1]}", fontsize=10)
         _finish(figure, path, note)
 
 
@@ -326,6 +620,12 @@ def _with_unit(parameter: Parameter) -> str:
     if parameter is SPIN:
         return "spin (0 prograde, 1 retrograde)"
     return f"{parameter.symbol} ({parameter.unit})" if parameter.unit else parameter.symbol
+
+
+def _symbol(name: str) -> str:
+    """Return a parameter's symbol and unit for a matrix of classes."""
+    parameter = named(name)
+    return f"{parameter.symbol} ({parameter.unit})" if parameter.unit else parameter.name
 
 
 def _finish(figure: Figure, path: Path, note: str) -> None:

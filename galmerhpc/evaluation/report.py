@@ -10,17 +10,22 @@ from typing import Any
 from galmerhpc import files
 from galmerhpc.config import Config, dump
 from galmerhpc.errors import InputError
-from galmerhpc.evaluation.evaluate import (
+from galmerhpc.evaluation.evaluate import REPORT, folder_of, intact, record_of
+from galmerhpc.evaluation.gallery import CAPTIONS
+from galmerhpc.evaluation.summary import (
     COLLISIONLESS,
-    REPORT,
+    PREDICTORS,
     WHAT_IS_NEW,
+    condition_name,
+    conditions,
     describe_sample,
-    intact,
+    interval,
+    listed,
     lost_to_lookup,
     number,
     verdict,
+    what_is_new,
 )
-from galmerhpc.evaluation.figures import PREDICTORS
 from galmerhpc.parameters import named
 
 log = logging.getLogger(__name__)
@@ -34,8 +39,30 @@ PAPER_ACCURACY = 0.9363
 MEASURES = {"mae": "Mean absolute error", "mse": "Mean squared error", "r2": "R²"}
 """The measures that the paper gives."""
 
+DETAILS = {
+    "rmse": "RMSE",
+    "median_error": "median |error|",
+    "p95_error": "95 % below",
+    "sky_mae": "MAE, sky-weighted",
+    "sky_mse": "MSE, sky-weighted",
+    "circular_mae": "MAE on the circle",
+}
+"""More measures, of the network alone."""
+
+AXES = {
+    "inclination_deg": "true inclination (deg)",
+    "theta_deg": "true viewing angle θ (deg)",
+    "phi_deg": "true azimuth φ (deg)",
+    "time_myr": "time since pericentre (Myr)",
+    "simulation": "realisation",
+}
+"""What errors are listed against."""
+
 FEW_REALISATIONS = 4
 """Below this number of evaluated realisations, the report warns of the small sample."""
+
+FEW_GROUPS = 10
+"""Encounters below which an interval of the bootstrap, or of a calibration, is itself uncertain."""
 
 PARTS = {
     "train": "Training",
@@ -43,18 +70,6 @@ PARTS = {
     "test": "Test",
     "none": "Guard band, unused",
 }
-
-CAPTIONS = {
-    "montage": "Images with true values (white, top left) and the network's predictions (yellow, "
-    "bottom right), as the paper prints them: P or R, i, φ, θ; angles in degrees.",
-    "predicted_against_true": "Every prediction of the network over its true value. Points are "
-    "spread sideways a little where true values repeat. Black: median and central 68 %.",
-    "error_against_theta": "Mean absolute error against the viewing angle, for the network and the "
-    "two baselines. θ = 0 looks down on the orbit, 90 along its plane.",
-    "learning_curve": "Loss, MAE and MSE in training and validation, and R² on validation images, "
-    "against epoch. The MAE and MSE panels are the paper's figure 5.",
-}
-"""The figures in the report's order."""
 
 STYLE = """
 :root { color-scheme: light; }
@@ -67,6 +82,8 @@ h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
 caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
+thead th[colspan] { text-align: center; border-bottom: 1px solid #999; }
+summary { cursor: pointer; font-weight: 600; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; }
 td { white-space: nowrap; } tbody th { padding-top: .8rem; color: #555; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
@@ -80,20 +97,34 @@ code { font-size: .85em; overflow-wrap: anywhere; }
                             dd { margin-bottom: .5rem; }
                             figure img { width: 46rem; } }
 @media print { body { max-width: none; font-size: 10pt; padding: 0; } pre { white-space: pre-wrap; }
-               .scroll { overflow: visible; } th, td { padding: .15rem .4rem; } }
+               .scroll { overflow: visible; } th, td { padding: .15rem .4rem; }
+               details::details-content { content-visibility: visible; block-size: auto; } }
 """
 
 # Whatever a hostile name may bring past the escaping, a browser loads and runs nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
+# Browsers ask for one by themselves where a page names none.
+ICON = "data:,"
 
-def report(config: Config) -> Path:
-    """Write ``evaluation/report.html`` from the evaluation's files; called by rank 0.
+
+def report(
+    config: Config,
+    split: str | None = None,
+    other: Config | None = None,
+    beside: Sequence[Config] = (),
+) -> Path:
+    """Write an evaluation's ``report.html`` from its files; called by rank 0.
 
     Parameters
     ----------
     config : Config
         The run.
+    split, other
+        Which evaluation of it, as `evaluate.evaluate` was given them.
+    beside : sequence of Config
+        Other evaluated runs, whose networks' figures stand beside this one's: those of a regressor
+        beside a classifier's, say.
 
     Returns
     -------
@@ -103,20 +134,37 @@ def report(config: Config) -> Path:
     Raises
     ------
     InputError
-        The run has not been evaluated with this configuration.
+        A run has not been evaluated with this configuration.
     """
-    folder = config.run_dir / "evaluation"
-    if not intact(files.StageRecord(folder, config.inputs("evaluate")), folder):
-        raise InputError(f"{folder}: missing, unfinished or changed; run galmerhpc evaluate first")
+    metrics = _read(config, split, other)
+    folder = folder_of(config, split, other)
     path = folder / REPORT
-    metrics = files.read_json(folder / "metrics.json")
-    figures = {name: (folder / f"{name}.png").read_bytes() for name in CAPTIONS}
-    files.write_text(path, page(config, metrics, figures))
+    others = {run.run_dir.name: _read(run, split, other) for run in beside}
+    figures = {
+        name: (folder / f"{name}.png").read_bytes()
+        for name in CAPTIONS
+        if (folder / f"{name}.png").exists()
+    }
+    files.write_text(path, page(config, metrics, figures, others))
     log.info("report: %s", path)
     return path
 
 
-def page(config: Config, metrics: dict[str, Any], figures: dict[str, bytes]) -> str:
+def _read(config: Config, split: str | None, other: Config | None) -> dict[str, Any]:
+    """Read a run's metrics.json."""
+    folder = folder_of(config, split, other)
+    if not intact(record_of(config, split, other), folder):
+        raise InputError(f"{folder}: missing, unfinished or changed; run galmerhpc evaluate first")
+    metrics: dict[str, Any] = files.read_json(folder / "metrics.json")
+    return metrics
+
+
+def page(
+    config: Config,
+    metrics: dict[str, Any],
+    figures: dict[str, bytes],
+    others: dict[str, dict[str, Any]],
+) -> str:
     """Return the report.
 
     Parameters
@@ -126,7 +174,9 @@ def page(config: Config, metrics: dict[str, Any], figures: dict[str, bytes]) -> 
     metrics : dict
         Content of metrics.json.
     figures : dict of bytes
-        PNG files by name of `CAPTIONS`.
+        PNG files by name of `gallery.CAPTIONS`.
+    others : dict of dict
+        Content of other runs' metrics.json, by the run's name.
     """
     run = metrics["run"]
     return f"""<!DOCTYPE html>
@@ -136,6 +186,7 @@ def page(config: Config, metrics: dict[str, Any], figures: dict[str, bytes]) -> 
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>galmerhpc: {escape(run["name"])}</title>
+<link rel="icon" href="{ICON}">
 <style>{STYLE}</style>
 </head>
 <body>
@@ -144,13 +195,18 @@ def page(config: Config, metrics: dict[str, Any], figures: dict[str, bytes]) -> 
 {_list(warnings(metrics))}
 <h2>Results</h2>
 <p>On {escape(describe_sample(metrics))}.</p>
-{results_table(metrics)}
+{results_table(metrics, others)}
 <p class="note">{escape(paper_note(metrics))}</p>
+{class_table(metrics)}
 {detail_table(metrics)}
+<h2>How far to trust a prediction</h2>
+{coverage_table(metrics)}
+<h2>Where the errors are</h2>
+{"".join(breakdown_table(metrics, axis) for axis in AXES)}
 <h2>What was trained on what</h2>
 {_definitions(facts(config, metrics))}
 <h2>Figures</h2>
-{"".join(_figure(figures[name], caption) for name, caption in CAPTIONS.items())}
+{"".join(_figure(figures[name], CAPTIONS[name]) for name in CAPTIONS if name in figures)}
 <h2>To repeat it</h2>
 <pre>{escape(commands(config, metrics))}</pre>
 {_definitions(provenance(metrics))}
@@ -165,36 +221,53 @@ def page(config: Config, metrics: dict[str, Any], figures: dict[str, bytes]) -> 
 
 def warnings(metrics: dict[str, Any]) -> list[str]:
     """Return what a reader must know before using a figure of the report."""
-    run, scores = metrics["run"], metrics["scores"]
-    found = []
-    if run["source"] == "mirror":
+    run, sample, found = metrics["run"], metrics["sample"], []
+    if (metrics["data"] or run)["source"] == "mirror":
         found.append(f"The images are {COLLISIONLESS}.")
-    if run["evaluated"] == "validation":
+    if run["evaluated"] == "all" and not metrics["data"]:
+        found.append("The evaluated images include those that were trained on.")
+    if run["evaluated"] == "validation" and not run["samples"]["test"] and not metrics["data"]:
         found.append(
             "There is no test split: the validation images, which training was watched on, serve "
             "as test, as in the paper's regression."
         )
-    if run["split"] == "random":
+    if run["split"] == "random" and not metrics["data"]:
         found.append(
             "The split is random: nearly every evaluated view has neighbours a step away among the "
             "training images, so these figures measure interpolation between near-copies."
         )
-    realisations = len(run["simulations"][run["evaluated"]])
-    if realisations < FEW_REALISATIONS:
+    elif sample["trained_encounters"] > 0 and run["split"] != "blocked":
+        share = 100 * sample["trained_encounters"]
         found.append(
-            f"The sample is small: {_count(realisations, 'realisation')} of the encounters. Views "
-            "of one are not independent, so another one may give clearly different figures."
+            f"{share:.3g} % of the evaluated images show encounters (the same realisation of the "
+            "same configuration) of which other views were trained on."
         )
-    if lost := lost_to_lookup(metrics):
+    if unknown := sample["never_trained_configurations"]:
+        found.append(f"Never trained on: {'; '.join(unknown)}.")
+    if len(sample["simulations"]) < FEW_REALISATIONS:
         found.append(
-            f"The network loses to a look-up without training on: {', '.join(map(_name, lost))}."
+            f"The sample is small: {_count(len(sample['simulations']), 'realisation')} of the "
+            "encounters. Views of one are not independent, so another one may give clearly "
+            "different figures."
         )
-    network, mean = (scores[k]["parameters"] for k in ("network", "mean"))
-    if useless := [n for n in run["parameters"] if network[n]["mae"] >= mean[n]["mae"]]:
+    if sample["groups"] < FEW_GROUPS:
+        encounters = _count(sample["groups"], "encounter")
         found.append(
-            "The network is no better than always answering the mean on: "
-            f"{', '.join(map(_name, useless))}."
+            f"The 95 % intervals and the calibration rest on {encounters} (realisation x "
+            "configuration), too few to be exact."
         )
+    for condition, part in conditions(metrics).items():
+        images = condition_name(condition, metrics)
+        if lost := lost_to_lookup(part):
+            found.append(f"On {images} the network loses to the look-up on: {listed(lost)}.")
+        network, mean = (part["scores"][k]["parameters"] for k in ("network", "mean"))
+        if useless := [n for n in network if network[n]["mae"] >= mean[n]["mae"]]:
+            found.append(
+                f"On {images} the network is no better than always answering the mean on: "
+                f"{listed(useless)}."
+            )
+    if not metrics["uncertainty"]:
+        found.append("There are too few encounters to calibrate intervals on.")
     return found
 
 
@@ -202,7 +275,9 @@ def paper_note(metrics: dict[str, Any]) -> str:
     """Say how the paper's figures compare with these."""
     run, classes = metrics["run"], metrics["scores"]["network"].get("classes")
     images = (
-        "our collisionless N-body, not GalMer" if run["source"] == "mirror" else "another data set"
+        "our collisionless N-body, not GalMer"
+        if (metrics["data"] or run)["source"] == "mirror"
+        else "another data set"
     )
     accuracy = (
         "The labels of a classification are its classes' values and bin centres. Every class by "
@@ -213,15 +288,30 @@ def paper_note(metrics: dict[str, Any]) -> str:
     )
     return accuracy + (
         "MAE in degrees, spin as 0 or 1; averages are plain means over the parameters and mix "
-        "these units. Paper: Mahor et al. 2021, arXiv:2112.12604, on a random split of GalMer "
+        "these units. In brackets: 95 % intervals, by a bootstrap over whole encounters. The "
+        "look-up takes the mean of the most similar training images' labels, changed as the "
+        "evaluated ones are. "
+        "Paper: Mahor et al. 2021, arXiv:2112.12604, on a random split of GalMer "
         f"views one degree apart. Here: {images}, on the split '{run['split']}' "
-        f"({WHAT_IS_NEW[run['split']]})."
+        f"({what_is_new(run)}); {_distance(metrics)}."
+    )
+
+
+def _distance(metrics: dict[str, Any]) -> str:
+    """Say how near the evaluated views are to those of training."""
+    distance = metrics["sample"]["nearest_training_view_deg"]
+    if not distance:
+        return "none of its configurations was trained on"
+    return (
+        "from an evaluated view to the nearest of training, of the same configuration in whatever "
+        f"realisation, it is {distance['median']:.2g}° (median; {distance['min']:.2g}° to "
+        f"{distance['max']:.2g}°)"
     )
 
 
 def facts(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what was trained on what."""
-    run, training = metrics["run"], metrics["training"]
+    run, training, data = metrics["run"], metrics["training"], metrics["data"]
     height, width, channels = run["image_shape"]
     t = config.training
     names = [
@@ -240,39 +330,49 @@ def facts(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         for name in PARTS
         if run["samples"][name]
     ]
+    other = (
+        [("Evaluated on", f"{data['name']}, from {data['source']}, {data['samples']:,} images")]
+        if data
+        else []
+    )
+    sky = metrics["sky"]
     return [
         ("Network", f"{run['architecture']}, {config.model.task}, head {config.model.head}"),
         ("Parameters", ", ".join(names)),
         ("Images", f"{width} x {height} pixels, {_count(channels, 'channel')}, from {source}"),
         ("Split", f"{run['split']}: {WHAT_IS_NEW[run['split']]}"),
         *splits,
+        *other,
         (
             "Work",
             f"{training['epochs']} epochs, {training['steps']:,} steps of {t.batch_size} images "
             f"over all ranks, {training['seconds'] / 60:.1f} minutes at "
             f"{training['images_per_s']:.0f} images/s; loss {t.loss}, {t.optimizer.kind} at "
-            f"{t.peak_rate():g}, "
-            f"schedule {t.schedule.kind}",
+            f"{t.peak_rate():g}, schedule {t.schedule.kind}",
         ),
+        ("Changed in training", training["changes"]),
+        *([("Sky-like", f"{sky['changes']}; drawn anew for each image")] if sky else []),
         (
             "Training errors",
             f"MAE {training['training_mae']:.4g}, MSE {training['training_mse']:.4g} "
             "in the last epoch",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def commands(config: Config, metrics: dict[str, Any]) -> str:
     """Return the commands that repeat the run."""
+    run, data = metrics["run"], metrics["data"]
     ranks = metrics["repeat"]["machine"]["ranks"]
     launch = f"mpirun -np {ranks} " if ranks > 1 else ""
+    options = f" --data {data['folder']} --split {run['evaluated']}" if data else ""
     return "\n".join(
         [
             "# the whole job, into a folder of its own; the configuration stands below",
             f"{launch}galmerhpc run {config.run_dir}/config.yaml run_dir={config.run_dir}-again",
             "# this page alone",
-            f"galmerhpc evaluate {config.run_dir}",
-            f"galmerhpc report {config.run_dir}",
+            f"galmerhpc evaluate {config.run_dir}{options}",
+            f"galmerhpc report {config.run_dir}{options}",
         ]
     )
 
@@ -300,88 +400,188 @@ def provenance(metrics: dict[str, Any]) -> list[tuple[str, str]]:
 # --- its tables -----------------------------------------------------------------------------------
 
 
-def results_table(metrics: dict[str, Any]) -> str:
+def results_table(metrics: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
     """Return the table of the network, the baselines and the paper, a column each."""
-    names, scores = metrics["run"]["parameters"], metrics["scores"]
+    # A column's head, its scores, and whether it has intervals.
+    columns: list[tuple[str, dict[str, Any], bool]] = []
+    spans = [("", 1)]
+    for condition, part in conditions(metrics).items():
+        own = [(label, part["scores"][k], k == "network") for k, label in PREDICTORS.items()]
+        own += [
+            (_beside(name, other, metrics), conditions(other)[condition]["scores"]["network"], True)
+            for name, other in others.items()
+            if condition in conditions(other)
+        ]
+        columns += own
+        spans.append((f"{condition} images" if condition == "clean" else "sky-like", len(own)))
+    spans.append(("paper", 1))
 
-    def row(name: str, values: Iterable[float | None], metric: str, paper: str = "-") -> list[str]:
-        return [name, *(number(value, metric) for value in values), paper]
+    def cell(values: dict[str, Any], metric: str, with_interval: bool) -> str:
+        text = number(values.get(metric), metric)
+        if with_interval and values.get(metric) is not None:
+            text += f" [{interval(values['interval'][metric], metric)}]"
+        return text
 
     rows = []
     for metric, title in MEASURES.items():
-        by_name = [scores[predictor]["parameters"] for predictor in PREDICTORS]
-        averages = (scores[predictor]["average"][metric] for predictor in PREDICTORS)
         rows.append([title])
-        rows += [row(_name(n), (s[n][metric] for s in by_name), metric) for n in names]
-        paper = "-" if "classes" in scores["network"] else f"{PAPER[metric]:.4f}"
-        rows.append(row("average", averages, metric, paper))
-    rows += _class_rows(scores) if "classes" in scores["network"] else _nearest_rows(scores)
-    heads = ["", *(label for label, _ in PREDICTORS.values()), "paper"]
-    return _table("The network, the baselines and the paper", heads, rows)
+        for name in metrics["run"]["parameters"]:
+            cells = [cell(s["parameters"].get(name, {}), metric, more) for _, s, more in columns]
+            rows.append([_name(name), *cells, "-"])
+        paper = "-" if "classes" in metrics["scores"]["network"] else f"{PAPER[metric]:.4f}"
+        rows.append(["average", *(cell(s["average"], metric, m) for _, s, m in columns), paper])
+    rows.append(["Nearest value is the true one"])
+    for name, values in metrics["scores"]["network"]["parameters"].items():
+        if "accuracy" in values:
+            shares = (s["parameters"].get(name, {}).get("accuracy") for _, s, _ in columns)
+            rows.append([_name(name), *map(_percent, shares), "-"])
+    heads = ["", *(head for head, _, _ in columns), "random split"]
+    return _table("The network, the baselines and the paper", heads, rows, spans)
 
 
-def _class_rows(scores: dict[str, Any]) -> list[list[str]]:
-    """Return the rows of a classification: how often classes are right."""
-    by_predictor = [scores[predictor]["classes"] for predictor in PREDICTORS]
+def _beside(name: str, other: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """Name another run's network, and say where it was evaluated on other images."""
+    same = other["repeat"]["dataset"] == metrics["repeat"]["dataset"]
+    same &= other["run"]["evaluated"] == metrics["run"]["evaluated"]
+    return f"network of {name}{'' if same else ', on other images'}"
 
-    def row(name: str, shares: Iterable[float], paper: str = "-") -> list[str]:
-        return [name, *(f"{100 * share:.2f} %" for share in shares), paper]
 
-    return [
-        ["The class is the true one"],
-        *(
-            row(_name(parameter), (classes["accuracy"][parameter] for classes in by_predictor))
-            for parameter in by_predictor[0]["accuracy"]
-        ),
-        row("all parameters of an image", (classes["all_accuracy"] for classes in by_predictor)),
-        row(
-            "every class by itself",
-            (classes["binary_accuracy"] for classes in by_predictor),
-            f"{100 * PAPER_ACCURACY:.2f} %",
-        ),
+def class_table(metrics: dict[str, Any]) -> str:
+    """Return the table of a classification: how often classes are right."""
+    if "classes" not in metrics["scores"]["network"]:
+        return ""
+    columns = [
+        (label if condition == "clean" else f"{label}, sky-like", part["scores"][k]["classes"])
+        for condition, part in conditions(metrics).items()
+        for k, label in PREDICTORS.items()
     ]
-
-
-def _nearest_rows(scores: dict[str, Any]) -> list[list[str]]:
-    """Return the rows of a regression: how often the nearest value that occurs is the true one."""
-    rows = [["Nearest value is the true one"]]
-    for name, network in scores["network"]["parameters"].items():
-        if "accuracy" in network:
-            shares = (scores[predictor]["parameters"][name]["accuracy"] for predictor in PREDICTORS)
-            rows.append([_name(name), *(f"{100 * share:.1f} %" for share in shares), "-"])
-    return rows
+    rows = []
+    for key, title in (
+        ("accuracy", "The most probable class is the true one"),
+        ("top3_accuracy", "The true class is among the three most probable"),
+    ):
+        rows.append([title])
+        rows += [
+            [_name(name), *(_percent(c[key].get(name)) for _, c in columns), "-"]
+            for name in metrics["run"]["parameters"]
+        ]
+    rows += [
+        ["All together"],
+        ["all parameters right", *(_percent(c["all_accuracy"]) for _, c in columns), "-"],
+        [
+            "every class by itself",
+            *(_percent(c["binary_accuracy"]) for _, c in columns),
+            f"{100 * PAPER_ACCURACY:.2f} %",
+        ],
+        [
+            "the same, always saying no",
+            *(_percent(c["trivial_binary_accuracy"]) for _, c in columns),
+            "93.33 %",
+        ],
+    ]
+    return _table("Classes", ["", *(head for head, _ in columns), "paper"], rows)
 
 
 def detail_table(metrics: dict[str, Any]) -> str:
     """Return the network's table with more measures of each parameter."""
-    by_name = metrics["scores"]["network"]["parameters"]
-    columns = {
-        "mae": "MAE",
-        "rmse": "RMSE",
-        "median_error": "median |error|",
-        "p95_error": "95 % below",
-        "sky_mae": "MAE, sky-weighted",
-        "circular_mae": "MAE on the circle",
-    }
-    rows = [
-        [_name(name), *(number(by_name[name].get(metric), metric) for metric in columns)]
-        for name in metrics["run"]["parameters"]
-    ]
+    rows = []
+    for condition, part in conditions(metrics).items():
+        rows.append([condition_name(condition, metrics)])
+        for name, values in part["scores"]["network"]["parameters"].items():
+            rows.append([_name(name), *(number(values.get(m), m) for m in DETAILS)])
     note = (
         "Sky-weighted: views count as sin θ and inclinations with a probability that grows as "
         "1 - cos i, as for pairs turned at random in space."
     )
     return (
-        _table("The network in detail", ["", *columns.values()], rows)
+        _table("The network in detail", ["", *DETAILS.values()], rows)
         + f'<p class="note">{note}</p>'
     )
+
+
+def coverage_table(metrics: dict[str, Any]) -> str:
+    """Return the table of what intervals promise and hold."""
+    rows = []
+    for condition, part in conditions(metrics).items():
+        uncertainty = part["uncertainty"]
+        if not uncertainty:
+            continue
+        found, carried = uncertainty["halvings"], uncertainty["carried"]
+        rows.append([condition_name(condition, metrics)])
+        for name, values in found["parameters"].items():
+            for place, level in enumerate(found["levels"][: uncertainty["configured_levels"]]):
+                held, scatter = (100 * values[key][place] for key in ("coverage", "scatter"))
+                width = number(values["median_width"][place], "mae")
+                elsewhere = "-"
+                if carried and name in carried["coverage"]:
+                    elsewhere = _percent(carried["coverage"][name][place])
+                rows.append(
+                    [f"{_name(name)}, {100 * level:g} %", f"{held:.1f} ± {scatter:.1f} %",
+                     f"{width} {named(name).unit}", elsewhere]
+                )  # fmt: skip
+        if spin := found["spin"]:
+            rows.append(
+                ["spin, calibrated probability", f"right for {100 * spin['accuracy']:.1f} %",
+                 f"Brier {spin['brier']:.3f}, log loss {spin['log_loss']:.3f}", "-"]
+            )  # fmt: skip
+    if not rows:
+        return "<p>There are too few encounters to calibrate intervals on.</p>"
+    origins = {
+        part["uncertainty"]["carried"]["from"]
+        for part in conditions(metrics).values()
+        if part["uncertainty"] and part["uncertainty"]["carried"]
+    }
+    note = (
+        "Split-conformal intervals, normalised by the error that is usual at the predicted "
+        "viewing angle; azimuth's is an arc. Held: mean and scatter over random halvings of the "
+        "encounters, one half to calibrate on, the other to measure. They hold for encounters and "
+        "images like these, and for no others."
+        + (f" Elsewhere: calibrated on {', '.join(sorted(origins))}." if origins else "")
+    )
+    heads = ["true values to hold", "held", "median width", "held, calibrated elsewhere"]
+    return _table("Intervals", heads, rows) + f'<p class="note">{escape(note)}</p>'
+
+
+def breakdown_table(metrics: dict[str, Any], axis: str) -> str:
+    """Return the tables of the errors against one property of the views, folded up."""
+    tables = []
+    for condition, part in conditions(metrics).items():
+        if not (entries := part["by"].get(axis)):
+            continue
+        names = list(entries[0]["network"])
+        spans = [("", 2), *((_name(name), 2) for name in names)]
+        heads = [AXES[axis], "images", *(["network", "look-up"] * len(names))]
+        rows = []
+        for entry in entries:
+            low, high = entry["from"], entry["to"]
+            cells = [f"{low:g}" if low == high else f"{low:g} to {high:g}", f"{entry['images']:,}"]
+            for name in names:
+                for predictor in ("network", "lookup"):
+                    error = entry[predictor][name]
+                    bias = number(error["bias"], "mae")
+                    cells.append(f"{number(error['mae'], 'mae')} ({bias})")
+            rows.append(cells)
+        caption = f"MAE and, in brackets, bias; {condition_name(condition, metrics)}"
+        tables.append(_table(caption, heads, rows, spans))
+    if not tables:
+        return ""
+    return f"<details><summary>Against {escape(AXES[axis])}</summary>{''.join(tables)}</details>\n"
 
 
 # --- pieces of HTML, every string escaped here ----------------------------------------------------
 
 
-def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; a row of one cell is a heading over the rows that follow."""
+def _table(
+    caption: str,
+    heads: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    spans: Sequence[tuple[str, int]] = (),
+) -> str:
+    """Return a table.
+
+    A row of one cell is a heading over the rows that follow; `spans` are heads over so many heads.
+    """
+    over = "".join(f'<th colspan="{count}">{escape(text)}</th>' for text, count in spans)
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)
     body = "".join(
         f'<tr><th colspan="{len(heads)}">{escape(row[0])}</th></tr>\n'
@@ -391,8 +591,13 @@ def _table(caption: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) ->
     )
     return (
         f'<div class="scroll"><table><caption>{escape(caption)}</caption>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
+        f"<thead>{f'<tr>{over}</tr>' if over else ''}<tr>{head}</tr></thead>\n"
+        f"<tbody>\n{body}</tbody></table></div>\n"
     )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
 
 
 def _list(texts: Sequence[str]) -> str:

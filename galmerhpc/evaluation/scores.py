@@ -1,18 +1,42 @@
-"""The scores of a set of predictions: errors per parameter, averaged, and weighted by the sky."""
+"""The scores of a set of predictions: errors per parameter, averaged, weighted by the sky.
 
-from collections.abc import Sequence
+Views of one encounter are not independent. So the 95 % intervals come from a bootstrap over whole
+groups (realisation x configuration): each resample draws as many groups as there are, and all views
+of a group with it (the cluster bootstrap; Davison & Hinkley 1997, section 3.8).
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from galmerhpc.metrics import ClassifierSums, regression_metrics, spin_accuracy
-from galmerhpc.parameters import AZIMUTH, INCLINATION, SPIN, circular_error
+from galmerhpc.metrics import ClassifierSums
+from galmerhpc.parameters import (
+    AZIMUTH,
+    INCLINATION,
+    SPIN,
+    circular_error,
+    class_groups,
+    encode_classes,
+)
+
+INTERVAL = (2.5, 97.5)
+"""Percentiles of the resamples that are given as interval."""
+
+AVERAGED = ("mae", "mse", "rmse", "r2", "median_error", "p95_error", "sky_mae", "sky_mse")
+"""Measures that every parameter has, and of which the mean over parameters is given."""
+
+_CHUNK = 4_000_000
+"""Images times resamples that are worked on at once: some 30 MB an array."""
+
+_MOST_VALUES = 16
+"""Values of an axis up to which each is listed by itself."""
+
+Floats = NDArray[np.float64]
 
 
-def sky_weights(
-    theta: NDArray[np.float64], inclination: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def sky_weights(theta: Floats, inclination: Floats) -> Floats:
     """Return the weight of each view among pairs oriented at random in space.
 
     A grid in theta crowds views at the pole, so each counts as sin theta. The paper lets the
@@ -42,66 +66,281 @@ def sky_weights(
     return weights / total if total > 0 else np.full(len(weights), np.nan)
 
 
-def score(
-    parameters: Sequence[str],
-    true: NDArray[np.float64],
-    predicted: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    inclinations: NDArray[np.float64],
-) -> dict[str, Any]:
-    """Return the errors of predictions: per parameter, and averaged over parameters.
+# --- errors ---------------------------------------------------------------------------------------
+
+
+class Scorer:
+    """Scores predictions of the same images, all on the same resamples of their groups.
 
     Parameters
     ----------
     parameters : sequence of str
         Names of the P labels.
-    true, predicted : ndarray, shape (N, P)
+    true : ndarray, shape (N, P)
         In the labels' units.
     weights : ndarray, shape (N,)
         `sky_weights`.
     inclinations : ndarray
         The simulated inclinations, degrees.
+    groups : ndarray, shape (N,), int64
+        Group of each image.
+    resamples : int
+        Number of resamples.
+    seed : int
+        What they depend on.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[str],
+        true: Floats,
+        weights: Floats,
+        inclinations: Floats,
+        groups: NDArray[np.int64],
+        resamples: int,
+        seed: int,
+    ) -> None:
+        self._parameters, self._true, self._weights = list(parameters), true, weights
+        self._inclinations = inclinations
+        values, self._member = np.unique(groups, return_inverse=True)
+        generator = np.random.default_rng(seed)
+        chances = np.full(len(values), 1 / len(values))
+        self._counts = generator.multinomial(len(values), chances, size=resamples)  # (R, G)
+
+    def score(self, predicted: Floats) -> dict[str, Any]:
+        """Return the errors of predictions: per parameter, and averaged over parameters.
+
+        Parameters
+        ----------
+        predicted : ndarray, shape (N, P)
+            In the labels' units.
+
+        Returns
+        -------
+        dict
+            ``parameters``: by name, ``mae``, ``mse``, ``rmse``, ``r2``, ``median_error`` and
+            ``p95_error`` of the absolute error, ``sky_mae`` and ``sky_mse`` (weighted), ``bias``
+            (the mean of predicted - true); spin and inclination also ``accuracy`` (the nearest
+            value is the true one), the azimuth ``circular_mae``; ``interval``: lower and upper
+            bound by measure. ``average``: the means over parameters, of R2 over those that have one
+            (not a number where all true values are equal), with its ``interval``.
+        """
+        every = self._measures(predicted, np.ones((1, len(predicted)), np.int64))
+        resampled = [self._measures(predicted, counts) for counts in self._resamples()]
+        spread = {name: np.concatenate([part[name] for part in resampled]) for name in every}
+        low, high = ({k: _percentile(v, q) for k, v in spread.items()} for q in INTERVAL)
+        parameters: dict[str, dict[str, Any]] = {}
+        for k, name in enumerate(self._parameters):
+            own = [m for m in every if m in AVERAGED or not np.isnan(every[m][0, k])]
+            parameters[name] = {m: float(every[m][0, k]) for m in own}
+            parameters[name]["interval"] = {m: [low[m][k], high[m][k]] for m in own}
+        average: dict[str, Any] = {m: float(_mean(every[m])[0]) for m in AVERAGED}
+        means = {m: _mean(spread[m])[:, None] for m in AVERAGED}
+        average["interval"] = {
+            m: [float(_percentile(v, q)[0]) for q in INTERVAL] for m, v in means.items()
+        }
+        return {"parameters": parameters, "average": average}
+
+    def compare(self, predicted: Floats, other: Floats) -> dict[str, Any]:
+        """Return by how much predictions have a smaller MAE than others of the same images.
+
+        Returns
+        -------
+        dict
+            By parameter ``mae_difference`` (negative where the first are better) and its
+            ``interval``, which is narrower than the two MAE's own ones suggest: in each resample
+            both are scored on the same images.
+        """
+        gain = np.abs(predicted - self._true) - np.abs(other - self._true)  # (N, P)
+        groups = self._counts.shape[1]
+        sums = np.stack([np.bincount(self._member, g, groups) for g in gain.T], axis=1)  # (G, P)
+        sizes = np.bincount(self._member, minlength=groups)
+        spread = (self._counts @ sums) / (self._counts @ sizes)[:, None]  # (R, P)
+        low, high = (_percentile(spread, q) for q in INTERVAL)
+        return {
+            name: {"mae_difference": float(gain[:, k].mean()), "interval": [low[k], high[k]]}
+            for k, name in enumerate(self._parameters)
+        }
+
+    def _resamples(self) -> Iterator[NDArray[np.int64]]:
+        """Yield how often each image is drawn, (r, N) for some of the resamples at a time."""
+        size = max(_CHUNK // len(self._member), 1)
+        for first in range(0, len(self._counts), size):
+            yield self._counts[first : first + size][:, self._member]
+
+    def _measures(self, predicted: Floats, counts: NDArray[np.int64]) -> dict[str, Floats]:
+        """Return each measure of images that are drawn `counts` (R, N) times, (R, P)."""
+        error = np.abs(predicted - self._true)  # (N, P)
+        times = counts.astype(np.float64)
+        total = times.sum(axis=1, keepdims=True)  # (R, 1)
+        centred = self._true - self._true.mean(axis=0)  # cancels less
+        mean = times @ centred / total
+        variance = times @ centred**2 / total - mean**2
+        scale = np.maximum((self._true**2).mean(axis=0), 1.0)
+        variance[variance <= 1e-9 * scale] = np.nan  # equal values, but for rounding
+        median, p95 = _quantiles(error, counts, (0.5, 0.95))
+        mse, on_sky = times @ error**2 / total, times * self._weights
+        sky_total = on_sky.sum(axis=1, keepdims=True)
+        sky_total[sky_total == 0] = np.nan
+        return {
+            "mae": times @ error / total,
+            "mse": mse,
+            "rmse": np.sqrt(mse),
+            "r2": 1 - mse / variance,
+            "median_error": median,
+            "p95_error": p95,
+            "sky_mae": on_sky @ error / sky_total,
+            "sky_mse": on_sky @ error**2 / sky_total,
+            "bias": times @ (predicted - self._true) / total,
+            "accuracy": times @ self._nearest_is_true(predicted) / total,
+            "circular_mae": times @ self._on_the_circle(predicted) / total,
+        }
+
+    def _nearest_is_true(self, predicted: Floats) -> Floats:
+        """Tell where the nearest value is the true one, (N, P); not a number for other labels."""
+        right = np.full(predicted.shape, np.nan)
+        for k, name in enumerate(self._parameters):
+            true, estimate = self._true[:, k], predicted[:, k]
+            if name == SPIN.name:
+                right[:, k] = (estimate > 0.5) == (true > 0.5)
+            elif name == INCLINATION.name:
+                place = np.abs(estimate[:, None] - self._inclinations).argmin(axis=1)
+                right[:, k] = self._inclinations[place] == true
+        return right
+
+    def _on_the_circle(self, predicted: Floats) -> Floats:
+        """Return the azimuth's errors on the circle, (N, P); not a number for the others."""
+        error = np.full(predicted.shape, np.nan)
+        for k, name in enumerate(self._parameters):
+            if name == AZIMUTH.name:
+                error[:, k] = circular_error(self._true[:, k], predicted[:, k])
+        return error
+
+
+def _quantiles(
+    errors: Floats, counts: NDArray[np.int64], levels: tuple[float, ...]
+) -> list[Floats]:
+    """Return quantiles of errors (N, P) that are drawn `counts` (R, N) times, each (R, P).
+
+    Between two errors they are linear, as `numpy.quantile`'s.
+    """
+    last = counts.sum(axis=1) - 1  # (R,) the place of the largest
+    results = [np.empty((len(counts), errors.shape[1])) for _ in levels]
+    for k, column in enumerate(errors.T):
+        order = np.argsort(column)
+        reached = np.cumsum(counts[:, order], axis=1)  # (R, N)
+        for level, result in zip(levels, results, strict=True):
+            place = level * last
+            low, high = (
+                column[order][(reached > ends[:, None]).argmax(axis=1)]
+                for ends in (np.floor(place), np.ceil(place))
+            )
+            result[:, k] = low + (place - np.floor(place)) * (high - low)
+    return results
+
+
+def _mean(values: Floats) -> Floats:
+    """Return the mean over parameters of (R, P), without those that are not defined, (R,)."""
+    defined = ~np.isnan(values)
+    count = defined.sum(axis=1)
+    total = np.where(defined, values, 0.0).sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _percentile(values: Floats, level: float) -> Floats:
+    """Return a percentile over resamples of (R, P), without those where it is not defined, (P,)."""
+    columns = [column[~np.isnan(column)] for column in values.T]
+    return np.array([np.percentile(c, level) if len(c) else np.nan for c in columns])
+
+
+# --- where errors are large -----------------------------------------------------------------------
+
+
+def breakdown(
+    parameters: Sequence[str],
+    true: Floats,
+    predictions: dict[str, Floats],
+    axes: dict[str, tuple[Floats, float | None]],
+) -> dict[str, list[dict[str, Any]]]:
+    """Return the errors as functions of what is known of the views.
+
+    Parameters
+    ----------
+    parameters : sequence of str
+        Names of the P labels.
+    true : ndarray, shape (N, P)
+        In the labels' units.
+    predictions : dict of ndarray, shape (N, P)
+        By predictor.
+    axes : dict of (ndarray of shape (N,), float or None)
+        By name, what to divide the images by, not a number where it is not known, and the width of
+        its bins (`bins`).
 
     Returns
     -------
     dict
-        ``parameters``: by name, ``mae``, ``mse``, ``rmse``, ``r2``, ``median_error`` and
-        ``p95_error`` of the absolute error, ``sky_mae`` and ``sky_mse`` (weighted); spin and
-        inclination also ``accuracy`` (the nearest value is the true one), the azimuth
-        ``circular_mae``. ``average``: the means over parameters, of R2 over those that have one
-        (not a number where all true values are equal).
+        By axis a list of bins: ``from`` and ``to`` (equal for a single value), ``images``, and by
+        predictor and parameter ``mae`` and ``bias`` (mean of predicted - true). Axes that are not
+        known are left out.
     """
-    error = np.abs(predicted - true)  # (N, P)
-    values = regression_metrics(true, predicted)
-    values["rmse"] = np.sqrt(values["mse"])
-    values["median_error"], values["p95_error"] = np.percentile(error, (50, 95), axis=0)
-    values["sky_mae"], values["sky_mse"] = weights @ error, weights @ error**2
-    scores: dict[str, dict[str, float]] = {
-        name: {metric: v[k] for metric, v in values.items()} for k, name in enumerate(parameters)
-    }
-    for k, name in enumerate(parameters):
-        t, p = true[:, k], predicted[:, k]
-        if name == SPIN.name:
-            scores[name]["accuracy"] = spin_accuracy(t, p)
-        elif name == INCLINATION.name:
-            nearest = inclinations[np.abs(p[:, None] - inclinations).argmin(axis=1)]
-            scores[name]["accuracy"] = float((nearest == t).mean())
-        elif name == AZIMUTH.name:
-            scores[name]["circular_mae"] = float(circular_error(t, p).mean())
-    average = {
-        metric: v[~np.isnan(v)].mean() if not np.isnan(v).all() else np.nan
-        for metric, v in values.items()
-    }
-    return {"parameters": scores, "average": average}
+    result: dict[str, list[dict[str, Any]]] = {}
+    for axis, (values, width) in axes.items():
+        if np.isnan(values).any():
+            continue
+        entries = result[axis] = []
+        for low, high, inside in bins(values, width):
+            entry: dict[str, Any] = {"from": low, "to": high, "images": int(inside.sum())}
+            for predictor, predicted in predictions.items():
+                error = predicted[inside] - true[inside]
+                entry[predictor] = {
+                    name: {"mae": float(np.abs(e).mean()), "bias": float(e.mean())}
+                    for name, e in zip(parameters, error.T, strict=True)
+                }
+            entries.append(entry)
+    return result
+
+
+def bins(values: Floats, width: float | None) -> Iterator[tuple[float, float, NDArray[np.bool_]]]:
+    """Divide values: one by one where they are few, else into bins, the last one closed.
+
+    Parameters
+    ----------
+    values : ndarray, shape (N,)
+        Values.
+    width : float, optional
+        Of the bins, which begin at its multiples; by default there are `_MOST_VALUES` of them.
+
+    Yields
+    ------
+    tuple of (float, float, ndarray of bool, shape (N,))
+        Both ends, and which values are inside; bins without any are left out.
+    """
+    distinct = np.unique(values)
+    few = len(distinct) <= _MOST_VALUES
+    if few and (width is None or np.diff(distinct).min(initial=np.inf) >= width):
+        for value in distinct.tolist():
+            yield value, value, values == value
+        return
+    if width is None:
+        edges = np.linspace(distinct[0], distinct[-1], _MOST_VALUES + 1)
+    else:
+        first, last = np.floor(distinct[0] / width), np.ceil(distinct[-1] / width)
+        edges = width * np.arange(first, max(last, first + 1) + 1)
+    member = np.clip(np.digitize(values, edges) - 1, 0, len(edges) - 2)
+    for k in np.unique(member).tolist():
+        yield float(edges[k]), float(edges[k + 1]), member == k
+
+
+# --- classes --------------------------------------------------------------------------------------
 
 
 def class_scores(
     parameters: Sequence[str],
-    true: NDArray[np.float64],
+    true: Floats,
     probabilities: NDArray[np.floating],
     width_deg: float,
 ) -> dict[str, Any]:
-    """Return how often classes are right (`metrics.ClassifierSums`).
+    """Return how often classes are right.
 
     Parameters
     ----------
@@ -117,10 +356,30 @@ def class_scores(
     Returns
     -------
     dict
-        ``accuracy``: by name, the share of images whose class is right; ``all_accuracy``,
-        ``binary_accuracy`` and ``trivial_binary_accuracy``.
+        By name ``accuracy``, the share of images whose class is right, ``top3_accuracy``, of those
+        where it is among the three most probable, and ``confusion``, the number of images by true
+        (row) and chosen class; ``all_accuracy``, ``binary_accuracy`` and
+        ``trivial_binary_accuracy`` as `metrics.ClassifierSums.metrics` has them.
+
+    Raises
+    ------
+    ValueError
+        A label has no class.
     """
     metrics = ClassifierSums.of(true, probabilities, parameters, width_deg).metrics()
     shares = ("all_accuracy", "binary_accuracy", "trivial_binary_accuracy")
-    each = dict(zip(parameters, metrics["accuracy"], strict=True))
-    return {"accuracy": each, **{name: metrics[name] for name in shares}}
+    classes = encode_classes(true, width_deg, parameters)
+    top3, confusion = {}, {}
+    for name, group in zip(parameters, class_groups(parameters, width_deg), strict=True):
+        right, given = classes[:, group].argmax(axis=1), probabilities[:, group]
+        best = np.argsort(-given, axis=1, kind="stable")[:, :3]
+        top3[name] = float((best == right[:, None]).any(axis=1).mean())
+        count = group.stop - group.start
+        pairs = right * count + given.argmax(axis=1)
+        confusion[name] = np.bincount(pairs, minlength=count**2).reshape(count, count)
+    return {
+        "accuracy": dict(zip(parameters, metrics["accuracy"], strict=True)),
+        "top3_accuracy": top3,
+        "confusion": confusion,
+        **{name: metrics[name] for name in shares},
+    }

@@ -169,6 +169,30 @@ def labels_of(config: Config, predictions: NDArray[np.floating]) -> NDArray[np.f
     return predictions
 
 
+def retrograde_score(
+    config: Config, predictions: NDArray[np.floating]
+) -> NDArray[np.floating] | None:
+    """Return how far predictions lean from prograde (0) to retrograde (1), shape (N,).
+
+    None where the spin is not estimated. It is no probability before it is calibrated
+    (`evaluation.conformal`), and a regression's may lie outside 0..1.
+
+    Parameters
+    ----------
+    config : Config
+        Its `parameters` and `model` are used.
+    predictions : ndarray, shape (N, P) or (N, classes)
+        What the exported model gives.
+    """
+    if SPIN.name not in config.parameters:
+        return None
+    column = config.parameters.index(SPIN.name)
+    if config.model.task == "regression":
+        return predictions[:, column]
+    spins = predictions[:, class_groups(config.parameters, config.model.class_width_deg)[column]]
+    return spins[:, 1] / np.maximum(spins.sum(axis=1), np.finfo(np.float32).tiny)
+
+
 def prediction_width(config: Config) -> int:
     """Return the number of outputs of the exported model."""
     if config.model.task == "classification":

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from galmerhpc import files
-from galmerhpc.evaluation.figures import GREY, PREDICTORS, STYLE, SUFFIXES, VERMILION
+from galmerhpc.evaluation.figures import GREY, PREDICTOR_STYLES, STYLE, SUFFIXES, VERMILION
+from galmerhpc.evaluation.summary import PREDICTORS
 from galmerhpc.parameters import named
 from galmerhpc.studies import power_law
 from galmerhpc.studies.study import Study
@@ -71,7 +72,7 @@ def _panel(axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: 
     places = list(range(len(rows))) if categories else [row[study.column] for row in rows]
     line = {"linestyle": ""} if categories else {}
     for predictor in ("network", "lookup"):
-        label, style = PREDICTORS[predictor]
+        label, style = PREDICTORS[predictor], PREDICTOR_STYLES[predictor]
         values = _column(rows, f"{predictor}_{measure}{suffix}")
         axes.plot(places, values, label=label, **(style | line))
     if not suffix:

@@ -16,7 +16,7 @@ from pathlib import Path
 from galmerhpc import files, parallel
 from galmerhpc.config import RESOLVED, Config, Stage, digest, dump, replaced, require_catalogue
 from galmerhpc.errors import InputError
-from galmerhpc.evaluation.evaluate import COLLISIONLESS, WHAT_IS_NEW
+from galmerhpc.evaluation.summary import COLLISIONLESS, WHAT_IS_NEW
 from galmerhpc.studies import figure, table
 from galmerhpc.studies.study import Point, Study
 

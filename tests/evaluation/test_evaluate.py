@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,33 +10,17 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
+from galmerhpc import files
 from galmerhpc.config import Config
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import InputError
-from galmerhpc.evaluation.evaluate import evaluate, made_files, read_history, result_table, verdict
+from galmerhpc.evaluation import conformal
+from galmerhpc.evaluation.evaluate import evaluate, read_history, record_of
 from galmerhpc.evaluation.report import report
+from galmerhpc.evaluation.summary import result_table, verdict
 from galmerhpc.parameters import NAMES
-from tests.evaluation.runs import EXPECTED, MODEL, OTHER_MODEL, write_run
-from tests.support import galmerhpc, run
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file of a model; what it predicts and a model that does not fit are beside it."""
-    folder = tmp_path_factory.mktemp("model")
-    made = run(sys.executable, "-m", "tests.evaluation.runs", str(folder))
-    assert made.returncode == 0, made.stderr
-    return folder / MODEL
-
-
-@pytest.fixture(scope="session")
-def evaluated(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
-    """Return the configuration of a run that the command has evaluated and reported."""
-    config = write_run(tmp_path_factory.mktemp("evaluated"), model)
-    for stage, argument in (("evaluate", "run.yaml"), ("report", "run")):  # file and run folder
-        done = galmerhpc(stage, str(config.run_dir.parent / argument))
-        assert done.returncode == 0, done.stderr
-    return config
+from tests.evaluation.runs import EXPECTED, OTHER_MODEL, training_and_unseen, write_run
+from tests.support import galmerhpc
 
 
 def metrics_of(config: Config) -> dict:
@@ -51,7 +34,9 @@ def predictions_of(config: Config) -> list[dict[str, str]]:
 
 def test_every_file_is_there_and_every_figure_is_a_picture(evaluated: Config) -> None:
     folder = evaluated.run_dir / "evaluation"
-    assert {p.name for p in folder.iterdir()} == {*made_files(), "stage.json", "report.html"}
+    made = files.read_json(folder / "stage.json")["files"]
+    assert {p.name for p in folder.iterdir()} == {*made, "stage.json", "report.html"}
+    assert {"metrics.json", "predictions.csv", "intervals.json", "coverage.pdf"} <= made.keys()
     for path in folder.glob("*.png"):
         with Image.open(path) as image:
             image.load()
@@ -126,6 +111,90 @@ def test_baselines_are_built_on_the_training_images_alone(evaluated: Config) -> 
     }
 
 
+def test_every_condition_has_every_kind_of_result(evaluated: Config) -> None:
+    metrics = metrics_of(evaluated)
+    assert metrics["format"] == 2
+    assert metrics["sample"]["images"] == len(predictions_of(evaluated))
+    assert metrics["sample"]["groups"] == 8
+    assert metrics["sample"]["trained_encounters"] == 0  # other realisations
+    assert metrics["sample"]["never_trained_configurations"] == []
+    # The unseen views lie midway between the trained ones, 30 degrees apart.
+    assert 5 < metrics["sample"]["nearest_training_view_deg"]["min"] < 15
+    for part in (metrics, metrics["sky"]):
+        assert part["scores"].keys() == {"network", "lookup", "mean"}
+        assert part["against_lookup"].keys() == set(NAMES)
+        axes = {"theta_deg", "phi_deg", "inclination_deg", "time_myr", "simulation"}
+        assert part["by"].keys() == axes
+        for entries in part["by"].values():
+            assert sum(e["images"] for e in entries) == metrics["sample"]["images"]
+        held = part["uncertainty"]["halvings"]["parameters"]
+        assert held.keys() == set(NAMES) - {"spin"}
+        for name in NAMES:
+            low, high = part["scores"]["network"]["parameters"][name]["interval"]["mae"]
+            assert low <= part["scores"]["network"]["parameters"][name]["mae"] <= high
+    assert metrics["uncertainty"]["carried"] is None
+    assert metrics["sky"]["uncertainty"]["carried"]["from"] == "clean images"
+    # What was done to them shows.
+    clean, sky = (p["scores"]["lookup"]["average"]["mae"] for p in (metrics, metrics["sky"]))
+    assert sky > 1.2 * clean
+
+
+def test_intervals_are_saved_for_predictions_to_come(evaluated: Config) -> None:
+    path = evaluated.run_dir / "evaluation/intervals.json"
+    model = metrics_of(evaluated)["repeat"]["model"]
+    rows = predictions_of(evaluated)
+    true, predicted = (
+        np.array([[float(row[f"{kind}_{name}"]) for name in NAMES] for row in rows])
+        for kind in ("true", "predicted")
+    )
+    for condition in ("clean", "sky"):
+        calibration = conformal.read_calibration(path, model, condition)
+        assert calibration is not None
+        assert calibration.groups == 8
+        assert calibration.levels == evaluated.evaluation.levels
+        assert calibration.spin is not None
+    clean = conformal.read_calibration(path, model, "clean")
+    held = clean.holds(NAMES, true, predicted)
+    # The same images that it was calibrated on: at least what was promised.
+    for inside in held.values():
+        assert (inside.mean(axis=0) > np.array(clean.levels) - 0.05).all()
+
+
+def test_other_data_and_other_switches_are_evaluated_beside(
+    evaluated: Config, model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(evaluated.run_dir.parent, tmp_path / "own", dirs_exist_ok=True)
+    other = write_run(tmp_path, model).run_dir.parent / "run.yaml"
+    own = (str(tmp_path / "own/run.yaml"), f"run_dir={tmp_path / 'own/run'}")
+    switches = ("evaluation.sky.mirror=true", "evaluation.bootstrap=50")
+    for stage in ("evaluate", "report"):
+        done = galmerhpc(stage, *own, *switches, "--data", str(other), "--split", "all")
+        assert done.returncode == 0, done.stderr
+    folder = tmp_path / "own/run/evaluation-on-run-all"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    training, unseen = (len(labels) for labels in training_and_unseen())
+    assert metrics["sample"]["images"] == training + unseen
+    assert 0 < metrics["sample"]["trained_encounters"] < 1
+    assert metrics["data"]["name"] == "run"
+    assert metrics["uncertainty"]["carried"]["from"] == "clean images of run"
+    # A mirrored picture is of another azimuth and viewing angle.
+    assert metrics["sky"]["scores"]["network"]["parameters"].keys() == {"spin", "inclination"}
+    assert metrics["scores"]["network"]["parameters"].keys() == set(NAMES)
+    assert "mirrored" in metrics["sky"]["changes"]
+    assert "--split all" in (folder / "report.html").read_text()
+    before, after = (
+        (run / "evaluation/metrics.json").read_bytes()
+        for run in (evaluated.run_dir, tmp_path / "own/run")
+    )
+    assert before == after
+
+
+def test_an_evaluation_with_other_keys_of_its_own_is_made_anew(evaluated: Config) -> None:
+    changed = evaluated.evaluation.model_copy(update={"bootstrap": 50})
+    assert record_of(evaluated).complete
+    assert not record_of(evaluated.model_copy(update={"evaluation": changed})).complete
+
+
 def test_what_repeats_the_run_is_written_down(evaluated: Config) -> None:
     repeat = metrics_of(evaluated)["repeat"]
     assert repeat["dataset"] == Dataset.open(evaluated.run_dir / "shards").fingerprint
@@ -166,7 +235,7 @@ def test_the_table_and_the_report_show_the_same_figures(evaluated: Config) -> No
     network = metrics["scores"]["network"]
     for value in (network["parameters"]["azimuth"]["mae"], network["average"]["mae"]):
         assert f"{value:.3g}" in table
-        assert f">{value:.3g}<" in html
+        assert f">{value:.3g} [" in html
     assert table.replace("\n", " ").endswith(verdict(metrics))
 
 
@@ -174,7 +243,7 @@ def test_without_a_test_split_validation_serves_and_every_output_says_so(
     model: Path, tmp_path: Path
 ) -> None:
     split = {"kind": "random", "test_fraction": 0}
-    config = write_run(tmp_path, model, split=split)
+    config = write_run(tmp_path, model, split=split, evaluation={"sky": None})
     for stage in ("evaluate", "report"):
         done = galmerhpc(stage, str(tmp_path / "run.yaml"))
         assert done.returncode == 0, done.stderr

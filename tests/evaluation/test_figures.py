@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from galmerhpc.evaluation import figures
+from galmerhpc.evaluation.summary import PREDICTORS
 from galmerhpc.parameters import NAMES
 
 
@@ -65,16 +66,24 @@ def test_any_number_of_images_and_of_parameters_can_be_drawn(count: int, tmp_pat
     names = ("spin", "viewing_angle", "mass_ratio")
     true = random.uniform(0, 90, (count, 3))
     predicted = true + 1
-    errors = {predictor: np.abs(predicted - true) for predictor in figures.PREDICTORS}
+    each = dict(zip(names, np.abs(predicted - true).T, strict=True))
+    errors, sky = dict.fromkeys(PREDICTORS, each), {"network": {"spin": each["spin"]}}
     figures.predicted_against_true(names, true, predicted, tmp_path / "one", "note")
-    figures.error_against_theta(names, true[:, 1], errors, tmp_path / "two", "note")
+    figures.error_against("θ", true[:, 1], names, errors, sky, tmp_path / "two", "note")
     for name in ("one", "two"):
         assert len(np.unique(drawn(tmp_path / name))) > 10
 
 
-def test_a_learning_curve_of_one_epoch_can_be_drawn(tmp_path: Path) -> None:
-    names = ("epoch", "training_loss", "training_mae", "training_mse", "validation_mae",
-             "validation_mse", *(f"validation_mae_{name}" for name in NAMES))  # fmt: skip
+@pytest.mark.parametrize("classes", [False, True])
+def test_a_learning_curve_of_one_epoch_can_be_drawn(classes: bool, tmp_path: Path) -> None:
+    accuracies = [
+        f"{part}_{key}"
+        for part in ("training", "validation")
+        for key in ("binary_accuracy", "all_accuracy")
+    ]
+    names = [f"{part}_{key}" for part in ("training", "validation") for key in ("mae", "mse")]
+    names += ["epoch", "training_loss", *(f"validation_mae_{name}" for name in NAMES)]
+    names += accuracies if classes else []
     history = {name: np.ones(1) for name in names}
     figures.learning_curve(history, NAMES, tmp_path / "curve", "note")
     assert len(np.unique(drawn(tmp_path / "curve"))) > 10
@@ -85,3 +94,34 @@ def test_the_same_arrays_make_the_same_picture(tmp_path: Path) -> None:
     for name in ("a", "b"):
         figures.predicted_against_true(("azimuth",), true, true + 1, tmp_path / name, "note")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_a_confusion_matrix_is_darkest_where_most_images_are(tmp_path: Path) -> None:
+    counts = {"spin": np.array([[9, 1], [0, 0]]), "azimuth": np.eye(36, dtype=int)}
+    ticks = {"spin": ["P", "R"], "azimuth": [f"{5 * k}" for k in range(36)]}
+    figures.confusion(counts, ticks, tmp_path / "confusion", "note")
+    assert len(np.unique(drawn(tmp_path / "confusion"))) > 10
+
+
+@pytest.mark.parametrize("spin", [True, False])
+def test_coverage_of_any_conditions_can_be_drawn(spin: bool, tmp_path: Path) -> None:
+    shares = [0.7, 0.9, 0.1]
+    reliability = [{"predicted": 0.1, "observed": 0.2, "images": 3}]
+    part = {
+        "levels": [0.68, 0.9, 0.1],
+        "parameters": {"azimuth": {"coverage": shares, "scatter": [0.1] * 3}},
+        "spin": {"reliability": reliability} if spin else None,
+    }
+    figures.coverage({"clean images": part, "sky-like images": part}, 2, tmp_path / "c", "note")
+    wide, high = drawn(tmp_path / "c").shape[1::-1]
+    assert wide > (2.5 if spin else 1.5) * high
+
+
+def test_places_and_geometry_can_be_drawn(tmp_path: Path) -> None:
+    images = np.full((2, 32, 32, 1), 100, np.uint8)
+    maps = np.zeros((2, 1, 32, 32), np.float32)
+    maps[:, :, 10:20, 10:20] = 1
+    figures.grad_cam(images, maps, ["one", "two"], ["azimuth"], tmp_path / "places", "note")
+    figures.geometry(tmp_path / "geometry", "")
+    for name in ("places", "geometry"):
+        assert len(np.unique(drawn(tmp_path / name))) > 10

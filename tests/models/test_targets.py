@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from galmerhpc.config import Config
-from galmerhpc.models.targets import Targets, labels_of, make_targets, prediction_width
+from galmerhpc.models.targets import (
+    Targets,
+    labels_of,
+    make_targets,
+    prediction_width,
+    retrograde_score,
+)
 
 RANDOM = np.random.default_rng(1)
 LABELS = np.stack(
@@ -90,6 +96,17 @@ def test_a_classifier_s_predictions_mean_values_and_bin_centres(loss: str) -> No
     labels = labels_of(config, probabilities)
     assert labels[:, :2].tolist() == LABELS[:, :2].tolist()
     assert np.abs(labels[:, 2:] - LABELS[:, 2:]).max() <= 2.5 + 1e-4
+
+
+def test_the_spin_s_score_goes_from_prograde_to_retrograde() -> None:
+    numbers = np.array([[0.2, 45, 90, 30], [1.1, 0, 0, 0]])
+    assert retrograde_score(config_of(), numbers).tolist() == [0.2, 1.1]
+    assert retrograde_score(config_of(parameters=["azimuth"]), numbers[:, 2:3]) is None
+    sigmoid = {"model": {"task": "classification"}, "training": {"loss": "binary_crossentropy"}}
+    outputs = np.zeros((3, 60))
+    outputs[:, :2] = [[0.9, 0.1], [0.2, 0.6], [0, 0]]  # prograde, retrograde; a silent network
+    score = retrograde_score(config_of(**sigmoid), outputs)
+    assert score == pytest.approx([0.1, 0.75, 0])
 
 
 def test_a_label_without_a_class_is_refused() -> None:

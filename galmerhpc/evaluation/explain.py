@@ -1,0 +1,74 @@
+"""Where in an image the network finds its answer: Grad-CAM (Selvaraju et al. 2017).
+
+The gradient of an output with respect to a layer's feature maps, averaged over each map, weighs
+the maps; their sum shows the places that move the output. A regression's output may be moved up or
+down, so that the size of the sum counts, not its sign.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galmerhpc.config import Config
+from galmerhpc.parameters import class_groups
+
+if TYPE_CHECKING:
+    import keras
+
+_SMALLEST_MAP = 6
+"""Width of the feature maps that are looked at: the last ones of the networks (2 x 2 for 64 pixels)
+show no place."""
+
+
+def grad_cam(
+    config: Config, network: "keras.Model", images: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """Return maps of where the network looks for each parameter.
+
+    Parameters
+    ----------
+    config : Config
+        The run; of a classifier the most probable class of each parameter is explained.
+    network : keras.Model
+        The exported network.
+    images : ndarray, shape (n, H, W, C), uint8
+        Images.
+
+    Returns
+    -------
+    ndarray, shape (n, P, H, W), float32
+        0..1, 1 where the largest part comes from; zeros where no place has any.
+    """
+    import keras
+    import tensorflow as tf
+
+    layer = _layer(network)
+    if layer is None:
+        return np.zeros((len(images), len(config.parameters), *images.shape[1:3]), np.float32)
+    inner = keras.Model(network.input, (layer.output, network.output))
+    maps = []
+    with tf.GradientTape(persistent=True) as tape:
+        features, outputs = inner(tf.constant(images), training=False)  # (n, h, w, F), (n, R)
+        if config.model.task == "classification":
+            groups = class_groups(config.parameters, config.model.class_width_deg)
+            targets = [tf.reduce_max(outputs[:, group], axis=1) for group in groups]
+        else:
+            targets = list(tf.unstack(outputs, axis=1))
+    for target in targets:
+        gradient = tape.gradient(target, features)
+        weights = tf.reduce_mean(gradient, axis=(1, 2), keepdims=True)  # (n, 1, 1, F)
+        heat = tf.abs(tf.reduce_sum(weights * features, axis=-1, keepdims=True))
+        heat = tf.image.resize(heat, images.shape[1:3])[..., 0].numpy()  # (n, H, W)
+        maps.append(heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), 1e-30))
+    return np.stack(maps, axis=1)
+
+
+def _layer(network: "keras.Model") -> "keras.Layer | None":
+    """Return the deepest layer whose maps still show places; None where there are no maps."""
+    found = None
+    for layer in network.layers:
+        shape = getattr(layer.output, "shape", ())
+        if len(shape) == 4 and layer.weights and min(shape[1:3]) >= _SMALLEST_MAP:
+            found = layer
+    return found

@@ -1,0 +1,239 @@
+"""What is evaluated: rows of training shards, their labels, and what is known of their views."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from galmerhpc import files
+from galmerhpc.config import Config, Run
+from galmerhpc.dataset.preprocess import stage_inputs
+from galmerhpc.dataset.shards import Dataset
+from galmerhpc.dataset.split import SPLITS, lines_of_sight
+from galmerhpc.errors import InputError
+from galmerhpc.parameters import AZIMUTH, INCLINATION, PROGRADE, SPIN, SPINS, VIEWING_ANGLE, named
+
+ALL = "all"
+"""In the place of a split: every sample of a data set."""
+
+
+class Views(NamedTuple):
+    """What is known of images' views; each (N,), the first ones columns of predictions.csv."""
+
+    id: NDArray[np.object_]
+    """`catalogue.View.id`, str."""
+    copy: NDArray[np.int64]
+    """0 for the picture itself, 1, 2 ... for augmented copies, which split random evaluates too."""
+    simulation: NDArray[np.int64]
+    """Realisation."""
+    snapshot_id: NDArray[np.int64]
+    time_myr: NDArray[np.float64]
+    """Time since pericentre."""
+    theta_deg: NDArray[np.float64]
+    """Viewing angle, also where the network does not estimate it."""
+    phi_deg: NDArray[np.float64]
+    inclination_deg: NDArray[np.float64]
+    """Not a number where it is not known."""
+    spin: NDArray[np.float64]
+    """0 or 1; not a number where it is not known."""
+    configuration: NDArray[np.object_]
+    """All that tells encounters apart but the realisation, str."""
+
+    def groups(self) -> NDArray[np.int64]:
+        """Return numbers of the encounters (realisation x configuration), (N,) int64.
+
+        Views of one encounter are not independent: errors go with its particles.
+        """
+        _, configuration = np.unique(self.configuration.astype(str), return_inverse=True)
+        pairs = np.stack([self.simulation, configuration], axis=1)
+        return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The images to evaluate.
+
+    Attributes
+    ----------
+    dataset : Dataset
+        Where they lie.
+    rows : ndarray, shape (N,), int64
+        Their rows.
+    split : str
+        ``test``, ``validation`` or ``all``.
+    true : ndarray, shape (N, P), float64
+        Labels that the network estimates, in its order.
+    views : Views
+        Their views.
+    """
+
+    dataset: Dataset
+    rows: NDArray[np.int64]
+    split: str
+    true: NDArray[np.float64]
+    views: Views
+
+
+def open_dataset(config: Config) -> Dataset:
+    """Open a run's training shards.
+
+    Raises
+    ------
+    InputError
+        They are missing, unfinished, damaged or of another configuration.
+    """
+    files.StageRecord(config.run_dir / "shards", stage_inputs(config))
+    return Dataset.open(config.run_dir / "shards")
+
+
+def read_sample(
+    config: Config, dataset: Dataset, parameters: Sequence[str], split: str | None
+) -> Sample:
+    """Read all but the images of what is to be evaluated.
+
+    Parameters
+    ----------
+    config : Config
+        The run that the data set belongs to.
+    dataset : Dataset
+        Its shards.
+    parameters : sequence of str
+        Labels that the network estimates.
+    split : str, optional
+        ``test``, ``validation`` or ``all``; by default ``test``, or ``validation`` where that is
+        empty, as in the paper's regression.
+
+    Raises
+    ------
+    InputError
+        There is no such image, or the data set lacks a label.
+    """
+    if missing := [name for name in parameters if name not in dataset.parameters]:
+        raise InputError(
+            f"{dataset.folder}: has no label {missing[0]}, which the network estimates "
+            f"(it has: {', '.join(dataset.parameters)})"
+        )
+    split, rows = _rows(dataset, split)
+    columns = [dataset.parameters.index(name) for name in parameters]
+    true = dataset.labels[rows][:, columns].astype(np.float64)
+    return Sample(dataset, rows, split, true, read_views(config, dataset, rows))
+
+
+def _rows(dataset: Dataset, split: str | None) -> tuple[str, NDArray[np.int64]]:
+    if split == ALL:
+        return ALL, np.arange(len(dataset))
+    for name in (split,) if split else ("test", "validation"):
+        if len(rows := dataset.rows(name)):
+            return name, rows
+    there = ", ".join(name for name in SPLITS if len(dataset.rows(name)))
+    raise InputError(
+        f"{dataset.folder}: has no {split or 'test or validation'} image (it has: {there}); "
+        "set split.test_fraction, or choose another --split"
+    )
+
+
+def read_views(config: Config, dataset: Dataset, rows: NDArray[np.int64]) -> Views:
+    """Read what is known of the views of rows; the line of sight stands in a view's id."""
+    ids = dataset.view[rows]
+    simulation, snapshot_id = (dataset.column(k)[rows] for k in ("simulation", "snapshot_id"))
+    inclination, spin, configuration = _encounters(config, dataset, rows, snapshot_id)
+    return Views(
+        ids,
+        dataset.column("copy")[rows],
+        simulation,
+        snapshot_id,
+        dataset.column("time_myr")[rows],
+        _angle(ids, "theta"),
+        _angle(ids, "phi"),
+        inclination,
+        spin,
+        configuration,
+    )
+
+
+def _angle(ids: NDArray[np.object_], name: str) -> NDArray[np.float64]:
+    return np.array([float(text.partition(f"&{name}=")[2].partition("&")[0]) for text in ids])
+
+
+def _encounters(
+    config: Config, dataset: Dataset, rows: NDArray[np.int64], snapshot_id: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.object_]]:
+    """Return inclination, spin and configuration of rows.
+
+    They are the catalogue's, by snapshot; of a table of images, whose snapshots may have no
+    numbers, they follow from the labels that the shards hold.
+    """
+    if config.catalogue and config.catalogue.runs:
+        runs = config.catalogue.runs
+        ids = [run.snapshot_ids() for run in runs]
+        known = np.concatenate(ids)
+        order = np.argsort(known)
+        owner = np.repeat(np.arange(len(runs)), [len(i) for i in ids])[order]
+        number = owner[np.searchsorted(known[order], snapshot_id)]
+        return (
+            np.array([run.inclination_deg for run in runs])[number],
+            np.array([SPINS[run.spin] for run in runs])[number],
+            np.array([_describe_run(run) for run in runs], object)[number],
+        )
+    labels = {
+        name: column.astype(np.float64)
+        for name, column in zip(dataset.parameters, dataset.labels[rows].T, strict=True)
+    }
+    unknown = np.full(len(rows), np.nan)
+    fixed = [name for name in labels if name not in (AZIMUTH.name, VIEWING_ANGLE.name)]
+    kinds, number = np.zeros((1, 0)), np.zeros(len(rows), np.int64)
+    if fixed:
+        table = np.stack([labels[name] for name in fixed], axis=1)
+        kinds, number = np.unique(table, axis=0, return_inverse=True)
+    texts = [_describe_labels(dict(zip(fixed, kind, strict=True))) for kind in kinds.tolist()]
+    return (
+        labels.get(INCLINATION.name, unknown),
+        labels.get(SPIN.name, unknown),
+        np.array(texts, object)[number.reshape(-1)],
+    )
+
+
+def _describe_run(run: Run) -> str:
+    labels = {SPIN.name: SPINS[run.spin], INCLINATION.name: run.inclination_deg, **run.labels}
+    return f"{run.pair}, orbit {run.orbit}, {_describe_labels(labels)}"
+
+
+def _describe_labels(labels: dict[str, float]) -> str:
+    texts = [
+        f"{named(name).symbol} = {value:g}" for name, value in labels.items() if name != "spin"
+    ]
+    if SPIN.name in labels:
+        texts.insert(0, "prograde" if labels[SPIN.name] == PROGRADE else "retrograde")
+    return ", ".join(texts)
+
+
+def nearest_training_view(views: Views, training: Views) -> NDArray[np.float64]:
+    """Return how far the nearest view of training is from each view, degrees on the sphere.
+
+    Only views of the same configuration count, of whatever realisation: those of another look
+    different anyway.
+
+    Parameters
+    ----------
+    views, training : Views
+        What is evaluated, and what was trained on.
+
+    Returns
+    -------
+    ndarray, shape (N,)
+        Not a number where the configuration was never trained on.
+    """
+    distance = np.full(len(views.id), np.nan)
+    for configuration in set(views.configuration):
+        here = views.configuration == configuration
+        there = training.configuration == configuration
+        if there.any():
+            sights = lines_of_sight(training.theta_deg[there], training.phi_deg[there])
+            chord, _ = cKDTree(np.unique(sights, axis=0)).query(
+                lines_of_sight(views.theta_deg[here], views.phi_deg[here])
+            )
+            distance[here] = np.degrees(2 * np.arcsin(np.minimum(chord / 2, 1.0)))
+    return distance
