@@ -84,6 +84,15 @@ configuration names the CSV table that lies with the pictures, and their size:
 GIF, PNG or JPEG, square, all of one size, 8-bit grey or RGB; docs/format.md says more.
 """
 
+PREDICT_HELP = """
+Estimate the parameters of pictures: JPEG, PNG, GIF, TIFF, NumPy arrays, and FITS with astropy
+(pip install 'galmerhpc[fits]'). The pair should fill the middle of its picture as it does in the
+training images. A file that is no picture is named and left out; the exit code is then 2.
+
+  galmerhpc predict runs/demo pictures/ 'more/*.png' array.npy
+  galmerhpc predict runs/demo pictures/ --format csv > predictions.csv
+  galmerhpc predict runs/demo pictures/ --montage pictures.png
+"""
 
 STUDY_HELP = """
 Vary one quantity and leave the rest: each point is a run of its own in RUN/studies/NAME/POINT, made
@@ -213,6 +222,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_stage("report", report, "write the evaluation as one HTML file", what="CONFIG|RUN")
 
+    add_use_commands(add)
+
     command = commands.add_parser(
         "study", help="vary one quantity: a run for each value, a table and a figure (Horovod)",
         description=STUDY_HELP + "\n".join(f"  {k:15} {v.summary}" for k, v in STUDIES.items()),
@@ -337,6 +348,24 @@ def add_cluster_commands(add: AddCommand, add_stage: AddCommand) -> None:
         "--job", metavar="RUN", help="look at the job that this runs in and at this run folder "
         "(srun --mpi=pmix galmerhpc doctor --job RUN)",
     )  # fmt: skip
+
+
+def add_use_commands(add: AddCommand) -> None:
+    """Add the commands that use a trained network."""
+    command = add(
+        "predict", predict, "estimate the parameters of pictures that you give", PREDICT_HELP
+    )
+    command.add_argument(
+        "model", type=Path, metavar="MODEL",
+        help="run folder, or a model.keras with its run's config.yaml beside it",
+    )  # fmt: skip
+    command.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="file, folder or quoted pattern"
+    )
+    command.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    command.add_argument(
+        "--montage", type=Path, metavar="FILE", help="draw the pictures with their labels"
+    )
 
 
 def count(text: str) -> int:
@@ -544,6 +573,13 @@ def report(given: argparse.Namespace) -> None:
         from galmerhpc.evaluation.report import report
 
         report(read_config(given))
+
+
+def predict(given: argparse.Namespace) -> None:
+    """Estimate the parameters of pictures."""
+    from galmerhpc.evaluation.predict import predict
+
+    predict(given.model, given.images, given.format, given.montage)
 
 
 def catalogue_show(given: argparse.Namespace) -> None:
