@@ -94,6 +94,15 @@ training images. A file that is no picture is named and left out; the exit code 
   galmerhpc predict runs/demo pictures/ --montage pictures.png
 """
 
+REAL_PAIRS_HELP = """
+Estimate the inclination of real pairs and compare it with what position angles and inclinations on
+the sky tell (the paper's Eq. 3). The table has a row a pair; docs/format.md names its columns.
+`--pairs paper` takes the 15 pairs of the paper.
+
+  galmerhpc real-pairs runs/real_sky --pairs pairs.csv --images photographs --explain steps
+  galmerhpc real-pairs runs/real_sky --pairs paper --images sdss --fetch
+"""
+
 STUDY_HELP = """
 Vary one quantity and leave the rest: each point is a run of its own in RUN/studies/NAME/POINT, made
 on the ranks that this command has; a finished one is skipped. Ends in results.csv and a figure. The
@@ -367,6 +376,27 @@ def add_use_commands(add: AddCommand) -> None:
         "--montage", type=Path, metavar="FILE", help="draw the pictures with their labels"
     )
 
+    command = add(
+        "real-pairs", real_pairs, "estimate the inclination of real pairs", REAL_PAIRS_HELP
+    )
+    command.add_argument("model", type=Path, metavar="MODEL", help="as for predict")
+    command.add_argument("--pairs", required=True, metavar="CSV", help="table of pairs, or paper")
+    command.add_argument(
+        "--images", type=Path, required=True, metavar="DIR", help="folder of their pictures"
+    )
+    command.add_argument(
+        "--fetch", action="store_true",
+        help="ask SDSS for pictures, magnitudes and redshifts, and HyperLEDA for orientations, "
+        "where the table and DIR lack them",
+    )  # fmt: skip
+    command.add_argument("--skyserver", metavar="URL", help="another address of SDSS's SkyServer")
+    command.add_argument("--hyperleda", metavar="URL", help="another address of HyperLEDA")
+    command.add_argument(
+        "--explain", type=Path, metavar="DIR",
+        help="write every step from a photograph to what the network sees",
+    )  # fmt: skip
+    command.add_argument("--output", type=Path, metavar="FILE", help="write all as JSON, too")
+
 
 def count(text: str) -> int:
     """Return a number from 1 on."""
@@ -580,6 +610,18 @@ def predict(given: argparse.Namespace) -> None:
     from galmerhpc.evaluation.predict import predict
 
     predict(given.model, given.images, given.format, given.montage)
+
+
+def real_pairs(given: argparse.Namespace) -> None:
+    """Estimate the inclination of real pairs."""
+    from galmerhpc.evaluation.archives import HYPERLEDA, SKYSERVER, Archives
+    from galmerhpc.evaluation.real_pairs import PAPER_PAIRS, real_pairs
+
+    archives = Archives(given.skyserver or SKYSERVER, given.hyperleda or HYPERLEDA)
+    real_pairs(
+        given.model, PAPER_PAIRS if given.pairs == "paper" else Path(given.pairs), given.images,
+        archives if given.fetch else None, given.explain, given.output,
+    )  # fmt: skip
 
 
 def catalogue_show(given: argparse.Namespace) -> None:

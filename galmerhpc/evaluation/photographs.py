@@ -141,12 +141,13 @@ def read(path: Path) -> Image.Image:
             raise ValueError("not a regular file" if path.exists() else "no such file")
         with path.open("rb") as file:
             head = file.read(10)
-        if head.startswith(b"\x93NUMPY"):
-            picture = _of_numbers(_numpy(path))
-        elif head.startswith(b"SIMPLE  ="):
-            picture = _of_numbers(_fits(path))
-        else:
-            picture = _pillow(path)
+        with _quiet():
+            if head.startswith(b"\x93NUMPY"):
+                picture = _of_numbers(_numpy(path))
+            elif head.startswith(b"SIMPLE  ="):
+                picture = _of_numbers(_fits(path))
+            else:
+                picture = _pillow(path)
     except OSError as error:
         raise ValueError(f"cannot be read ({_line(error.strerror or error)})") from None
     if picture.getcolors(1) is not None:
@@ -214,8 +215,7 @@ def _of_numbers(values: NDArray[Any]) -> Image.Image:
     if values.dtype == np.uint8:
         colour = values[..., :3] if values.ndim == 3 and values.shape[2] > 1 else values
         return Image.fromarray(np.ascontiguousarray(np.squeeze(colour)))
-    with np.errstate(over="ignore"):  # becomes infinite, and counts as sky
-        brightness = np.asarray(values, np.float32)
+    brightness = np.asarray(values, np.float32)
     if brightness.ndim == 3:
         brightness = brightness[..., :3].mean(axis=2)
     return Image.fromarray(stretched(brightness))
@@ -242,7 +242,7 @@ def _fits(path: Path) -> NDArray[Any]:
     except ImportError:
         raise ValueError("FITS needs astropy: pip install 'galmerhpc[fits]'") from None
     try:
-        with _quiet(), fits.open(path) as file:
+        with fits.open(path) as file:
             images = (h for h in file if h.is_image and len(h.shape) in (2, 3))
             image = next(images, None)
             if image is None:
@@ -264,7 +264,7 @@ def _fits(path: Path) -> NDArray[Any]:
 def _pillow(path: Path) -> Image.Image:
     """Return a file's picture in the mode L or RGB."""
     try:
-        with _quiet(), Image.open(path, formats=FORMATS) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             _check_size(*picture.size)
             # What a camera adds to a JPEG is a preview of the same.
             if picture.format != "MPO" and getattr(picture, "is_animated", False):
@@ -293,8 +293,8 @@ def _decoded(picture: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Context without the libraries' warnings of odd files: a file is read or refused."""
-    with warnings.catch_warnings():
+    """Context without warnings of odd files and numbers: a file is read or refused."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield
 

@@ -182,8 +182,8 @@ def answer(predictor: Predictor, paths: Sequence[Path]) -> Answers:
         while batch := list(itertools.islice(pictures, predictor.config.training.evaluation_batch)):
             images = np.stack([image for _, image in batch])
             labels = predictor.labels(images)
-            answers.predicted += zip((path for path, _ in batch), labels, strict=True)
-            answers.drawn += images[: MOST_DRAWN - len(answers.drawn)]
+            answers.predicted.extend(zip((path for path, _ in batch), labels, strict=True))
+            answers.drawn.extend(images[: MOST_DRAWN - len(answers.drawn)])
     return answers
 
 
