@@ -95,6 +95,24 @@ configuration names the CSV table that lies with the pictures, and their size:
 GIF, PNG or JPEG, square, all of one size, 8-bit grey or RGB; docs/format.md says more.
 """
 
+PREDICT_HELP = """
+Estimate the parameters of pictures: JPEG, PNG, GIF, TIFF, NumPy arrays, and FITS with astropy
+(pip install 'galmerhpc[fits]'). The pair should fill the middle of its picture as it does in the
+training images. A file that is no picture is named and left out; the exit code is then 2.
+
+  galmerhpc predict runs/demo pictures/ 'more/*.png' array.npy
+  galmerhpc predict runs/demo pictures/ --format csv > predictions.csv
+  galmerhpc predict runs/demo pictures/ --montage pictures.png
+"""
+
+REAL_PAIRS_HELP = """
+Estimate the inclination of real pairs and compare it with what position angles and inclinations on
+the sky tell (the paper's Eq. 3). The table has a row a pair; docs/format.md names its columns.
+`--pairs paper` takes the 15 pairs of the paper.
+
+  galmerhpc real-pairs runs/real_sky --pairs pairs.csv --images photographs --explain steps
+  galmerhpc real-pairs runs/real_sky --pairs paper --images sdss --fetch
+"""
 
 STUDY_HELP = """
 Vary one quantity and leave the rest: each point is a run of its own in RUN/studies/NAME/POINT, made
@@ -229,6 +247,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--beside", metavar="RUN", action="append", default=[],
         help="show another evaluated run's network beside this one's; may be repeated",
     )  # fmt: skip
+
+    add_use_commands(add)
 
     command = commands.add_parser(
         "study", help="vary one quantity: a run for each value, a table and a figure (Horovod)",
@@ -370,6 +390,45 @@ def add_cluster_commands(add: AddCommand, add_stage: AddCommand) -> None:
         "--job", metavar="RUN", help="look at the job that this runs in and at this run folder "
         "(srun --mpi=pmix galmerhpc doctor --job RUN)",
     )  # fmt: skip
+
+
+def add_use_commands(add: AddCommand) -> None:
+    """Add the commands that use a trained network."""
+    command = add(
+        "predict", predict, "estimate the parameters of pictures that you give", PREDICT_HELP
+    )
+    command.add_argument(
+        "model", type=Path, metavar="MODEL",
+        help="run folder, or a model.keras with its run's config.yaml beside it",
+    )  # fmt: skip
+    command.add_argument(
+        "images", metavar="IMAGE", nargs="+", help="file, folder or quoted pattern"
+    )
+    command.add_argument("--format", choices=("table", "csv", "json"), default="table")
+    command.add_argument(
+        "--montage", type=Path, metavar="FILE", help="draw the pictures with their labels"
+    )
+
+    command = add(
+        "real-pairs", real_pairs, "estimate the inclination of real pairs", REAL_PAIRS_HELP
+    )
+    command.add_argument("model", type=Path, metavar="MODEL", help="as for predict")
+    command.add_argument("--pairs", required=True, metavar="CSV", help="table of pairs, or paper")
+    command.add_argument(
+        "--images", type=Path, required=True, metavar="DIR", help="folder of their pictures"
+    )
+    command.add_argument(
+        "--fetch", action="store_true",
+        help="ask SDSS for pictures, magnitudes and redshifts, and HyperLEDA for orientations, "
+        "where the table and DIR lack them",
+    )  # fmt: skip
+    command.add_argument("--skyserver", metavar="URL", help="another address of SDSS's SkyServer")
+    command.add_argument("--hyperleda", metavar="URL", help="another address of HyperLEDA")
+    command.add_argument(
+        "--explain", type=Path, metavar="DIR",
+        help="write every step from a photograph to what the network sees",
+    )  # fmt: skip
+    command.add_argument("--output", type=Path, metavar="FILE", help="write all as JSON, too")
 
 
 def count(text: str) -> int:
@@ -585,6 +644,25 @@ def report(given: argparse.Namespace) -> None:
 
         beside = [load(run) for run in getattr(given, "beside", ())]
         report(read_config(given), *chosen_images(given), beside)
+
+
+def predict(given: argparse.Namespace) -> None:
+    """Estimate the parameters of pictures."""
+    from galmerhpc.evaluation.predict import predict
+
+    predict(given.model, given.images, given.format, given.montage)
+
+
+def real_pairs(given: argparse.Namespace) -> None:
+    """Estimate the inclination of real pairs."""
+    from galmerhpc.evaluation.archives import HYPERLEDA, SKYSERVER, Archives
+    from galmerhpc.evaluation.real_pairs import PAPER_PAIRS, real_pairs
+
+    archives = Archives(given.skyserver or SKYSERVER, given.hyperleda or HYPERLEDA)
+    real_pairs(
+        given.model, PAPER_PAIRS if given.pairs == "paper" else Path(given.pairs), given.images,
+        archives if given.fetch else None, given.explain, given.output,
+    )  # fmt: skip
 
 
 def catalogue_show(given: argparse.Namespace) -> None:

@@ -25,9 +25,11 @@ from galmerhpc.dataset.import_images import check
 from galmerhpc.dataset.preprocess import picture_of
 from galmerhpc.dataset.raw import RawShard
 from galmerhpc.errors import InputError
+from galmerhpc.evaluation.photographs import MOST_PIXELS, read
 from galmerhpc.preview import Preview
 from galmerhpc.simulate import import_fits
 from tests.dataset.runs import scraped, write_config, write_dataset
+from tests.evaluation.pictures import odd_files
 from tests.servers import Reply, gif, serve
 from tests.support import ROOT
 
@@ -278,6 +280,27 @@ def pictures(folder: Path) -> tuple[list[bytes], Judge]:
     return [gif(query.query())], judge
 
 
+def photographs(_: Path) -> tuple[list[bytes], Judge]:
+    """Judge pictures that somebody gives."""
+
+    def judge(path: Path, _: bytes) -> bool:
+        try:
+            picture = read(path)
+        except ValueError as error:
+            why = str(error)
+        else:
+            why = ""
+        if why:
+            assert readable(why)
+            return False
+        assert picture.mode in ("L", "RGB")
+        assert picture.width * picture.height <= MOST_PIXELS
+        return True
+
+    kinds = ("grey.png", "colour.jpg", "plain.gif", "plain.tif", "float32.npy", "float.fits")
+    return [odd_files()[kind] for kind in kinds], judge
+
+
 def raw_shards(folder: Path) -> tuple[list[bytes], Judge]:
     """Judge raw shards: every view as it was written, or none."""
     config = scraped(write_config(folder / "good", realisations=1, step=90))
@@ -362,6 +385,7 @@ KINDS: dict[str, tuple[Callable, Callable, str]] = {
     "config": (config_files, damage_text, "case.yaml"),
     "catalogue": (catalogue_files, damage_text, "case.yaml"),
     "table": (table_files, damage_text, "case.csv"),
+    "photograph": (photographs, damage, "case.png"),
     "picture": (pictures, damage, "case.gif"),
     "raw": (raw_shards, damage_hdf5, "case/raw-0000-00000.h5"),
     "training": (training_shards, damage_hdf5, "case.h5"),

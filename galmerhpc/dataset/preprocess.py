@@ -348,9 +348,6 @@ def _block(
 def picture_of(body: bytes, nbins: int, settings: Preprocess) -> Image.Image:
     """Decode a response and bring it into the form of a training image.
 
-    It is resized with Lanczos's filter, whose support grows with the reduction, so that nothing
-    finer than the new pixels is left to alias.
-
     Parameters
     ----------
     body : bytes
@@ -365,7 +362,23 @@ def picture_of(body: bytes, nbins: int, settings: Preprocess) -> Image.Image:
     PictureError
         It does not decode, has another size or is animated.
     """
-    picture, final = decode(body, nbins), (settings.image_size, settings.image_size)
+    return finished(decode(body, nbins), settings)
+
+
+def finished(picture: Image.Image, settings: Preprocess) -> Image.Image:
+    """Bring a square picture into the form of a training image.
+
+    It is resized with Lanczos's filter, whose support grows with the reduction, so that nothing
+    finer than the new pixels is left to alias.
+
+    Parameters
+    ----------
+    picture : Image
+        Of any mode without transparency.
+    settings : Preprocess
+        Size, channels and JPEG quality.
+    """
+    final = (settings.image_size, settings.image_size)
     # One channel is resized sooner than three, to the same bytes where all is grey.
     picture = picture.convert("L" if settings.channels == 1 or _is_grey(picture) else "RGB")
     if picture.size != final:

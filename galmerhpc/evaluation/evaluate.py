@@ -46,6 +46,7 @@ from galmerhpc.evaluation.sample import (
 from galmerhpc.evaluation.scores import Scorer, breakdown, class_scores, sky_weights
 from galmerhpc.evaluation.summary import PREDICTORS, conditions, describe_sample
 from galmerhpc.metrics import to_json
+from galmerhpc.models.build import load
 from galmerhpc.models.targets import labels_of, prediction_width, retrograde_score
 from galmerhpc.parameters import class_groups, encode_classes, named
 
@@ -276,13 +277,7 @@ def load_network(path: Path, dataset: Dataset, outputs: int) -> "keras.Model":
     InputError
         It is damaged, or does not fit the data set's images or the wanted outputs.
     """
-    import keras
-
-    try:
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # noqa: BLE001 - Keras raises whatever its parts raise
-        why = " ".join(str(error).split())[:120] or type(error).__name__
-        raise InputError(f"{path}: cannot be loaded ({why}); train again") from None
+    model = load(path)
     wanted = ((None, *dataset.image_shape), (None, outputs))
     found = (tuple(model.input_shape), tuple(model.output_shape))
     if found != wanted:

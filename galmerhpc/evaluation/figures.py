@@ -536,7 +536,7 @@ def montage(
         box = {"facecolor": "black", "alpha": 0.55, "pad": 1.2, "edgecolor": "none"}
         for axes, image, above, below in zip(grid, images, true, predicted, strict=False):
             axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            text = {"transform": axes.transAxes, "fontsize": 8.5, "bbox": box}
+            text = {"transform": axes.transAxes, "fontsize": 8.5, "bbox": box, "parse_math": False}
             axes.text(0.03, 0.97, above, color="white", ha="left", va="top", **text)
             axes.text(0.97, 0.03, below, color=YELLOW, ha="right", va="bottom", **text)
         if axes_names:
@@ -573,13 +573,13 @@ def montage_text(parameters: Sequence[str], values: Sequence[float]) -> str:
     return ", ".join(texts)
 
 
-def montage_key(parameters: Sequence[str]) -> str:
-    """Say what a montage's texts mean."""
+def montage_key(parameters: Sequence[str], above: str = "true") -> str:
+    """Say what a montage's texts mean; `above` is what stands top left."""
     names = [
         "P prograde or R retrograde" if name == SPIN.name else _with_unit(named(name))
         for name in parameters
     ]
-    return f"White, top left: true.  Yellow, bottom right: predicted.  {', '.join(names)}."
+    return f"White, top left: {above}.  Yellow, bottom right: predicted.  {', '.join(names)}."
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:

@@ -1,8 +1,10 @@
 """From the configuration to a Keras model that needs no code of ours to be loaded."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from galmerhpc.config import Config, Model
+from galmerhpc.errors import InputError
 from galmerhpc.models.resnet50 import resnet50_map
 from galmerhpc.models.table1_cnn import table1_map
 from galmerhpc.models.targets import Targets
@@ -45,6 +47,23 @@ def exported(model: "keras.Model") -> "keras.Model":
 
     _, predictions = model.outputs
     return keras.Model(model.input, predictions, name=model.name)
+
+
+def load(path: Path) -> "keras.Model":
+    """Load a saved model in Keras's safe mode, which runs no code of the file's own.
+
+    Raises
+    ------
+    InputError
+        It is missing or damaged.
+    """
+    import keras
+
+    try:
+        return keras.models.load_model(path, compile=False, safe_mode=True)
+    except Exception as error:  # noqa: BLE001 - Keras raises whatever its parts raise
+        why = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(f"{path}: cannot be loaded ({why}); train again") from None
 
 
 def _map(images: "keras.KerasTensor", model: Model) -> "keras.KerasTensor":

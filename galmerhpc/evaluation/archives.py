@@ -1,0 +1,280 @@
+"""What archives know of real pairs: SDSS's SkyServer and HyperLEDA, over HTTP.
+
+SkyServer (https://skyserver.sdss.org/dr18/SkyServerWS) answers ``SearchTools/SqlSearch`` with rows
+of its database and ``ImgCutout/getjpeg`` with a colour picture. HyperLEDA (Makarov et al. 2014,
+A&A 570, A13) answers ``fG.cgi`` with rows of its mean data, right ascension in hours. Both answer
+some errors as a page with status 200.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import requests
+from PIL import Image, UnidentifiedImageError
+from requests.adapters import HTTPAdapter
+from tqdm import tqdm
+from urllib3.util import Retry
+
+from galmerhpc import __version__, files
+from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.evaluation.pairs import Disc, Pair, write_pairs
+
+SKYSERVER = "https://skyserver.sdss.org/dr18/SkyServerWS"
+HYPERLEDA = "http://atlas.obs-hp.fr/hyperleda/fG.cgi"
+
+RADIUS_ARCSEC = 6.0
+"""Largest distance of what an archive knows from the place that was asked for."""
+
+CUTOUT_PX = 512
+CUTOUT_SEPARATIONS = 8.0
+"""Width of a cut-out in separations of its pair: training fields are 3 to 5 of them."""
+
+FINEST_ARCSEC = 0.1
+"""Smallest pixel of a cut-out: a quarter of SDSS's own."""
+
+_TIMEOUT_S = 60.0
+_RETRY = Retry(
+    total=4, backoff_factor=1.0, status_forcelist=(429, 500, 502, 503, 504), raise_on_status=False
+)
+
+_NEAREST_GALAXY = """
+SELECT TOP 1 p.modelMag_r AS magnitude, s.z AS redshift
+FROM dbo.fGetNearbyObjEq({ra:.6f}, {dec:.6f}, {radius:.4f}) AS n
+JOIN PhotoObj AS p ON p.objID = n.objID
+LEFT JOIN SpecObj AS s ON s.bestObjID = p.objID
+WHERE p.type = 3
+ORDER BY n.distance
+"""
+
+
+@dataclass(frozen=True)
+class Archives:
+    """The two services.
+
+    Attributes
+    ----------
+    skyserver, hyperleda : str
+        Their addresses.
+    """
+
+    skyserver: str = SKYSERVER
+    hyperleda: str = HYPERLEDA
+
+    def photometry(self, ra_deg: float, dec_deg: float) -> tuple[float | None, float | None]:
+        """Return r magnitude and redshift of the galaxy at a place, each None where not known.
+
+        Raises
+        ------
+        GalmerhpcError
+            SkyServer cannot be reached or answers something else.
+        """
+        query = _NEAREST_GALAXY.format(ra=ra_deg, dec=dec_deg, radius=RADIUS_ARCSEC / 60)
+        address = f"{self.skyserver}/SearchTools/SqlSearch"
+        text = _get(address, cmd=" ".join(query.split()), format="csv").decode("utf-8", "replace")
+        lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        if not lines or lines[0].replace(" ", "").lower() != "magnitude,redshift":
+            raise GalmerhpcError(f"{address}: no table but {_quote(text)}; try again later")
+        if len(lines) == 1:
+            return None, None
+        magnitude, redshift = (_number(cell) for cell in lines[1].split(","))
+        return magnitude, redshift
+
+    def cutout(self, ra_deg: float, dec_deg: float, scale_arcsec: float) -> bytes:
+        """Return a JPEG of `CUTOUT_PX` pixels a side, north up and east left.
+
+        Raises
+        ------
+        GalmerhpcError
+            SkyServer cannot be reached or answers something else.
+        """
+        address = f"{self.skyserver}/ImgCutout/getjpeg"
+        body = _get(
+            address, ra=f"{ra_deg:.6f}", dec=f"{dec_deg:.6f}", scale=f"{scale_arcsec:.4f}",
+            width=CUTOUT_PX, height=CUTOUT_PX,
+        )  # fmt: skip
+        try:
+            with Image.open(io.BytesIO(body), formats=("JPEG",)) as picture:
+                size = picture.size
+        except UnidentifiedImageError:
+            size = (0, 0)
+        if size != (CUTOUT_PX, CUTOUT_PX):
+            text = body.decode("utf-8", "replace")
+            raise GalmerhpcError(f"{address}: no picture but {_quote(text)}; try again later")
+        return body
+
+    def orientation(self, ra_deg: float, dec_deg: float) -> tuple[float | None, float | None]:
+        """Return position angle and inclination of the galaxy at a place, degrees, None if unknown.
+
+        Raises
+        ------
+        GalmerhpcError
+            HyperLEDA cannot be reached or answers something else.
+        """
+        reach = RADIUS_ARCSEC / 3600
+        reach_ra = reach / max(math.cos(math.radians(dec_deg)), 1e-3)
+        where = (
+            f"al2000 between {(ra_deg - reach_ra) / 15:.7f} and {(ra_deg + reach_ra) / 15:.7f} and "
+            f"de2000 between {dec_deg - reach:.6f} and {dec_deg + reach:.6f} and objtype = 'G'"
+        )
+        text = _get(
+            self.hyperleda, n="meandata", c="o", of="1,leda,simbad", nra="l", nakd="1",
+            d="objname,al2000,de2000,pa,incl", sql=where, ob="", a="csv[,]",
+        ).decode("utf-8", "replace")  # fmt: skip
+        rows = [row for row in csv.reader(io.StringIO(text)) if row and row[0][:1] not in ("#", "")]
+        head = [name.strip().lstrip("$").lower() for name in rows[0]] if rows else []
+        if not {"al2000", "de2000", "pa", "incl"} <= set(head):
+            raise GalmerhpcError(f"{self.hyperleda}: no table but {_quote(text)}; try again later")
+        places = {}
+        for row in rows[1:]:
+            cells = dict(zip(head, map(_number, row), strict=False))
+            hours, declination = cells.get("al2000"), cells.get("de2000")
+            if hours is not None and declination is not None:
+                apart = separation_arcsec((ra_deg, dec_deg), (15 * hours, declination))
+                places[apart] = cells
+        if not places or min(places) > RADIUS_ARCSEC:
+            return None, None
+        nearest = places[min(places)]
+        return nearest.get("pa"), nearest.get("incl")
+
+
+def fetch(pairs: Sequence[Pair], images: Path, archives: Archives) -> list[Pair]:
+    """Fill in what a table of pairs leaves open, and write the pictures into a folder.
+
+    A picture that is there stays; what the table says is not asked for.
+
+    Parameters
+    ----------
+    pairs : sequence of Pair
+        With the discs' right ascensions and declinations.
+    images : Path
+        Folder of the pictures; ``fetched.csv`` in it is the table that is returned.
+    archives : Archives
+        Whom to ask.
+
+    Raises
+    ------
+    InputError
+        A pair has no place on the sky.
+    GalmerhpcError
+        An archive cannot be reached or answers something else; what was fetched stays.
+    """
+    fetched = [
+        _fetched(pair, images, archives)
+        for pair in tqdm(pairs, desc="fetch", unit="pair", disable=None)
+    ]
+    write_pairs(images / "fetched.csv", fetched)
+    return fetched
+
+
+def _fetched(pair: Pair, images: Path, archives: Archives) -> Pair:
+    first, second = (disc.sky for disc in pair.discs)
+    if first is None or second is None:
+        raise InputError(
+            f"pair {pair.name}: --fetch needs ra1_deg, dec1_deg, ra2_deg and dec2_deg, or names "
+            "such as J013247.27-082526.9 in name1 and name2"
+        )
+    discs = tuple(
+        _oriented(disc, place, archives)
+        for disc, place in zip(pair.discs, (first, second), strict=True)
+    )
+    redshift = pair.redshift
+    if redshift is None or any(disc.magnitude is None for disc in discs):
+        known = [archives.photometry(*place) for place in (first, second)]
+        discs = tuple(
+            replace(disc, magnitude=magnitude if disc.magnitude is None else disc.magnitude)
+            for disc, (magnitude, _) in zip(discs, known, strict=True)
+        )
+        redshift = next((z for z in (redshift, known[0][1], known[1][1]) if z is not None), None)
+    pair = replace(pair, discs=(discs[0], discs[1]), redshift=redshift)
+    if pair.discs[0].pixel and pair.discs[1].pixel:
+        return pair
+    return _with_cutout(pair, first, second, images, archives)
+
+
+def _oriented(disc: Disc, place: tuple[float, float], archives: Archives) -> Disc:
+    if disc.pa_deg is not None and disc.inclination_deg is not None:
+        return disc
+    pa, inclination = archives.orientation(*place)
+    return replace(
+        disc,
+        pa_deg=pa if disc.pa_deg is None else disc.pa_deg,
+        inclination_deg=inclination if disc.inclination_deg is None else disc.inclination_deg,
+    )
+
+
+def _with_cutout(
+    pair: Pair,
+    first: tuple[float, float],
+    second: tuple[float, float],
+    images: Path,
+    archives: Archives,
+) -> Pair:
+    """Return a pair with a picture of the sky around it, and its discs' places there."""
+    ra = first[0] + _wrapped(second[0] - first[0]) / 2
+    dec = (first[1] + second[1]) / 2
+    scale = max(CUTOUT_SEPARATIONS * separation_arcsec(first, second) / CUTOUT_PX, FINEST_ARCSEC)
+    path = images / pair.image
+    if not path.exists():
+        picture = archives.cutout(ra % 360, dec, scale)
+        with files.atomic_path(path) as temporary:
+            temporary.write_bytes(picture)
+    middle = (CUTOUT_PX - 1) / 2
+
+    def pixel(place: tuple[float, float]) -> tuple[float, float]:
+        east = _wrapped(place[0] - ra) * math.cos(math.radians(dec))  # to the left
+        return middle - 3600 * east / scale, middle - 3600 * (place[1] - dec) / scale
+
+    discs = tuple(
+        replace(disc, pixel=pixel(place))
+        for disc, place in zip(pair.discs, (first, second), strict=True)
+    )
+    return replace(pair, discs=(discs[0], discs[1]), scale_arcsec_per_px=scale)
+
+
+def separation_arcsec(first: tuple[float, float], second: tuple[float, float]) -> float:
+    """Return the distance of two near places (right ascension and declination, degrees)."""
+    middle = math.radians((first[1] + second[1]) / 2)
+    east = _wrapped(second[0] - first[0]) * math.cos(middle)
+    return 3600 * math.hypot(east, second[1] - first[1])
+
+
+def _wrapped(degrees: float) -> float:
+    return (degrees + 180) % 360 - 180
+
+
+def _get(address: str, **query: object) -> bytes:
+    """Return what an address answers."""
+    with requests.Session() as session:
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=_RETRY))
+        try:
+            answer = session.get(
+                address, params={k: str(v) for k, v in query.items()}, timeout=_TIMEOUT_S,
+                headers={"User-Agent": f"galmerhpc/{__version__}"},
+            )  # fmt: skip
+        except requests.RequestException as error:
+            why = " ".join(str(error).split())[:160]
+            raise GalmerhpcError(f"{address}: cannot be reached ({why}); try again later") from None
+    if answer.status_code != requests.codes.ok:
+        raise GalmerhpcError(
+            f"{address}: answers {answer.status_code} {answer.reason}: {_quote(answer.text)}; "
+            "try again later"
+        )
+    return answer.content
+
+
+def _number(cell: str) -> float | None:
+    """Return a cell's number; None where it is empty, null or none."""
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _quote(text: str) -> str:
+    return repr(" ".join(text.split())[:100])

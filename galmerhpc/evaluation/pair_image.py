@@ -1,0 +1,247 @@
+"""From a photograph of a pair to an image as the network was trained on.
+
+Training images show a pair in the middle of a field of known width in kpc, on a black sky, alone.
+So a photograph loses its sky, is cut and scaled about the pair, and what is neither of the two
+galaxies is taken out. Every step can be looked at (`Steps`).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from galmerhpc.config import Config, Render
+from galmerhpc.dataset.shards import Images
+from galmerhpc.evaluation.pairs import Pair
+from galmerhpc.evaluation.photographs import sky_of, training_form
+
+TYPICAL_SEPARATION_KPC = 20.0
+"""Of the two centres in projection: what the shipped snapshots have, 26 kpc in space 50 to 150 Myr
+after pericentre, times pi / 4. A pair of unknown redshift is scaled to it."""
+
+HUBBLE_KM_S_MPC, MATTER = 70.0, 0.3
+"""Of the flat universe in which redshifts are distances."""
+
+WORKING_PX = 256
+"""Side of the image in which other objects are looked for; finer than what is trained on."""
+
+DETECTION_SIGMAS = 3.0
+"""Brightness above the sky, in units of its noise, of what counts as an object."""
+
+FAINTEST_LEVELS = 4.0
+"""Least such brightness in grey levels: compression leaves a sky with no noise to measure."""
+
+STAR_LEVELS = 25.0
+"""Brightness above its surroundings, in grey levels, of a star that stands before the pair."""
+
+STAR_PX = 11
+"""Side of the surroundings that it is compared with, pixels of the working image."""
+
+NUCLEUS = 0.15
+"""Radius of a nucleus, which is no star, in separations of the pair."""
+
+_SPEED_OF_LIGHT_KM_S = 299_792.458
+_BORDER = 0.1  # of a picture's width: where its sky is measured
+_SKIRT_PX = 3  # of an object beyond where it is detected
+
+Levels = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A photograph on its way to the network.
+
+    Attributes
+    ----------
+    original : Image
+        The photograph, with both nuclei and the field's outline.
+    dark_sky : Image
+        Grey, its sky black.
+    field : Image
+        Cut and scaled about the pair.
+    alone : Image
+        Without other objects.
+    image : ndarray, shape (H, W, C), uint8
+        What the network sees.
+    separation_kpc : float
+        Projected separation of the pair; None where no redshift tells it.
+    """
+
+    original: Image.Image
+    dark_sky: Image.Image
+    field: Image.Image
+    alone: Image.Image
+    image: Images
+    separation_kpc: float | None
+
+    def pictures(self) -> dict[str, Image.Image]:
+        """Return all steps by name, in their order."""
+        return {
+            "original": self.original,
+            "dark_sky": self.dark_sky,
+            "field": self.field,
+            "alone": self.alone,
+            "network": Image.fromarray(np.squeeze(self.image)),
+        }
+
+
+def prepare(picture: Image.Image, pair: Pair, config: Config) -> Steps:
+    """Bring a photograph of a pair into the form of a run's training images.
+
+    Parameters
+    ----------
+    picture : Image
+        Of mode L or RGB.
+    pair : Pair
+        With the places of its galaxies in the picture.
+    config : Config
+        The run.
+
+    Raises
+    ------
+    ValueError
+        The galaxies are not in the picture, in one place, or there is nothing where they should be.
+    """
+    first, second = (disc.pixel for disc in pair.discs)
+    if first is None or second is None:
+        raise ValueError("the table has no x1_px, y1_px, x2_px, y2_px for it")
+    places = np.array([first, second], np.float64)  # (2, x y)
+    if not ((places >= 0) & (places < picture.size)).all():
+        raise ValueError(
+            f"a galaxy is outside the picture of {picture.size[0]} x {picture.size[1]}"
+        )
+    apart = float(np.hypot(*(places[1] - places[0])))
+    if apart < 1:
+        raise ValueError("both galaxies are in one place")
+    kpc = kpc_per_px(pair)
+    field_px = field_kpc(config) / (kpc or TYPICAL_SEPARATION_KPC / apart)
+    centre = places.mean(axis=0)
+    levels = np.asarray(picture.convert("L"), np.float32)
+    dark, noise = without_sky(levels)
+    for k, (x, y) in enumerate(np.rint(places).astype(int), 1):
+        around = dark[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3]
+        if around.mean() <= threshold_of(noise):
+            raise ValueError(f"nothing shines at x{k}_px, y{k}_px = {x}, {y}")
+    field = cut(dark, centre, field_px)
+    nuclei = (places - centre) * (WORKING_PX / field_px) + (WORKING_PX - 1) / 2
+    alone = without_others(field, nuclei, noise)
+    alone_image = _picture(alone)
+    return Steps(
+        _marked(picture, places, centre, field_px),
+        _picture(dark),
+        _picture(field),
+        alone_image,
+        training_form(alone_image, config),
+        kpc * apart if kpc else None,
+    )
+
+
+def field_kpc(config: Config) -> float:
+    """Return the width of a run's training images, kpc."""
+    render = config.catalogue.render if config.catalogue else Render()
+    return render.nbins / render.zoom
+
+
+def kpc_per_px(pair: Pair) -> float | None:
+    """Return the scale of a pair's picture; None where redshift or angular scale are not known."""
+    if pair.redshift is None or pair.scale_arcsec_per_px is None:
+        return None
+    return kpc_per_arcsec(pair.redshift) * pair.scale_arcsec_per_px
+
+
+def kpc_per_arcsec(redshift: float) -> float:
+    """Return the length that an arcsecond is at a redshift.
+
+    Examples
+    --------
+    >>> kpc_per_arcsec(0.05)
+    0.977
+    """
+    z = np.linspace(0.0, redshift, 513)
+    rate = np.sqrt(MATTER * (1 + z) ** 3 + 1 - MATTER)
+    comoving_mpc = _SPEED_OF_LIGHT_KM_S / HUBBLE_KM_S_MPC * np.trapezoid(1 / rate, z)
+    return float(1000 * comoving_mpc / (1 + redshift) * math.radians(1 / 3600))
+
+
+def without_sky(levels: Levels) -> tuple[Levels, float]:
+    """Return grey levels with the sky, as it is near the picture's edges, at 0; and its noise."""
+    height, width = levels.shape
+    y, x = max(1, round(_BORDER * height)), max(1, round(_BORDER * width))
+    inner = np.zeros(levels.shape, bool)
+    inner[y:-y, x:-x] = True
+    sky, noise = sky_of(levels[~inner])
+    return np.maximum(levels - np.float32(sky), 0), noise
+
+
+def cut(levels: Levels, centre: NDArray[np.float64], side: float) -> Levels:
+    """Return a square of a picture in `WORKING_PX` pixels; what is outside the picture is black.
+
+    Parameters
+    ----------
+    levels : ndarray, shape (H, W), float32
+        The picture.
+    centre : ndarray, shape (2,)
+        Column and row of the square's centre.
+    side : float
+        Its side, pixels.
+    """
+    x, y = centre + 0.5 - side / 2
+    box = (math.floor(x), math.floor(y), math.ceil(x + side), math.ceil(y + side))
+    around = Image.fromarray(levels).crop(box)  # beyond the edges it is 0
+    inside = (x - box[0], y - box[1], x - box[0] + side, y - box[1] + side)
+    size = (WORKING_PX, WORKING_PX)
+    scaled = around.resize(size, Image.Resampling.LANCZOS, box=inside)
+    return np.maximum(np.asarray(scaled, np.float32), 0)
+
+
+def without_others(levels: Levels, nuclei: NDArray[np.float64], noise: float) -> Levels:
+    """Return a field without other objects.
+
+    Of all that stands out from the sky, what hangs together with one of the nuclei stays: a tail
+    that seems detached is lost. On what stays, points much brighter than their surroundings that
+    are no nucleus are stars, and are filled with their surroundings' median.
+
+    Parameters
+    ----------
+    levels : ndarray, shape (H, W), float32
+        Grey levels, the sky at 0.
+    nuclei : ndarray, shape (2, 2)
+        Column and row of each.
+    noise : float
+        Of the sky.
+    """
+    objects, _ = ndimage.label(ndimage.gaussian_filter(levels, 1.0) > threshold_of(noise))
+    x, y = np.meshgrid(np.arange(levels.shape[1]), np.arange(levels.shape[0]))
+    distance = np.min([np.hypot(x - column, y - row) for column, row in nuclei], axis=0)
+    near = distance < max(NUCLEUS * float(np.hypot(*(nuclei[1] - nuclei[0]))), 2.0)
+    kept = np.isin(objects, np.setdiff1d(objects[near], 0))
+    skirt = np.ones((2 * _SKIRT_PX + 1, 2 * _SKIRT_PX + 1), bool)
+    others = ndimage.binary_dilation((objects > 0) & ~kept, skirt) & ~kept
+    surroundings = ndimage.median_filter(levels, STAR_PX)
+    stars = ndimage.binary_dilation((levels - surroundings > STAR_LEVELS) & ~near, iterations=2)
+    return np.where(others, 0, np.where(stars & ~near, surroundings, levels)).astype(np.float32)
+
+
+def threshold_of(noise: float) -> float:
+    """Return the grey level above the sky from which something counts as an object."""
+    return max(DETECTION_SIGMAS * noise, FAINTEST_LEVELS)
+
+
+def _picture(levels: Levels) -> Image.Image:
+    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+
+
+def _marked(
+    picture: Image.Image, places: NDArray[np.float64], centre: NDArray[np.float64], side: float
+) -> Image.Image:
+    """Return a photograph with its nuclei and the field drawn in."""
+    shown = picture.convert("RGB")
+    draw, width = ImageDraw.Draw(shown), max(1, picture.width // 300)
+    for place in places:
+        corners = (*(place - 4 * width), *(place + 4 * width))
+        draw.ellipse(corners, outline="yellow", width=width)
+    draw.rectangle((*(centre - side / 2), *(centre + side / 2)), outline="cyan", width=width)
+    return shown

@@ -1,0 +1,244 @@
+"""Tables of real pairs, and what follows from their entries: the relative inclination by Eq. 3.
+
+A table (CSV, docs/format.md) has a row a pair; of the columns below those are needed that are used:
+
+    name                       default: the picture's name, or name1
+    image                      picture in the folder of images; default: NAME.jpg
+    x1_px y1_px x2_px y2_px    the two galaxies in the picture, from its upper left corner
+    ra1_deg dec1_deg ...       or on the sky; or name1, name2 such as J013247.27-082526.9
+    scale_arcsec_per_px        of the picture
+    redshift                   of the pair
+    pa1_deg pa2_deg            position angles
+    i1_deg i2_deg              inclinations, or axes from which they follow:
+    a1_px b1_px a2_px b2_px    major and minor axes, in any unit
+    mag1 mag2                  magnitudes in one band
+
+Other columns are not looked at.
+"""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from galmerhpc import files, tables
+from galmerhpc.errors import InputError
+from galmerhpc.parameters import relative_inclination
+
+THICKNESS = 0.2
+"""Axis ratio of a disc seen edge-on (Hubble 1926, ApJ 64, 321; Haynes & Giovanelli 1984)."""
+
+MOST_UNEQUAL = 3.0
+"""Ratio of light beyond which a pair is far from 1:1, where major mergers are said to end."""
+
+_J_NAME = re.compile(r"J(\d\d)(\d\d)(\d\d(?:\.\d+)?)([+-])(\d\d)(\d\d)(\d\d(?:\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class Disc:
+    """One galaxy of a pair; None is what is not known.
+
+    Attributes
+    ----------
+    sky : (float, float), optional
+        Right ascension and declination, degrees.
+    pixel : (float, float), optional
+        Place in the picture, column and row.
+    pa_deg, inclination_deg : float, optional
+        Position angle and inclination to the sky.
+    magnitude : float, optional
+        Of its stars' light.
+    """
+
+    sky: tuple[float, float] | None = None
+    pixel: tuple[float, float] | None = None
+    pa_deg: float | None = None
+    inclination_deg: float | None = None
+    magnitude: float | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A real pair.
+
+    Attributes
+    ----------
+    name, image : str
+        Its name, and that of its picture.
+    discs : (Disc, Disc)
+        Its galaxies.
+    scale_arcsec_per_px : float, optional
+        Scale of the picture.
+    redshift : float, optional
+        Of the pair.
+    """
+
+    name: str
+    image: str
+    discs: tuple[Disc, Disc]
+    scale_arcsec_per_px: float | None = None
+    redshift: float | None = None
+
+    @property
+    def solutions_deg(self) -> tuple[float, float] | None:
+        """Relative inclination by Eq. 3, and what it is where one disc tilts the other way.
+
+        None where an angle is not known. Both are in 0..90 (`folded`).
+        """
+        (first, second) = self.discs
+        angles = (first.inclination_deg, second.inclination_deg, first.pa_deg, second.pa_deg)
+        if None in angles:
+            return None
+        i1, i2, pa1, pa2 = (float(a) for a in angles if a is not None)
+        return (
+            float(folded(relative_inclination(i1, i2, pa1, pa2))),
+            float(folded(relative_inclination(i1, -i2, pa1, pa2))),
+        )
+
+    @property
+    def light_ratio(self) -> float | None:
+        """The brighter galaxy's light over the other's; None where not known."""
+        first, second = (disc.magnitude for disc in self.discs)
+        if first is None or second is None:
+            return None
+        return float(10 ** (0.4 * abs(first - second)))
+
+
+def folded(inclination_deg: ArrayLike) -> NDArray[np.float64]:
+    """Return min(i, 180 - i), degrees: pictures do not tell which way a disc turns."""
+    inclination = np.asarray(inclination_deg, np.float64)
+    return np.minimum(inclination, 180.0 - inclination)
+
+
+def inclination_of_axes(axis_ratio: float) -> float:
+    """Return a disc's inclination to the sky from its axis ratio b/a, degrees.
+
+    ``cos^2 i = (q^2 - q0^2) / (1 - q0^2)`` with q0 = 0.2; thinner ones are edge-on.
+    """
+    square = (axis_ratio**2 - THICKNESS**2) / (1 - THICKNESS**2)
+    return math.degrees(math.acos(math.sqrt(min(max(square, 0.0), 1.0))))
+
+
+def place_of_name(name: str) -> tuple[float, float] | None:
+    """Return right ascension and declination, degrees, that a name in J notation tells.
+
+    Examples
+    --------
+    >>> place_of_name("J013247.27-082526.9")
+    (23.19696, -8.42414)
+    """
+    match = _J_NAME.search(name)
+    if not match:
+        return None
+    h, m, s, sign, d, minutes, seconds = match.groups()
+    ra = 15 * (int(h) + int(m) / 60 + float(s) / 3600)
+    dec = int(d) + int(minutes) / 60 + float(seconds) / 3600
+    return ra, -dec if sign == "-" else dec
+
+
+def read_pairs(path: Path) -> list[Pair]:
+    """Read a table of pairs.
+
+    Raises
+    ------
+    InputError
+        It is no such table, or a number is wrong; the message names file and line.
+    """
+    pairs = tables.parse(path, tables.read_bytes(path), (), None, _pair)
+    names = [pair.name for pair in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{path}: the pair {name} is there twice")
+    return pairs
+
+
+def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
+    """Write a table that `read_pairs` reads back."""
+    buffer = io.StringIO()
+    rows = [_cells(pair) for pair in pairs]
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, buffer.getvalue())
+
+
+def _cells(pair: Pair) -> dict[str, object]:
+    cells: dict[str, object] = {
+        "name": pair.name,
+        "image": pair.image,
+        "scale_arcsec_per_px": pair.scale_arcsec_per_px,
+        "redshift": pair.redshift,
+    }
+    for k, disc in enumerate(pair.discs, 1):
+        cells[f"ra{k}_deg"], cells[f"dec{k}_deg"] = disc.sky or (None, None)
+        cells[f"x{k}_px"], cells[f"y{k}_px"] = disc.pixel or (None, None)
+        cells[f"pa{k}_deg"], cells[f"i{k}_deg"] = disc.pa_deg, disc.inclination_deg
+        cells[f"mag{k}"] = disc.magnitude
+    return cells
+
+
+def _pair(cells: dict[str, str]) -> Pair:
+    name = cells.get("name") or Path(cells.get("image", "")).stem or cells.get("name1", "")
+    if not name:
+        raise ValueError("a pair needs a name, an image or a name1")
+    image = cells.get("image") or f"{name}.jpg"
+    if Path(image).name != image:
+        raise ValueError(f"image {image!r} is not the name of a file in the folder of images")
+    return Pair(
+        name,
+        image,
+        (_disc(cells, 1), _disc(cells, 2)),
+        _positive(cells, "scale_arcsec_per_px"),
+        _positive(cells, "redshift"),
+    )
+
+
+def _disc(cells: dict[str, str], number: int) -> Disc:
+    inclination = _number(cells, f"i{number}_deg")
+    major, minor = (_positive(cells, f"{axis}{number}_px") for axis in "ab")
+    if inclination is None and major and minor:
+        inclination = inclination_of_axes(min(major, minor) / max(major, minor))
+    place = _both(cells, f"ra{number}_deg", f"dec{number}_deg")
+    return Disc(
+        sky=place or place_of_name(cells.get(f"name{number}", "")),
+        pixel=_both(cells, f"x{number}_px", f"y{number}_px"),
+        pa_deg=_number(cells, f"pa{number}_deg"),
+        inclination_deg=inclination,
+        magnitude=_number(cells, f"mag{number}"),
+    )
+
+
+def _both(cells: dict[str, str], first: str, second: str) -> tuple[float, float] | None:
+    """Return two numbers that make a place; None where neither is given."""
+    values = _number(cells, first), _number(cells, second)
+    if values[0] is not None and values[1] is not None:
+        return values[0], values[1]
+    if values != (None, None):
+        raise ValueError(f"{first} and {second} go together")
+    return None
+
+
+def _number(cells: dict[str, str], column: str) -> float | None:
+    """Return a cell's number; None where the column or its entry is missing."""
+    if not (text := cells.get(column, "")):
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{column}: {text!r} is no number")
+    return value
+
+
+def _positive(cells: dict[str, str], column: str) -> float | None:
+    value = _number(cells, column)
+    if value is not None and value <= 0:
+        raise ValueError(f"{column}: must be above 0, not {value:g}")
+    return value

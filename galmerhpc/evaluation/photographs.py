@@ -1,0 +1,310 @@
+"""Pictures that somebody gives, brought into the form of training images, or refused by name.
+
+Training images are squares with the pair in the middle on a black sky, whose grey levels grow as
+the inverse hyperbolic sine of the surface brightness (`simulate.render`). So of a photograph
+
+- 8 bits a channel are taken as they are: such a picture was stretched for the eye already, the
+  colour pictures of SDSS by the same function (Lupton et al. 2004, PASP 116, 133);
+- anything else (16 bits, floating point, FITS) is taken for linear and stretched (`stretched`);
+- colours become grey where training images are grey (`trains_grey`);
+- the central square is resized by the filter that training images were (`preprocess.finished`).
+
+What a file is follows from its content, not from its name. Its size is known from its header, and
+one that is too large is refused before its pixels are read.
+"""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from galmerhpc.config import Config
+from galmerhpc.dataset.preprocess import finished
+from galmerhpc.dataset.shards import Images
+from galmerhpc.errors import InputError
+
+FORMATS = ("JPEG", "PNG", "GIF", "TIFF")
+"""Of Pillow's; some of the others start programs. NumPy and FITS have readers of their own."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff", ".npy", ".fits", ".fit", ".fts")
+"""Names by which the pictures of a folder are known."""
+
+MOST_PIXELS = 50_000_000
+"""Of a picture, 7,000 x 7,000: its floating-point copies stay below a gigabyte."""
+
+FEWEST_PIXELS = 16
+"""Of a picture's shorter side; a pair in less has no shape."""
+
+DYNAMIC_RANGE = 1000.0
+"""White over the surface brightness where the scale turns from linear to logarithmic, at most: that
+of the mirror's pictures (`simulate.render`)."""
+
+NOISE_SIGMAS = 3.0
+"""Least such surface brightness in units of the sky's noise, so that noise stays dark."""
+
+WHITE_PERCENTILE = 99.9
+
+_SAMPLE = 1_000_000  # pixels from which sky, noise and white are measured
+_CLIPPINGS = 5
+_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
+_EIGHT_BITS = ("1", "L", "P", "RGB", "CMYK", "YCbCr", *_ALPHA)
+
+
+def paths_of(names: list[str]) -> list[Path]:
+    """Return the files that names stand for: themselves, a folder's pictures, a pattern's matches.
+
+    Parameters
+    ----------
+    names : list of str
+        Files, folders (their files with one of `SUFFIXES`, by name) and patterns with ``*``, ``?``
+        or ``[]`` that the shell did not expand.
+
+    Raises
+    ------
+    InputError
+        A folder holds no picture, or nothing has a pattern's name.
+    """
+    found: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise InputError(f"{name}: holds no picture ({', '.join(SUFFIXES)})")
+            found += inside
+        elif set("*?[") & set(name) and not path.exists():
+            inside = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+            if not inside:
+                raise InputError(f"{name}: no file has such a name")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def trains_grey(config: Config) -> bool:
+    """Tell whether all training images of a run are grey: one channel, or drawn by the mirror."""
+    drawn = config.scrape.source == "mirror" and not (config.catalogue and config.catalogue.images)
+    return config.preprocess.channels == 1 or drawn
+
+
+def training_form(picture: Image.Image, config: Config) -> Images:
+    """Return a picture's central square in the form of a run's training images.
+
+    Parameters
+    ----------
+    picture : Image
+        Of mode L or RGB.
+    config : Config
+        The run.
+
+    Returns
+    -------
+    ndarray, shape (H, W, C), uint8
+    """
+    size, channels = config.preprocess.image_size, config.preprocess.channels
+    side = min(picture.size)
+    left, upper = ((length - side) // 2 for length in picture.size)
+    square = picture.crop((left, upper, left + side, upper + side))
+    if trains_grey(config):
+        square = square.convert("L")
+    return np.asarray(finished(square, config.preprocess)).reshape(size, size, channels)
+
+
+def read(path: Path) -> Image.Image:
+    """Read a picture.
+
+    Parameters
+    ----------
+    path : Path
+        JPEG, PNG, GIF, TIFF, NumPy (H, W) or (H, W, 1 | 3 | 4), or FITS (H, W) or (1 | 3, H, W).
+
+    Returns
+    -------
+    Image
+        Of mode L or RGB.
+
+    Raises
+    ------
+    ValueError
+        It is none, broken, too large or too small, of one colour, or several at once; the message
+        says which, and leaves it to the caller to name the file.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("not a regular file" if path.exists() else "no such file")
+        with path.open("rb") as file:
+            head = file.read(10)
+        with _quiet():
+            if head.startswith(b"\x93NUMPY"):
+                picture = _of_numbers(_numpy(path))
+            elif head.startswith(b"SIMPLE  ="):
+                picture = _of_numbers(_fits(path))
+            else:
+                picture = _pillow(path)
+    except OSError as error:
+        raise ValueError(f"cannot be read ({_line(error.strerror or error)})") from None
+    if picture.getcolors(1) is not None:
+        raise ValueError("a blank picture")
+    return picture
+
+
+def stretched(brightness: NDArray[np.floating]) -> Images:
+    """Return linear brightness as grey levels: the sky black, the brightest white, asinh between.
+
+    The sky and its noise are measured on pixels that are left after clipping at three sigmas, white
+    is the brightness that one pixel in a thousand exceeds. The scale turns from linear to
+    logarithmic at a thousandth of white (`DYNAMIC_RANGE`), or where the noise ends.
+
+    Parameters
+    ----------
+    brightness : ndarray, shape (H, W)
+        Any unit; not a number is taken for sky, infinity for white.
+
+    Returns
+    -------
+    ndarray, shape (H, W), uint8
+
+    Raises
+    ------
+    ValueError
+        All is of one brightness, or nothing is finite.
+    """
+    step = max(1, round((brightness.size / _SAMPLE) ** 0.5))
+    sample = np.asarray(brightness[::step, ::step], np.float64)
+    sample = sample[np.isfinite(sample)]
+    if not len(sample):
+        raise ValueError("no pixel is a finite number")
+    sky, noise = sky_of(sample)
+    white = np.percentile(sample, WHITE_PERCENTILE) - sky
+    if not 0 < white < np.inf:
+        raise ValueError("a blank picture")
+    knee = max(white / DYNAMIC_RANGE, NOISE_SIGMAS * noise)
+    light = np.clip(np.nan_to_num((brightness - sky) / knee, nan=0.0), 0.0, white / knee)
+    levels = 255 * np.arcsinh(light) / np.arcsinh(white / knee)
+    return np.rint(levels).astype(np.uint8)
+
+
+def sky_of(values: NDArray[np.floating]) -> tuple[float, float]:
+    """Return the brightness of the sky and its noise (standard deviation).
+
+    Median and median deviation, after values more than three sigmas away were left out a few times.
+    """
+    for _ in range(_CLIPPINGS):
+        sky = float(np.median(values))
+        noise = 1.4826 * float(np.median(np.abs(values - sky)))  # of a Gaussian
+        values = values[np.abs(values - sky) <= 3 * noise]
+    return sky, noise
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}; make it smaller")
+    if min(width, height) < FEWEST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, too few to show a pair")
+
+
+def _of_numbers(values: NDArray[Any]) -> Image.Image:
+    """Return an array (H, W) or (H, W, C) as a picture: uint8 as it is, all else stretched."""
+    if values.dtype == np.uint8:
+        colour = values[..., :3] if values.ndim == 3 and values.shape[2] > 1 else values
+        return Image.fromarray(np.ascontiguousarray(np.squeeze(colour)))
+    brightness = np.asarray(values, np.float32)
+    if brightness.ndim == 3:
+        brightness = brightness[..., :3].mean(axis=2)
+    return Image.fromarray(stretched(brightness))
+
+
+def _numpy(path: Path) -> NDArray[Any]:
+    """Return the array of a file (H, W) or (H, W, C); nothing in it can run as a program."""
+    try:
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # noqa: BLE001 - NumPy has Python parse the header
+        raise ValueError(f"a broken NumPy file ({_line(error)})") from None
+    if values.dtype.kind not in "uif":
+        raise ValueError(f"a NumPy array of {_line(values.dtype)}, not of numbers")
+    if values.ndim not in (2, 3) or values.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise ValueError(f"a NumPy array of shape {values.shape}, not (H, W) or (H, W, 3)")
+    _check_size(values.shape[1], values.shape[0])
+    return values
+
+
+def _fits(path: Path) -> NDArray[Any]:
+    """Return the first image of a FITS file, (H, W) or (H, W, C), its first row the top one."""
+    try:
+        from astropy.io import fits
+    except ImportError:
+        raise ValueError("FITS needs astropy: pip install 'galmerhpc[fits]'") from None
+    try:
+        with fits.open(path) as file:
+            images = (h for h in file if h.is_image and len(h.shape) in (2, 3))
+            image = next(images, None)
+            if image is None:
+                raise ValueError("a FITS file without an image")
+            *planes, height, width = image.shape
+            _check_size(width, height)
+            if planes not in ([], [1], [3]):
+                raise ValueError(f"a FITS cube of {planes[0]} planes, not 1 or 3")
+            values = np.array(image.data).reshape(-1, height, width)  # (C, H, W)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # noqa: BLE001 - astropy raises nearly anything on damaged files
+        raise ValueError(f"a broken FITS file ({_line(error)})") from None
+    if values.dtype.kind not in "uif":
+        raise ValueError(f"a FITS image of {values.dtype}, not of numbers")
+    return np.moveaxis(values, 0, 2)[::-1]
+
+
+def _pillow(path: Path) -> Image.Image:
+    """Return a file's picture in the mode L or RGB."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            _check_size(*picture.size)
+            # What a camera adds to a JPEG is a preview of the same.
+            if picture.format != "MPO" and getattr(picture, "is_animated", False):
+                raise ValueError("several pictures in one file")
+            return _decoded(picture)
+    except UnidentifiedImageError:
+        raise ValueError(f"no {', '.join(FORMATS)}, NumPy or FITS picture") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"more than {MOST_PIXELS:,} pixels; make it smaller") from None
+    except ValueError:
+        raise
+    except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
+        raise ValueError(f"a broken picture ({_line(error)})") from None
+
+
+def _decoded(picture: Image.Image) -> Image.Image:
+    if picture.mode not in _EIGHT_BITS:
+        return _of_numbers(np.asarray(picture))
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode in _ALPHA or "transparency" in upright.info:
+        layer = upright.convert("RGBA")
+        upright = Image.new("RGBA", layer.size, (0, 0, 0, 255))
+        upright.alpha_composite(layer)
+    return upright.convert("L" if upright.mode in ("1", "L") else "RGB")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Context without warnings of odd files and numbers: a file is read or refused."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def shown(path: Path) -> str:
+    """Return a file's name as it can be printed: bytes and control characters escaped."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _line(what: object) -> str:
+    """Return a message in one short line."""
+    return " ".join(str(what).split())[:120]

@@ -1,0 +1,263 @@
+"""The network on real pairs: its inclination beside the one that the sky tells by Eq. 3.
+
+What the sky tells is no truth: position angles and inclinations of warped discs are uncertain, and
+a picture does not tell which side of a disc is the near one. Where the two discs tilt in opposite
+senses the relative inclination is another one. It is listed beside the first, and never scored: to
+take for each pair the solution that is nearer to the prediction would flatter any network.
+
+The paper (arXiv:2112.12604, section 4) tested on the 15 pairs of SDSS in ``data/paper_pairs.csv``:
+position angles and inclinations of HyperLEDA, and the predictions that its authors published.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+import galmerhpc
+from galmerhpc import files, tables
+from galmerhpc.errors import InputError
+from galmerhpc.evaluation import archives, photographs
+from galmerhpc.evaluation.pair_image import Steps, field_kpc, prepare
+from galmerhpc.evaluation.pairs import MOST_UNEQUAL, Pair, read_pairs
+from galmerhpc.evaluation.predict import Predictor
+from galmerhpc.metrics import regression_metrics, to_json
+from galmerhpc.parameters import INCLINATION
+
+log = logging.getLogger(__name__)
+
+PAPER_PAIRS = Path(galmerhpc.__file__).parent / "data" / "paper_pairs.csv"
+
+PAPER_CLAIM = {"mae": 5.44, "mse": 46.69, "r2": 0.8048}
+"""What the paper's text says of its 15 pairs."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A pair, and the network's inclination of it.
+
+    Attributes
+    ----------
+    pair : Pair
+        The pair.
+    predicted_deg : float
+        The network's inclination.
+    separation_kpc : float, optional
+        Projected separation.
+    """
+
+    pair: Pair
+    predicted_deg: float
+    separation_kpc: float | None
+
+
+def real_pairs(
+    model: Path,
+    table: Path,
+    images: Path,
+    ask: archives.Archives | None,
+    explain: Path | None,
+    output: Path | None,
+) -> None:
+    """Print a network's inclinations of real pairs, and how far they are from those of the sky.
+
+    Parameters
+    ----------
+    model : Path
+        Run folder or ``model.keras`` (`Predictor.open`).
+    table : Path
+        Table of pairs (`pairs`).
+    images : Path
+        Folder of their pictures.
+    ask : Archives, optional
+        Whom to ask for pictures, magnitudes and orientations that are not there.
+    explain : Path, optional
+        Folder for every step from a photograph to what the network sees.
+    output : Path, optional
+        JSON file to write beside what is printed.
+
+    Raises
+    ------
+    InputError
+        The model estimates no inclination, the table is wrong; or pairs were left out, after all
+        others were printed.
+    GalmerhpcError
+        An archive cannot be reached.
+    """
+    pairs = read_pairs(table)
+    predictor = Predictor.open(model)
+    if INCLINATION.name not in predictor.config.parameters:
+        raise InputError(f"{predictor.path}: does not estimate the inclination")
+    if ask:
+        pairs = archives.fetch(pairs, images, ask)
+    answers, left_out = answer(predictor, pairs, images, explain)
+    scores = {"network": score(answers), **baselines(answers)}
+    print(describe(answers, scores, field_kpc(predictor.config)), flush=True)
+    if output:
+        values = {
+            "model": {"file": str(predictor.path), "sha256": files.sha256(predictor.path)},
+            "pairs": [as_values(one) for one in answers],
+            "left_out": left_out,
+            "scores": scores,
+        }
+        files.write_text(output, json.dumps(to_json(values), indent=1) + "\n")
+    if left_out:
+        raise InputError(
+            f"{len(left_out)} of {len(pairs)} pairs are left out; they are named above"
+        )
+
+
+def answer(
+    predictor: Predictor, pairs: Sequence[Pair], images: Path, explain: Path | None
+) -> tuple[list[Answer], dict[str, str]]:
+    """Return the network's inclinations; and why pairs are left out, by name, named at once."""
+    column = predictor.config.parameters.index(INCLINATION.name)
+    answers, left_out = [], {}
+    for number, pair in enumerate(pairs, 1):
+        try:
+            if pair.solutions_deg is None:
+                raise ValueError("its position angles or inclinations are not known")
+            steps = prepare(photographs.read(images / pair.image), pair, predictor.config)
+        except ValueError as error:
+            left_out[pair.name] = str(error)
+            log.warning("%s: left out: %s", images / pair.image, error)
+            continue
+        predicted = float(predictor.labels(steps.image[None])[0, column])
+        answers.append(Answer(pair, predicted, steps.separation_kpc))
+        if explain:
+            write_steps(steps, explain, f"{number:03d}_{pair.name}")
+    return answers, left_out
+
+
+def write_steps(steps: Steps, folder: Path, name: str) -> None:
+    """Write every intermediate picture as ``NAME_1_original.png`` and so on."""
+    safe = re.sub(r"[^\w.+-]", "_", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (step, picture) in enumerate(steps.pictures().items(), 1):
+        with files.atomic_path(folder / f"{safe}_{number}_{step}.png") as temporary:
+            picture.save(temporary, "PNG")
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def errors_of(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> dict[str, float]:
+    """Return MAE, MSE and R2 of inclinations (N,), degrees, and Spearman's rank correlation."""
+    metrics = regression_metrics(true[:, None], predicted[:, None])
+    ranks = np.nan
+    if len(true) > 1 and np.ptp(true) > 0 and np.ptp(predicted) > 0:
+        ranks = float(spearmanr(true, predicted).statistic)
+    errors = {name: float(metrics[name][0]) for name in ("mae", "mse", "r2")}
+    return {"pairs": len(true), **errors, "rank_correlation": ranks}
+
+
+def score(answers: Sequence[Answer]) -> dict[str, float] | None:
+    """Return the network's errors against Eq. 3; None where there is no pair."""
+    if not answers:
+        return None
+    return errors_of(_sky(answers), np.array([one.predicted_deg for one in answers]))
+
+
+def baselines(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return what stands beside the network.
+
+    ``constant``: one inclination for all, the very one with the least MAE on these pairs, which
+    nobody can know before. ``paper``: the claim of the paper's text, ``published``: its authors'
+    table, ``published_constant``: the best constant on that table's pairs.
+    """
+    paper, predictions = paper_pairs()
+    true = np.array([pair.solutions_deg[0] for pair in paper if pair.solutions_deg])
+    return {
+        "constant": best_constant(_sky(answers)) if answers else None,
+        "paper": PAPER_CLAIM,
+        "published": errors_of(true, predictions),
+        "published_constant": best_constant(true),
+    }
+
+
+def best_constant(true: NDArray[np.float64]) -> dict[str, float]:
+    """Return the errors of the median, the constant with the least MAE."""
+    return errors_of(true, np.full(len(true), np.median(true)))
+
+
+def paper_pairs() -> tuple[list[Pair], NDArray[np.float64]]:
+    """Return the paper's 15 pairs and its authors' published predictions, degrees."""
+    content = tables.read_bytes(PAPER_PAIRS)
+    column = "published_prediction_deg"
+    published = tables.parse(
+        PAPER_PAIRS, content, (column,), None, lambda cells: float(cells[column])
+    )
+    return read_pairs(PAPER_PAIRS), np.array(published)
+
+
+def _sky(answers: Sequence[Answer]) -> NDArray[np.float64]:
+    return np.array([one.pair.solutions_deg[0] for one in answers if one.pair.solutions_deg])
+
+
+# --- what is printed ------------------------------------------------------------------------------
+
+
+def as_values(one: Answer) -> dict[str, Any]:
+    """Return a pair's line as values."""
+    first, second = one.pair.solutions_deg or (None, None)
+    return {
+        "name": one.pair.name,
+        "inclination_deg": first,
+        "other_solution_deg": second,
+        "predicted_deg": one.predicted_deg,
+        "separation_kpc": one.separation_kpc,
+        "light_ratio": one.pair.light_ratio,
+    }
+
+
+def describe(answers: Sequence[Answer], scores: dict[str, Any], width_kpc: float) -> str:
+    """Return a line a pair and a line a predictor, for a reader."""
+    lines = [
+        f"{'pair':28} {'Eq. 3':>7} {'or':>7} {'network':>8} {'error':>7}   deg; Eq. 3 as min(i, "
+        "180 - i), or: if the discs tilt in opposite senses"
+    ]
+    for one in answers:
+        values = as_values(one)
+        error = one.predicted_deg - values["inclination_deg"]
+        lines.append(
+            f"{one.pair.name[:28]:28} {values['inclination_deg']:7.2f} "
+            f"{values['other_solution_deg']:7.2f} {one.predicted_deg:8.2f} {error:+7.2f}   "
+            + "; ".join(remarks(one, width_kpc))
+        )
+    titles = {
+        "network": "network",
+        "constant": "best constant",
+        "paper": "paper, its text",
+        "published": "paper, its authors' table",
+        "published_constant": "best constant there",
+    }
+    lines += ["", f"{'':28} {'pairs':>7} {'MAE':>7} {'MSE':>8} {'R2':>7} {'ranks':>7}"]
+    for name, title in titles.items():
+        if found := scores[name]:
+            cells = [found.get("pairs", 15), *(found.get(k) for k in ("mae", "mse", "r2"))]
+            ranks = found.get("rank_correlation")
+            shown = "" if ranks is None or np.isnan(ranks) else f"{ranks:7.3f}"
+            lines.append(
+                f"{title:28} {cells[0]:7d} {cells[1]:7.2f} {cells[2]:8.2f} {cells[3]:7.3f} {shown}"
+            )
+    return "\n".join(lines)
+
+
+def remarks(one: Answer, width_kpc: float) -> list[str]:
+    """Say what sets a pair apart from those that the network was trained on."""
+    found = []
+    ratio = one.pair.light_ratio
+    if ratio and ratio > MOST_UNEQUAL:
+        found.append(f"far from 1:1 ({ratio:.1f} : 1 in light)")
+    if one.separation_kpc is None:
+        found.append("no redshift: scaled by its separation")
+    elif one.separation_kpc > width_kpc / 2:
+        found.append(f"{one.separation_kpc:.0f} kpc apart, wide for a field of {width_kpc:.0f} kpc")
+    return found

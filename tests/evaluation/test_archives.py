@@ -1,0 +1,131 @@
+"""What is fetched of real pairs, from stand-ins of SkyServer and HyperLEDA over HTTP."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.evaluation.archives import CUTOUT_PX, Archives, fetch, separation_arcsec
+from galmerhpc.evaluation.pairs import Disc, Pair, read_pairs
+from tests.evaluation.archive_servers import Answer, Galaxy, Sky, serve
+
+FIRST = Galaxy(150.0, 60.0, magnitude=15.0, redshift=None, pa_deg=10, inclination_deg=45)
+SECOND = Galaxy(150.01, 60.003, magnitude=16.5, redshift=0.04, pa_deg=80, inclination_deg=70)
+FAR = Galaxy(150.3, 60.0)
+PAIR = Pair("a", "a.jpg", (Disc(sky=(150.0, 60.0)), Disc(sky=(150.01, 60.003))))
+
+
+@pytest.fixture
+def sky() -> Sky:
+    return Sky([FAR, SECOND, FIRST])
+
+
+@pytest.fixture
+def archives(sky: Sky) -> Iterator[Archives]:
+    with serve(sky) as address:
+        yield Archives(f"{address}/dr18/SkyServerWS", f"{address}/hyperleda/fG.cgi")
+
+
+def test_everything_that_is_open_is_filled_in(archives: Archives, sky: Sky, tmp_path: Path) -> None:
+    (pair,) = fetch([PAIR], tmp_path, archives)
+    first, second = pair.discs
+    assert (first.pa_deg, first.inclination_deg, first.magnitude) == (10, 45, 15)
+    assert (second.pa_deg, second.inclination_deg, second.magnitude) == (80, 70, 16.5)
+    assert pair.redshift == 0.04  # that of the galaxy that has one
+    assert pair.light_ratio == pytest.approx(10**0.6)
+    with Image.open(tmp_path / "a.jpg") as picture:
+        assert picture.size == (CUTOUT_PX, CUTOUT_PX)
+        levels = np.asarray(picture.convert("L"))
+    for disc in pair.discs:  # both are where they are said to be
+        column, row = map(round, disc.pixel)
+        assert levels[row, column] > 150
+        assert (
+            levels[row, column] >= levels[row - 20 : row + 21, column - 20 : column + 21].max() - 3
+        )
+    apart = np.hypot(*np.subtract(first.pixel, second.pixel)) * pair.scale_arcsec_per_px
+    assert apart == pytest.approx(separation_arcsec(first.sky, second.sky), rel=1e-3)
+    assert read_pairs(tmp_path / "fetched.csv") == [pair]
+
+    before = len(sky.asked)
+    assert fetch(read_pairs(tmp_path / "fetched.csv"), tmp_path, archives) == [pair]
+    assert len(sky.asked) == before  # nothing was left to ask for
+
+
+def test_what_the_table_says_stays(archives: Archives, sky: Sky, tmp_path: Path) -> None:
+    known = Disc(sky=(150.0, 60.0), pixel=(3, 4), pa_deg=1, inclination_deg=2, magnitude=3)
+    other = replace(PAIR.discs[1], pixel=(5, 6))
+    (pair,) = fetch([replace(PAIR, discs=(known, other), redshift=0.1)], tmp_path, archives)
+    assert pair.discs[0] == known
+    assert pair.discs[1].pixel == (5, 6)
+    assert pair.discs[1].magnitude == 16.5
+    assert pair.redshift == 0.1
+    assert not (tmp_path / "a.jpg").exists()
+    assert not any("getjpeg" in path for path in sky.asked)
+
+
+def test_what_nobody_knows_stays_open(archives: Archives, sky: Sky, tmp_path: Path) -> None:
+    sky.galaxies[:] = [replace(FIRST, pa_deg=None, inclination_deg=None), FAR]
+    (pair,) = fetch([PAIR], tmp_path, archives)
+    assert pair.discs[0].magnitude == 15
+    assert pair.discs[1].magnitude is pair.discs[0].pa_deg is pair.discs[1].inclination_deg is None
+    assert pair.redshift is None
+    assert pair.solutions_deg is pair.light_ratio is None
+
+
+def test_a_pair_astride_the_meridian_is_one_pair(
+    archives: Archives, sky: Sky, tmp_path: Path
+) -> None:
+    west, east = replace(FIRST, ra_deg=359.999, dec_deg=0), replace(SECOND, ra_deg=0.001, dec_deg=0)
+    sky.galaxies[:] = [west, east]
+    discs = tuple(Disc(sky=(g.ra_deg, g.dec_deg)) for g in (west, east))
+    (pair,) = fetch([replace(PAIR, discs=discs)], tmp_path, archives)
+    assert pair.discs[0].pixel[0] > pair.discs[1].pixel[0]  # east is left
+    assert separation_arcsec(discs[0].sky, discs[1].sky) == pytest.approx(7.2)
+
+
+PAGE = (200, "text/html", b"<html><body>Error: the database is down</body></html>")
+
+
+@pytest.mark.parametrize("service", ["SqlSearch", "getjpeg", "fG.cgi"])
+@pytest.mark.parametrize("answer", [PAGE, (404, "text/html", b"gone"), (200, "text/csv", b"")])
+def test_a_page_instead_of_an_answer_is_an_error_that_names_the_service(
+    archives: Archives, sky: Sky, tmp_path: Path, service: str, answer: Answer
+) -> None:
+    sky.instead = lambda path, _: answer if service in path else None
+    with pytest.raises(GalmerhpcError, match=service):
+        fetch([PAIR], tmp_path, archives)
+    assert not (tmp_path / "a.jpg").exists() or service == "fG.cgi"
+    assert not (tmp_path / "fetched.csv").exists()
+
+
+def test_a_busy_service_is_asked_again(
+    archives: Archives, sky: Sky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("galmerhpc.evaluation.archives._RETRY.backoff_factor", 0.0)
+    tries: list[str] = []
+
+    def busy(path: str, _: dict[str, str]) -> Answer | None:
+        tries.append(path)
+        return (503, "text/plain", b"busy") if tries.count(path) < 3 else None
+
+    sky.instead = busy
+    (pair,) = fetch([PAIR], tmp_path, archives)
+    assert pair.redshift == 0.04
+
+
+def test_a_service_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("galmerhpc.evaluation.archives._RETRY.total", 0)
+    nowhere = "http://127.0.0.1:9/fG.cgi"
+    with pytest.raises(GalmerhpcError, match="cannot be reached"):
+        fetch([PAIR], tmp_path, Archives(nowhere, nowhere))
+
+
+def test_without_a_place_nothing_can_be_fetched(archives: Archives, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="pair a: --fetch needs ra1_deg"):
+        fetch([replace(PAIR, discs=(Disc(), Disc()))], tmp_path, archives)

@@ -1,0 +1,119 @@
+"""From a photograph to an image as trained on: sky, place, scale, other objects."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from galmerhpc.config import Config
+from galmerhpc.evaluation import pair_image
+from galmerhpc.evaluation.pairs import Disc, Pair
+
+WIDTH, HEIGHT = 600, 500
+PLACES = ((260.0, 210.0), (330.0, 240.0))
+STAR, OTHER = (100, 400), (480, 120)
+
+
+def config(**more: object) -> Config:
+    return Config(run_dir="run", preprocess={"image_size": 64}, **more)
+
+
+def pair(places: tuple = PLACES, **more: object) -> Pair:
+    first, second = (Disc(pixel=place) for place in places)
+    return Pair("a", "a.png", (first, second), **more)
+
+
+def photograph(sky: float = 12.0) -> Image.Image:
+    """Return two galaxies, a star, another galaxy and the noise of the sky."""
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+
+    def blob(place: tuple[float, float], peak: float, width: float) -> np.ndarray:
+        square = (x - place[0]) ** 2 + (y - place[1]) ** 2
+        return peak * np.exp(-square / (2 * width**2))
+
+    light = blob(PLACES[0], 200, 25) + blob(PLACES[1], 150, 25) + blob(STAR, 240, 3)
+    light += blob(OTHER, 100, 12)
+    noise = np.random.default_rng(1).normal(sky, 2, light.shape)
+    return Image.fromarray(np.clip(light + noise, 0, 255).astype(np.uint8))
+
+
+def test_the_pair_is_in_the_middle_at_its_scale_and_alone_on_a_black_sky() -> None:
+    steps = pair_image.prepare(photograph(), pair(), config())
+    field = 400 / 6  # kpc
+    apart = np.hypot(70, 30)
+    scale = 64 * pair_image.TYPICAL_SEPARATION_KPC / field / apart  # network pixels a pixel
+    image = steps.image[..., 0].astype(float)
+    assert image.shape == (64, 64)
+    for (x, y), level in zip(PLACES, (200, 150), strict=True):
+        column, row = 31.5 + scale * (x - 295), 31.5 + scale * (y - 225)
+        assert image[round(row), round(column)] == pytest.approx(level, abs=25)
+    assert np.median(image[:6]) <= 1
+    rows, columns = np.mgrid[:64, :64]
+    centre = (image * columns).sum() / image.sum(), (image * rows).sum() / image.sum()
+    light = (200 * np.array(PLACES[0]) + 150 * np.array(PLACES[1])) / 350
+    expected = 31.5 + scale * (light - (295, 225))
+    assert centre == pytest.approx(expected, abs=1.5)
+    # The star and the other galaxy lie in the field, and are gone.
+    field_px = field / (pair_image.TYPICAL_SEPARATION_KPC / apart)
+    for place in (STAR, OTHER):
+        x, y = (np.array(place) - (295, 225)) * 256 / field_px + 127.5
+        if 5 < x < 250 and 5 < y < 250:
+            before, after = (
+                np.asarray(step)[round(y) - 3 : round(y) + 4, round(x) - 3 : round(x) + 4]
+                for step in (steps.field, steps.alone)
+            )
+            assert before.max() > 50
+            assert after.max() < 10
+    assert steps.separation_kpc is None
+
+
+def test_a_star_before_the_pair_is_filled_and_the_nuclei_stay() -> None:
+    y, x = np.mgrid[:256, :256].astype(np.float32)
+    disc = 100 * np.exp(-((x - 128) ** 2 + (y - 128) ** 2) / (2 * 40**2))
+    nuclei = np.array([[100.0, 128.0], [156.0, 128.0]])
+    levels = disc.copy()
+    for column, row in [*nuclei, (128, 160)]:
+        levels += 120 * np.exp(-((x - column) ** 2 + (y - row) ** 2) / (2 * 1.5**2))
+    cleaned = pair_image.without_others(levels.astype(np.float32), nuclei, 1.0)
+    assert cleaned[160, 128] == pytest.approx(disc[160, 128], abs=8)
+    for column, row in nuclei.astype(int):
+        assert cleaned[row, column] == levels[row, column]
+
+
+def test_a_redshift_tells_the_scale() -> None:
+    with_redshift = pair(redshift=0.05, scale_arcsec_per_px=0.4)
+    steps = pair_image.prepare(photograph(), with_redshift, config())
+    apart = np.hypot(70, 30) * 0.4 * pair_image.kpc_per_arcsec(0.05)
+    assert steps.separation_kpc == pytest.approx(apart)
+    image = steps.image[..., 0].astype(float)
+    scale = 64 / (400 / 6) * 0.4 * pair_image.kpc_per_arcsec(0.05)
+    column, row = 31.5 - scale * 35, 31.5 - scale * 15
+    assert image[round(row), round(column)] == pytest.approx(200, abs=25)
+
+
+def test_lengths_at_a_redshift_are_the_standard_ones() -> None:
+    astropy = pytest.importorskip("astropy.cosmology")
+    universe = astropy.FlatLambdaCDM(H0=70, Om0=0.3)
+    for redshift in (0.005, 0.03, 0.1, 0.5):
+        theirs = 1 / universe.arcsec_per_kpc_proper(redshift).value
+        assert pair_image.kpc_per_arcsec(redshift) == pytest.approx(theirs, rel=2e-4)
+
+
+def test_the_field_is_that_of_the_training_images() -> None:
+    run = {"spin": "prograde", "inclination_deg": 0, "first_id": 1}
+    catalogue = {"runs": [run], "render": {"nbins": 200, "zoom": 2}}
+    assert pair_image.field_kpc(config(catalogue=catalogue)) == 100
+    assert pair_image.field_kpc(config()) == pytest.approx(66.7, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("places", "says"),
+    [
+        ((PLACES[0], (700.0, 20.0)), "outside the picture of 600 x 500"),
+        ((PLACES[0], PLACES[0]), "both galaxies are in one place"),
+        ((PLACES[0], (590.0, 490.0)), "nothing shines at x2_px, y2_px = 590, 490"),
+        ((PLACES[0], None), "no x1_px, y1_px, x2_px, y2_px"),
+    ],
+)
+def test_wrong_places_are_refused(places: tuple, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        pair_image.prepare(photograph(), pair(places), config())

@@ -1,0 +1,135 @@
+"""Pictures that somebody gives: what is read, what is refused, and what the network sees of it."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from galmerhpc.config import Config
+from galmerhpc.dataset.preprocess import picture_of
+from galmerhpc.errors import InputError
+from galmerhpc.evaluation import photographs
+from tests.evaluation.pictures import (
+    SIDE,
+    bad_files,
+    encode,
+    grey,
+    odd_files,
+    scene,
+    write_nuisances,
+)
+
+
+def config(size: int = 48, **more: object) -> Config:
+    return Config(run_dir="run", preprocess={"image_size": size}, **more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of `odd_files` and `bad_files`, and more that is bad."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, content in (odd_files() | bad_files()).items():
+        (folder / name).write_bytes(content)
+    write_nuisances(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", odd_files())
+def test_an_odd_picture_is_read_and_shows_the_scene(folder: Path, name: str) -> None:
+    picture = photographs.read(folder / name)
+    assert picture.mode in ("L", "RGB")
+    image = photographs.training_form(picture, config(SIDE))
+    assert image.shape == (SIDE, SIDE, 3)
+    assert image.dtype == np.uint8
+    assert image.max() > 150 or name == "red.png"
+    if picture.size == (SIDE, SIDE) and name not in ("turned.jpg", "holes.npy", "holes.fits"):
+        shown = image[::-1, :, 0] if name.endswith(".fits") else image[..., 0]  # rows count upwards
+        assert np.corrcoef(shown.ravel(), grey().ravel())[0, 1] > 0.6
+
+
+@pytest.mark.parametrize("name", bad_files())
+def test_what_is_no_picture_is_refused_in_a_short_line(folder: Path, name: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        photographs.read(folder / name)
+    text = str(refusal.value)
+    assert 5 < len(text) < 250
+    assert "\n" not in text
+
+
+def test_folders_pipes_and_dead_links_are_refused(tmp_path: Path) -> None:
+    for path in write_nuisances(tmp_path):
+        with pytest.raises(ValueError):
+            photographs.read(path)
+
+
+def test_a_picture_is_treated_as_a_training_image_is() -> None:
+    pixels = np.random.default_rng(4).integers(0, 256, (400, 400), dtype=np.uint8)
+    content = encode(Image.fromarray(pixels), "GIF")
+    for channels, quality in ((1, None), (3, None), (3, 80)):
+        preprocess = {"image_size": 64, "channels": channels, "jpeg_quality": quality}
+        run = Config(run_dir="run", preprocess=preprocess)
+        ours = photographs.training_form(Image.open(io.BytesIO(content)), run)
+        theirs = np.asarray(picture_of(content, 400, run.preprocess)).reshape(ours.shape)
+        assert ours.tobytes() == theirs.tobytes()
+
+
+def test_colours_become_grey_where_training_images_are_grey() -> None:
+    red = Image.fromarray(np.stack([grey(), 0 * grey(), 0 * grey()], axis=2))
+    drawn = photographs.training_form(red, config())
+    assert (drawn == drawn[..., :1]).all()
+    fetched = photographs.training_form(red, config(scrape={"source": "http://127.0.0.1"}))
+    assert fetched[..., 0].max() > 200
+    assert fetched[..., 1:].max() == 0
+
+
+def test_the_middle_of_a_picture_is_what_counts() -> None:
+    pixels = np.zeros((50, 150), np.uint8)
+    pixels[:, :50], pixels[:, 50:100], pixels[:, 100:] = 10, 20, 30
+    image = photographs.training_form(Image.fromarray(pixels), config())
+    assert (image == 20).all()
+
+
+def test_stretching_makes_the_sky_black_the_brightest_white_and_keeps_the_order() -> None:
+    random = np.random.default_rng(2)
+    light = 500 + 4000 * scene(200, 200) + random.normal(0, 5, (200, 200))
+    levels = photographs.stretched(light)
+    assert np.median(levels[scene(200, 200) < 1e-6]) <= 1
+    assert levels.max() == 255
+    brighter = np.argsort(light.ravel())[-2000:]
+    assert (np.diff(levels.ravel()[brighter].astype(int)) >= 0).all()
+    # Faint light is lifted: a hundredth of the brightest is much more than a hundredth of white.
+    faint = levels[np.abs(scene(200, 200) - 0.05) < 0.01].mean()
+    assert faint > 50
+
+
+@given(scale=st.floats(1e-6, 1e6), offset=st.floats(-1e3, 1e3))
+def test_the_unit_and_the_sky_of_linear_data_do_not_matter(scale: float, offset: float) -> None:
+    random = np.random.default_rng(3)
+    light = scene() + random.normal(0, 0.01, (SIDE, SIDE))
+    levels = photographs.stretched(light).astype(int)
+    others = photographs.stretched(scale * (light + offset)).astype(int)
+    assert np.abs(others - levels).max() <= 1
+
+
+def test_noise_stays_dark() -> None:
+    random = np.random.default_rng(5)
+    levels = photographs.stretched(scene(200, 200) + random.normal(0, 0.05, (200, 200)))
+    assert levels[scene(200, 200) < 1e-6].std() < 40
+
+
+def test_folders_and_patterns_are_expanded_in_order(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "notes.txt", "c.fits", "[x].png"):
+        (tmp_path / name).touch()
+    names = [path.name for path in photographs.paths_of([str(tmp_path)])]
+    assert names == ["[x].png", "a.JPG", "b.png", "c.fits"]
+    assert [p.name for p in photographs.paths_of([f"{tmp_path}/?.[pf]*"])] == ["b.png", "c.fits"]
+    assert photographs.paths_of([f"{tmp_path}/[x].png"]) == [tmp_path / "[x].png"]
+    assert photographs.paths_of(["not/there.png"]) == [Path("not/there.png")]  # refused later
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "*.tiff"):
+        with pytest.raises(InputError, match=name.replace("*", r"\*")):
+            photographs.paths_of([f"{tmp_path}/{name}"])

@@ -1,0 +1,123 @@
+"""`galmerhpc predict`: a real model on good, odd and broken files."""
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from galmerhpc.config import Config, dump
+from galmerhpc.parameters import NAMES
+from tests import support
+from tests.evaluation.pictures import bad_files, odd_files, write_nuisances
+from tests.evaluation.runs import EXPECTED, MODEL, OTHER_MODEL, SIZE, draw_pair, training_and_unseen
+from tests.support import galmerhpc
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a model; what it predicts and a model that does not fit are beside it."""
+    folder = tmp_path_factory.mktemp("model")
+    made = support.run(sys.executable, "-m", "tests.evaluation.runs", str(folder))
+    assert made.returncode == 0, made.stderr
+    return folder / MODEL
+
+
+@pytest.fixture(scope="module")
+def run(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with nothing but a model and its configuration."""
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copy(model, folder / MODEL)
+    config = Config(run_dir=folder, preprocess={"image_size": SIZE})
+    (folder / "config.yaml").write_text(dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of test images as PNG."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for k, image in enumerate(draw_pair(training_and_unseen()[1])[:30]):
+        Image.fromarray(image).save(folder / f"{k:02d}.png")
+    return folder
+
+
+def test_predictions_are_the_model_s_in_every_form(model: Path, run: Path, pictures: Path) -> None:
+    expected = np.load(model.with_name(EXPECTED))[:30]
+    done = galmerhpc("predict", str(run), str(pictures), "--format", "csv")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [row["file"] for row in rows] == [str(p) for p in sorted(pictures.iterdir())]
+    found = np.array([[float(row[name]) for name in NAMES] for row in rows])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+    done = galmerhpc("predict", str(run / MODEL), f"{pictures}/0?.png", "--format", "json")
+    values = json.loads(done.stdout)
+    assert values["refused"] == []
+    assert values["units"]["azimuth"] == "deg"
+    found = np.array([[one[name] for name in NAMES] for one in values["predictions"]])
+    np.testing.assert_allclose(found, expected[:10], rtol=1e-4, atol=1e-3)
+
+    done = galmerhpc("predict", str(run), str(pictures / "03.png"))
+    head, line = done.stdout.splitlines()
+    assert head.split()[:3] == ["file", "spin", "inclination"]
+    assert f"{expected[3, 1]:.1f}" in line
+    assert f"{'R' if expected[3, 0] > 0.5 else 'P'} {expected[3, 0]:.2f}" in line
+
+
+def test_no_file_stops_the_others(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    good, bad = odd_files(), bad_files()
+    for name, content in (good | bad).items():
+        (folder / name).write_bytes(content)
+    nuisances = {path.name for path in write_nuisances(folder)}
+    given = [str(folder / name) for name in (*good, *bad, *nuisances) if name != "folder.png"]
+    assert len(given) >= 120
+    montage = tmp_path / "montage.png"
+    done = galmerhpc("predict", str(run), *given, "--format", "json", "--montage", str(montage))
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    values = json.loads(done.stdout)
+    assert len(values["predictions"]) == len(good)
+    refused = {one["file"].rpartition("/")[2] for one in values["refused"]}
+    assert refused == {*bad, *nuisances} - {"folder.png"}
+    assert f"{len(refused)} of {len(given)} files are no pictures" in done.stderr
+    assert all(f"{folder}/{name}: refused: " in done.stderr for name in refused)
+    with Image.open(montage) as image:
+        assert min(image.size) > 400
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda run: (run / "config.yaml").unlink(), "config.yaml: no such file; a model needs"),
+        (lambda run: (run / MODEL).unlink(), "model.keras: no such file; run galmerhpc train"),
+        (lambda run: (run / MODEL).write_bytes(b"PK"), "model.keras: cannot be loaded"),
+        (
+            lambda run: shutil.copy(run / OTHER_MODEL, run / MODEL),
+            "they are of different runs",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused(
+    model: Path, run: Path, pictures: Path, tmp_path: Path, change, says: str
+) -> None:
+    broken = shutil.copytree(run, tmp_path / "run")
+    shutil.copy(model.with_name(OTHER_MODEL), broken)
+    change(broken)
+    done = galmerhpc("predict", str(broken), str(pictures))
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_empty_folder_is_told_at_once(run: Path, tmp_path: Path) -> None:
+    done = galmerhpc("predict", str(run), str(tmp_path))
+    assert done.returncode == 2
+    assert f"{tmp_path}: holds no picture" in done.stderr

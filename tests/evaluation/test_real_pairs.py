@@ -1,0 +1,97 @@
+"""`galmerhpc real-pairs`: a real model, pictures drawn or fetched from stand-ins, its scores."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import metrics as sklearn_metrics
+
+from galmerhpc.evaluation.real_pairs import best_constant, errors_of
+from tests.evaluation.archive_servers import Galaxy, Sky, serve
+from tests.evaluation.test_predict import model, run  # noqa: F401 - fixtures
+from tests.support import galmerhpc
+
+HEAD = "name,x1_px,y1_px,x2_px,y2_px,pa1_deg,pa2_deg,i1_deg,i2_deg,mag1,mag2\n"
+ROWS = [
+    "even,80,100,120,100,10,70,60,50,15,15.5",
+    "uneven,80,100,120,100,0,90,30,30,15,18",
+    "no angle,80,100,120,100,,90,30,30,15,15",
+    "no picture,80,100,120,100,0,90,30,30,15,15",
+    "dark,5,5,190,190,0,90,30,30,15,15",
+]
+
+
+def draw(path: Path) -> None:
+    y, x = np.mgrid[:200, :200]
+    light = sum(np.exp(-((x - c) ** 2 + (y - 100) ** 2) / (2 * 12**2)) for c in (80, 120))
+    Image.fromarray((180 * np.clip(light, 0, 1)).astype(np.uint8)).save(path)
+
+
+def test_pairs_are_scored_against_the_first_solution_and_the_rest_is_named(
+    run: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    for row in ROWS:
+        if not row.startswith("no picture"):
+            draw(tmp_path / f"{row.partition(',')[0]}.jpg")
+    (tmp_path / "pairs.csv").write_text(HEAD + "\n".join(ROWS) + "\n")
+    done = galmerhpc(
+        "real-pairs", str(run), "--pairs", str(tmp_path / "pairs.csv"), "--images", str(tmp_path),
+        "--explain", str(tmp_path / "steps"), "--output", str(tmp_path / "out.json"),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "3 of 5 pairs are left out" in done.stderr
+    values = json.loads((tmp_path / "out.json").read_text())
+    assert {k: v.split()[0] for k, v in values["left_out"].items()} == {
+        "no angle": "its", "no picture": "no", "dark": "nothing",
+    }  # fmt: skip
+    even, uneven = values["pairs"]
+    cosine = np.sin(np.radians(60)) * np.sin(np.radians(50)) * 0.5
+    flat = np.cos(np.radians(60)) * np.cos(np.radians(50))
+    expected = [np.degrees(np.arccos(abs(flat + sign * cosine))) for sign in (1, -1)]
+    assert [even["inclination_deg"], even["other_solution_deg"]] == pytest.approx(expected)
+    predicted = np.array([even["predicted_deg"], uneven["predicted_deg"]])
+    true = np.array([even["inclination_deg"], uneven["inclination_deg"]])
+    network = values["scores"]["network"]
+    assert network["mae"] == pytest.approx(np.abs(predicted - true).mean())
+    assert network["pairs"] == 2
+    lines = done.stdout.splitlines()
+    assert "far from 1:1 (15.8 : 1 in light)" in next(x for x in lines if x.startswith("uneven"))
+    assert "1:1" not in next(x for x in lines if x.startswith("even"))
+    assert any(x.startswith("paper, its text") and "5.44" in x for x in lines)
+    assert any(x.startswith("paper, its authors' table") and "6.59" in x for x in lines)
+    steps = sorted(p.name for p in (tmp_path / "steps").iterdir())
+    names = ("1_original", "2_dark_sky", "3_field", "4_alone", "5_network")
+    assert steps == [f"{k}_{step}.png" for k in ("001_even", "002_uneven") for step in names]
+
+
+def test_the_paper_s_pairs_are_fetched_and_predicted(
+    run: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    from galmerhpc.evaluation.real_pairs import paper_pairs
+
+    pairs, _ = paper_pairs()
+    sky = Sky([Galaxy(*disc.sky) for pair in pairs for disc in pair.discs])
+    with serve(sky) as address:
+        done = galmerhpc(
+            "real-pairs", str(run), "--pairs", "paper", "--images", str(tmp_path / "new"),
+            "--fetch", "--skyserver", address, "--hyperleda", f"{address}/fG.cgi",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "new").glob("*.jpg"))) == 15
+    line = next(x for x in done.stdout.splitlines() if x.startswith("network"))
+    assert line.split()[1] == "15"
+
+
+def test_errors_are_sklearn_s_and_the_constant_is_the_best_one() -> None:
+    true, predicted = np.random.default_rng(3).uniform(0, 90, (2, 40))
+    errors = errors_of(true, predicted)
+    assert errors["mae"] == pytest.approx(sklearn_metrics.mean_absolute_error(true, predicted))
+    assert errors["r2"] == pytest.approx(sklearn_metrics.r2_score(true, predicted))
+    least = min(np.abs(true - c).mean() for c in np.linspace(0, 90, 1801))
+    assert best_constant(true)["mae"] == pytest.approx(least, abs=0.01)
+    assert errors_of(true, true + 5)["rank_correlation"] == pytest.approx(1)
