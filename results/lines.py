@@ -468,6 +468,9 @@ LINES = (
             f"galmerhpc study dropout configs/never_seen.yaml {HALF_HOUR}",
             f"galmerhpc study class-width configs/never_seen.yaml {HALF_HOUR}",
             f"galmerhpc study inclination configs/never_seen.yaml {HALF_HOUR}",
+            f"{SIMULATE} configs/particles.yaml",
+            "galmerhpc study time configs/particles.yaml",
+            "galmerhpc study particles configs/particles.yaml",
         ),
         lambda runs: study_found(
             runs,
@@ -475,6 +478,8 @@ LINES = (
                 f"never_seen/studies/{name}"
                 for name in ("split", "augmentation", "dropout", "class-width", "inclination")
             ),
+            "particles/studies/time",
+            "particles/studies/particles",
         ),
         must=False,
     ),

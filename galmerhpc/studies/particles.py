@@ -15,11 +15,17 @@ def points(config: Config) -> list[Point]:
             component: max(round(share * count), 1)
             for component, count in config.simulate.particles.model_dump().items()
         }
-        settings = config.simulate.model_dump(mode="json") | {"particles": particles}
-        library = config.run_dir / "studies" / "libraries" / f"{digest(settings)[:12]}.h5"
-        changes = {"simulate.particles": particles, "library": str(library)}
+        changes = {"simulate.particles": particles, "library": _library(config, particles)}
         made.append(Point(f"{share:g}", sum(particles.values()), changes))
     return made
+
+
+def _library(config: Config, particles: dict[str, int]) -> str:
+    """Return the file of a library: the configuration's own where it has as many particles."""
+    if particles == config.simulate.particles.model_dump():
+        return config.library
+    settings = config.simulate.model_dump(mode="json") | {"particles": particles}
+    return str(config.run_dir / "studies" / "libraries" / f"{digest(settings)[:12]}.h5")
 
 
 STUDY = Study(

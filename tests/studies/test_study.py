@@ -95,6 +95,7 @@ def test_libraries_of_fewer_particles_are_files_of_their_own() -> None:
     found = configs("particles", "studies.particle_fractions=[0.5, 1]")
     half, whole = found["0.5"], found["1"]
     assert half.simulate.particles.stars * 2 == whole.simulate.particles.stars
+    assert whole.library == load(NEVER_SEEN).library
     assert half.library != whole.library
 
 
