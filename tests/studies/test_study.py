@@ -65,7 +65,7 @@ def test_each_operation_is_on_alone_once() -> None:
     expected = {
         "none": off,
         "noise": off.model_copy(update={"noise": 5.0}),
-        "blur_px": off.model_copy(update={"blur_px": 2.0}),
+        "blur": off.model_copy(update={"blur_px": 2.0}),
         "all": off.model_copy(update={"noise": 5.0, "blur_px": 2.0}),
     }
     assert {name: own.training.augment for name, own in found.items()} == expected
