@@ -1,6 +1,7 @@
 """Error against the number of particles of the simulated galaxies."""
 
 from galmerhpc.config import Config, digest
+from galmerhpc.errors import InputError
 from galmerhpc.studies.study import Point, Study
 
 
@@ -9,6 +10,11 @@ def points(config: Config) -> list[Point]:
 
     What it is tested on has as few particles as what it was trained on.
     """
+    if config.library == "shipped":
+        raise InputError(
+            "the study particles needs a library of its own: name it, and give the section "
+            "simulate whose snapshots the catalogue lists, as configs/particles.yaml does"
+        )
     made = []
     for share in config.studies.particle_fractions:
         particles = {

@@ -108,6 +108,7 @@ def test_libraries_of_fewer_particles_are_files_of_their_own() -> None:
         ("augmentation", ["studies.augment={noise: 0}"], "give at least one operation a strength"),
         ("class-width", ["studies.class_widths_deg=[7]"], "study class-width, point 7: "),
         ("dropout", ["studies.dropout=[0.1, 0.1]"], "give at least one value and none twice"),
+        ("particles", ["library=shipped"], "needs a library of its own"),
         ("dropout", ["studies.dropout=[]"], "give at least one value and none twice"),
     ],
 )
