@@ -9,9 +9,9 @@ from galmerhpc import files
 from galmerhpc.studies import table
 from results.lines import Bar, Line, study_found
 from results.make import json_path, make, write_page
-from tests.support import galmerhpc
+from tests.support import environment, galmerhpc
 
-POINTS = "studies.dropout=[0, 0.5]"
+POINTS = "studies.dropout=[0, 0.25, 0.5]"
 
 
 @pytest.fixture
@@ -24,23 +24,25 @@ def small(tiny_run: Path) -> Path:
     return tiny_run
 
 
-def test_points_share_what_is_there_and_are_not_done_twice(small: Path) -> None:
+def test_points_share_what_is_there_and_are_not_done_twice(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = small.parent / "run"
     made = {path: path.stat().st_mtime_ns for path in run.glob("*/*.h5")}
     own = (run / "config.yaml").read_bytes()
-    done = galmerhpc("study", "--point", "2", "dropout", str(small), POINTS, ranks=2)
+    done = galmerhpc("study", "--point", "2", "dropout", str(small), POINTS)
     assert done.returncode == 0, done.stderr
     study = run / "studies/dropout"
     (row,) = table.read(study / "results.csv")
-    assert (row["point"], row["training_images"], row["evaluated"]) == (0.5, 42, "test")
+    assert (row["point"], row["training_images"], row["evaluated"]) == (0.25, 42, "test")
     assert not (study / "0").exists()
     assert {path: path.stat().st_mtime_ns for path in run.glob("*/*.h5")} == made
     for name in ("raw", "shards"):
-        assert (study / "0.5" / name).resolve() == (run / name).resolve()
+        assert (study / "0.25" / name).resolve() == (run / name).resolve()
     assert (run / "config.yaml").read_bytes() == own
 
-    # The rest as a line of the results, which finds the second point done.
-    model = (study / "0.5/model.keras").stat().st_mtime_ns
+    # The rest on two ranks, as a line of the results, which finds the second point done.
+    model = (study / "0.25/model.keras").stat().st_mtime_ns
     root = small.parent
     (root / "runs").symlink_to(root)
 
@@ -50,15 +52,18 @@ def test_points_share_what_is_there_and_are_not_done_twice(small: Path) -> None:
         found.bars = [Bar("smallest MAE", min(errors), "<=", 1e-9)]
         return found
 
-    command = f"galmerhpc study dropout {small.name} '{POINTS}'"
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    launcher = "mpirun -np 2 --oversubscribe --bind-to none"
+    command = f"{launcher} galmerhpc study dropout {small.name} '{POINTS}'"
     lines = [Line(3, "Dropout", (command,), read), Line(4, "Another", ("galmerhpc info x",), read)]
     assert make(lines[0], root) == 0
-    assert (study / "0.5/model.keras").stat().st_mtime_ns == model
-    assert [row["value"] for row in table.read(study / "results.csv")] == [0, 0.5]
+    assert (study / "0.25/model.keras").stat().st_mtime_ns == model
+    assert [row["value"] for row in table.read(study / "results.csv")] == [0, 0.25, 0.5]
     result = files.read_json(json_path(lines[0], root))
-    assert set(result["runs"]) == {"0", "0.5"}
+    assert set(result["runs"]) == {"0", "0.25", "0.5"}
     assert result["training_s"] > 0
-    assert result["machine"]["ranks"] in (1, 2)
+    assert result["machine"]["ranks"] == 2
     write_page(lines, root)
     page = (root / "docs/results.md").read_text()
     first, second = page.split("## 4. Another")
@@ -78,7 +83,7 @@ def test_points_share_what_is_there_and_are_not_done_twice(small: Path) -> None:
 
 
 def test_mistakes_are_one_line(small: Path) -> None:
-    done = galmerhpc("study", "dropout", str(small), POINTS, "--point", "3")
+    done = galmerhpc("study", "dropout", str(small), POINTS, "--point", "4")
     assert done.returncode == 2
-    assert "--point 3: the study dropout has points 1 to 2" in done.stderr
+    assert "--point 4: the study dropout has points 1 to 3" in done.stderr
     assert "Traceback" not in done.stderr
