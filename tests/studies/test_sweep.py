@@ -45,6 +45,7 @@ def test_points_share_what_is_there_and_are_not_done_twice(
     model = (study / "0.25/model.keras").stat().st_mtime_ns
     root = small.parent
     (root / "runs").symlink_to(root)
+    (root / "results").mkdir()
 
     def read(runs: Path) -> object:
         found = study_found(runs, "run/studies/dropout")
