@@ -356,7 +356,7 @@ ON_NEVER_SEEN = (
 )
 """The data of never_seen in a wider field, where a rolled picture cuts off no light."""
 
-SKY_LIKE = f"configs/sky_like.yaml {ON_NEVER_SEEN} training.epochs=21 run_dir=runs/never_seen_sky"
+SKY_LIKE = f"configs/sky_like.yaml {ON_NEVER_SEEN} training.epochs=8 run_dir=runs/never_seen_sky"
 REAL_SKY = f"configs/real_sky.yaml {ON_NEVER_SEEN} training.epochs=5 run_dir=runs/real_sky"
 
 SIMULATE = "mpirun -np 2 --oversubscribe --bind-to none galmerhpc simulate"
