@@ -1019,12 +1019,16 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         if not path.exists():
             raise InputError(f"{path.parent}: not a run folder (it has no {RESOLVED})")
     values, catalogue = _read_yaml(path), None
+    within = [override for override in overrides if override.startswith("catalogue.")]
     for override in overrides:
-        _override(values, override)
+        if override not in within:
+            _override(values, override)
     try:
         if isinstance(values.get("catalogue"), str):
             catalogue = path.parent / values["catalogue"]
             values["catalogue"] = _read_yaml(catalogue)
+        for override in within:
+            _override(values, override)
         _locate_images(values.get("catalogue"), (catalogue or path).parent)
     except InputError as error:
         raise InputError(f"{path}: catalogue: {_shortened(str(error))}") from None

@@ -207,6 +207,18 @@ def test_a_few_lines_that_stand_for_gigabytes_are_refused_in_a_few_lines(tmp_pat
     assert max(map(len, told)) < 1000
 
 
+def test_keys_of_a_catalogue_in_a_file_of_its_own_are_replaced_too(tmp_path: Path) -> None:
+    for name, zoom in (("one.yaml", 5), ("two.yaml", 7)):
+        (tmp_path / name).write_text(yaml.safe_dump({"runs": [RUN], "render": {"zoom": zoom}}))
+    path = write(tmp_path, catalogue="one.yaml")
+    config = load(path, ["catalogue.render.nbins=64", "catalogue=two.yaml"])
+    assert config.catalogue is not None
+    assert (config.catalogue.render.zoom, config.catalogue.render.nbins) == (7, 64)
+    assert "two.yaml: render.zom: unknown key" in refusal(
+        tmp_path, "catalogue.render.zom=1", catalogue="two.yaml"
+    )
+
+
 def test_a_fault_of_a_catalogue_s_own_file_names_that_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"runs": [{**RUN, "spin": "up"}]}))
     message = refusal(tmp_path, catalogue="mine.yaml")

@@ -116,7 +116,7 @@ def submit_study(config: Config, request: Request, name: str) -> None:
     InputError
         The site file, the run folder or the configuration does not allow it, or SLURM refuses.
     """
-    from galmerhpc.studies.sweep import is_finished, point_configs
+    from galmerhpc.studies.sweep import is_finished, open_study, point_configs
 
     slurm.require()
     site, stage = read_site(), study_stage(name)
@@ -139,6 +139,7 @@ def submit_study(config: Config, request: Request, name: str) -> None:
         print(shlex.join(command))
         return
     _make_folder(config)
+    open_study(STUDIES[name], config)
     with files.lock(config.run_dir / "logs" / "submit.lock"):
         number = slurm.submit(command, site.environment)
         _note(config.run_dir, request, stage, number)

@@ -11,7 +11,8 @@ def points(config: Config) -> list[Point]:
     chosen = {k: v for k, v in strengths.items() if v != getattr(off, k)}
     if not chosen:
         raise InputError("studies.augment: give at least one operation a strength")
-    sets = {"none": {}, **{k: {k: v} for k, v in chosen.items()}, "all": chosen}
+    each = {k.removesuffix("_deg").removesuffix("_px"): {k: v} for k, v in chosen.items()}
+    sets = {"none": {}, **each, "all": chosen}
     return [
         Point(name, name, {"training.augment": off.model_dump(mode="json") | operations})
         for name, operations in sets.items()

@@ -87,16 +87,10 @@ def _panel(axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: 
         axes.set_ylim(0, None)
     if study.law and (law := power_law.fit(places, errors)):
         x = np.geomspace(min(places), max(places), 50)
-        axes.plot(x, [law.at(value) for value in x], color="black", linewidth=0.8)
-        axes.text(
-            0.97,
-            0.95,
-            f"network: {law}",
-            transform=axes.transAxes,
-            ha="right",
-            va="top",
-            fontsize=8,
-        )
+        label = "power law, fitted to the network's"
+        axes.plot(x, [law.at(v) for v in x], color="black", linewidth=0.8, label=label)
+        text = rf"${law.amplitude:.3g}\,x^{{{law.exponent:.2f}\pm{law.exponent_error:.2f}}}$"
+        axes.text(0.97, 0.95, text, transform=axes.transAxes, ha="right", va="top")
     if study.scale == "log":
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())

@@ -54,7 +54,7 @@ def sweep(study: Study, config: Config, command: Command, number: int | None = N
     if number is not None and not 1 <= number <= len(points):
         raise InputError(f"--point {number}: the study {study.name} has points 1 to {len(points)}")
     if parallel.rank() == 0:
-        files.write_text(study_folder(study, config) / RESOLVED, dump(config))
+        open_study(study, config)
     for k, (point, own) in enumerate(points, 1):
         if number not in (None, k):
             continue
@@ -65,6 +65,17 @@ def sweep(study: Study, config: Config, command: Command, number: int | None = N
             _do(study, config, own, command)
         if parallel.rank() == 0:
             write_results(study, config)
+
+
+def open_study(study: Study, config: Config) -> None:
+    """Write what a study's points have in common into its folder.
+
+    The run's own folder gets it too where it has none: `status` and `check` look for it there. One
+    that is there may be of the run itself, with other epochs, say, and stays.
+    """
+    files.write_text(study_folder(study, config) / RESOLVED, dump(config))
+    if not (config.run_dir / RESOLVED).exists():
+        files.write_text(config.run_dir / RESOLVED, dump(config))
 
 
 def point_configs(study: Study, config: Config) -> list[tuple[Point, Config]]:

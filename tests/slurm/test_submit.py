@@ -260,3 +260,31 @@ def test_a_job_that_slurm_has_forgotten_is_said_to_be(checkout, cluster, tiny):
     status = checkout.galmerhpc("status", "run")
     assert status.returncode == ExitCode.WRONG_INPUT
     assert "jobs.json: damaged; remove it" in status.stderr
+
+
+def test_a_study_is_an_array_of_its_unfinished_points(checkout, cluster, tiny):
+    sizes = "studies.batch_sizes=[5, 10, 25]"
+    dry = checkout.galmerhpc("submit", tiny, sizes, "--study", "batch-size", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    (line,) = dry.stdout.splitlines()
+    assert "--array=1,2,3" in line
+    assert line.endswith(f"slurm/study.sbatch batch-size {tiny} '{sizes}'")
+    assert not (checkout.folder / "run").exists()
+
+    with nothing_starts(cluster):
+        first = checkout.galmerhpc("submit", tiny, sizes, "--study", "batch-size")
+        assert "job" in first.stdout, first.stderr
+        assert "points 1, 2, 3" in first.stdout
+        again = checkout.galmerhpc("submit", tiny, sizes, "--study", "batch-size")
+        assert "is pending already" in again.stdout
+        checkout.submit(tiny)  # the run's own jobs are others
+        status = checkout.galmerhpc("status", "run").stdout
+        assert "study-batch-size" in status
+        assert "0 points evaluated" in status
+        assert checkout.galmerhpc("cancel", "run").returncode == 0
+        assert not cluster.run("squeue", "--noheader")
+
+    few = checkout.galmerhpc("submit", tiny, "--study", "batch-size", "--nodes", "2",
+                             "studies.batch_sizes=[1, 25]")  # fmt: skip
+    assert few.returncode == ExitCode.WRONG_INPUT
+    assert "training.batch_size 1 leaves some of 2 tasks" in few.stderr

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 
+from galmerhpc.studies import table
 from tests.conftest import write_run
 from tests.slurm.cluster import NODES, Cluster, wait_until
 from tests.slurm.conftest import Checkout
@@ -210,3 +211,25 @@ def test_the_demo_in_one_job(checkout: Checkout, cluster: Cluster):
     job = checkout.sbatch("-p", "batch", "slurm/demo.sbatch", "training.epochs=1")
     assert cluster.wait_for_end(job, PATIENCE_S) == "COMPLETED"
     assert (checkout.folder / "runs" / "demo" / "evaluation" / "report.html").exists()
+
+
+def test_a_study_s_tasks_share_what_the_first_to_come_makes(checkout, cluster):
+    path = write_run(checkout.folder)
+    values = yaml.safe_load(path.read_text())
+    values["model"] = {"architecture": "table1_cnn"}
+    values["training"]["epochs"] = 1
+    path.write_text(yaml.safe_dump(values))
+    done = checkout.galmerhpc("submit", path.name, "--study", "dropout", "studies.dropout=[0, 0.5]")
+    assert done.returncode == 0, done.stderr
+    job = re.findall(r"job (\d+)", done.stdout)[0]
+    for task in ("1", "2"):
+        assert cluster.wait_for_end(f"{job}_{task}", timeout_s=PATIENCE_S) == "COMPLETED"
+    study = checkout.folder / "run/studies/dropout"
+    assert [row["value"] for row in table.read(study / "results.csv")] == [0, 0.5]
+    links = {(study / point / "shards").resolve() for point in ("0", "0.5")}
+    assert links == {checkout.folder / "run/shards"}
+    logs = [checkout.read_log("run", f"study-dropout-{job}_{task}.out") for task in ("1", "2")]
+    assert sum("scrape: complete, nothing to do\npreprocess: comp" in log for log in logs) >= 1
+    assert "study-dropout" in checkout.galmerhpc("status", "run").stdout
+    again = checkout.galmerhpc("submit", path.name, "--study", "dropout", "studies.dropout=[0,0.5]")
+    assert "study-dropout: complete" in again.stdout

@@ -65,7 +65,7 @@ def test_each_operation_is_on_alone_once() -> None:
     expected = {
         "none": off,
         "noise": off.model_copy(update={"noise": 5.0}),
-        "blur_px": off.model_copy(update={"blur_px": 2.0}),
+        "blur": off.model_copy(update={"blur_px": 2.0}),
         "all": off.model_copy(update={"noise": 5.0, "blur_px": 2.0}),
     }
     assert {name: own.training.augment for name, own in found.items()} == expected
@@ -95,6 +95,7 @@ def test_libraries_of_fewer_particles_are_files_of_their_own() -> None:
     found = configs("particles", "studies.particle_fractions=[0.5, 1]")
     half, whole = found["0.5"], found["1"]
     assert half.simulate.particles.stars * 2 == whole.simulate.particles.stars
+    assert whole.library == load(NEVER_SEEN).library
     assert half.library != whole.library
 
 
@@ -107,6 +108,7 @@ def test_libraries_of_fewer_particles_are_files_of_their_own() -> None:
         ("augmentation", ["studies.augment={noise: 0}"], "give at least one operation a strength"),
         ("class-width", ["studies.class_widths_deg=[7]"], "study class-width, point 7: "),
         ("dropout", ["studies.dropout=[0.1, 0.1]"], "give at least one value and none twice"),
+        ("particles", ["library=shipped"], "needs a library of its own"),
         ("dropout", ["studies.dropout=[]"], "give at least one value and none twice"),
     ],
 )

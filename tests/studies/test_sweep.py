@@ -1,0 +1,90 @@
+"""Points on real ranks: what they share, what is skipped, and a line of the results of them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from galmerhpc import files
+from galmerhpc.studies import table
+from results.lines import Bar, Line, study_found
+from results.make import json_path, make, write_page
+from tests.support import environment, galmerhpc
+
+POINTS = "studies.dropout=[0, 0.25, 0.5]"
+
+
+@pytest.fixture
+def small(tiny_run: Path) -> Path:
+    """Return the configuration of a preprocessed run that trains in a second."""
+    values = yaml.safe_load(tiny_run.read_text())
+    values["model"] = {"architecture": "table1_cnn"}
+    values["training"] |= {"epochs": 1, "statistics_batches": 0}
+    tiny_run.write_text(yaml.safe_dump(values))
+    return tiny_run
+
+
+def test_points_share_what_is_there_and_are_not_done_twice(
+    small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small.parent / "run"
+    made = {path: path.stat().st_mtime_ns for path in run.glob("*/*.h5")}
+    own = (run / "config.yaml").read_bytes()
+    done = galmerhpc("study", "--point", "2", "dropout", str(small), POINTS)
+    assert done.returncode == 0, done.stderr
+    study = run / "studies/dropout"
+    (row,) = table.read(study / "results.csv")
+    assert (row["point"], row["training_images"], row["evaluated"]) == (0.25, 42, "test")
+    assert not (study / "0").exists()
+    assert {path: path.stat().st_mtime_ns for path in run.glob("*/*.h5")} == made
+    for name in ("raw", "shards"):
+        assert (study / "0.25" / name).resolve() == (run / name).resolve()
+    assert (run / "config.yaml").read_bytes() == own
+
+    # The rest on two ranks, as a line of the results, which finds the second point done.
+    model = (study / "0.25/model.keras").stat().st_mtime_ns
+    root = small.parent
+    (root / "runs").symlink_to(root)
+    (root / "results").mkdir()
+
+    def read(runs: Path) -> object:
+        found = study_found(runs, "run/studies/dropout")
+        errors = [row["network MAE"] for row in found.tables["dropout on run"]]
+        found.bars = [Bar("smallest MAE", min(errors), "<=", 1e-9)]
+        return found
+
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    launcher = "mpirun -np 2 --oversubscribe --bind-to none"
+    command = f"{launcher} galmerhpc study dropout {small.name} '{POINTS}'"
+    lines = [Line(3, "Dropout", (command,), read), Line(4, "Another", ("galmerhpc info x",), read)]
+    assert make(lines[0], root) == 0
+    assert (study / "0.25/model.keras").stat().st_mtime_ns == model
+    assert [row["value"] for row in table.read(study / "results.csv")] == [0, 0.25, 0.5]
+    result = files.read_json(json_path(lines[0], root))
+    assert set(result["runs"]) == {"0", "0.25", "0.5"}
+    assert result["training_s"] > 0
+    assert result["machine"]["ranks"] == 2
+    write_page(lines, root)
+    page = (root / "docs/results.md").read_text()
+    first, second = page.split("## 4. Another")
+    assert "smallest MAE" in first
+    assert "**missed**" in first
+    assert command in first
+    assert (root / "results/line-03-1.png").exists()
+    assert "(../results/line-03-1.png)" in first
+    assert "changed since" not in first
+    assert "Not run. Its commands:\n\n```sh\ngalmerhpc info x" in second
+
+    small.write_text(small.read_text().replace("batch_size: 25", "batch_size: 24"))
+    write_page(lines, root)
+    assert "changed since" in (root / "docs/results.md").read_text()
+    # Points of another configuration are no points of this study.
+    assert make(lines[0], root) == 2
+
+
+def test_mistakes_are_one_line(small: Path) -> None:
+    done = galmerhpc("study", "dropout", str(small), POINTS, "--point", "4")
+    assert done.returncode == 2
+    assert "--point 4: the study dropout has points 1 to 3" in done.stderr
+    assert "Traceback" not in done.stderr
