@@ -248,6 +248,20 @@ def read_calibration(path: Path, model_sha256: str, condition: str) -> Calibrati
     return calibration
 
 
+def as_file(model_sha256: str, calibrations: dict[str, Calibration | None]) -> dict[str, Any]:
+    """Return the content of intervals.json.
+
+    Parameters
+    ----------
+    model_sha256 : str
+        Of the model that predicts.
+    calibrations : dict of Calibration or None
+        By condition; None where there were too few groups.
+    """
+    parts = {name: part.to_json() if part else None for name, part in calibrations.items()}
+    return {"format": FORMAT, "model": model_sha256, "calibrations": parts}
+
+
 def calibrate(labels: Labels, levels: Sequence[float]) -> Calibration:
     """Calibrate intervals and the spin's probability on held-out images.
 

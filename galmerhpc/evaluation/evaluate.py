@@ -152,14 +152,16 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
     )
     refuse_misfit(config, dataset, sample)
 
-    changes = {k: _change(config, r, dataset.image_shape) for k, r in _conditions(config).items()}
-    predictions, found, calibrations = {}, {}, {}
-    for condition, ranges in _conditions(config).items():
-        predictions[condition] = predict(
-            config, dataset, trained, sample, network, changes[condition]
-        )
+    ranges = {CLEAN: None, **({SKY: config.evaluation.sky} if config.evaluation.sky else {})}
+    changes = {k: _change(config, r, dataset.image_shape) for k, r in ranges.items()}
+    predictions = {
+        condition: predict(config, dataset, trained, sample, network, change)
+        for condition, change in changes.items()
+    }
+    found, calibrations = {}, {}
+    for condition, predicted in predictions.items():
         found[condition], calibrations[condition] = assess(
-            config, sample, trained, predictions[condition], ranges
+            config, sample, trained, predicted, ranges[condition]
         )
     carry(config, sample, predictions, found, calibrations if not other else None, model_sha256)
     metrics = to_json(
@@ -173,36 +175,20 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
             "sky": {"changes": describe(config.evaluation.sky), **found[SKY]}
             if config.evaluation.sky
             else None,
-            "repeat": {
-                "configuration": digest(config.inputs("evaluate")),
-                "dataset": sample.dataset.fingerprint,
-                "model": model_sha256,
-                "versions": versions(),
-                "machine": machine(),
-                "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-            },
+            "repeat": describe_origin(config, sample.dataset, model_sha256),
         }
     )
+
     record.begin()
-    files.remove_temporaries(folder)
-    (folder / REPORT).unlink(missing_ok=True)  # it would show another model's figures
+    clear(folder)
     files.write_text(
         folder / "predictions.csv", predictions_csv(config.parameters, sample, trained, predictions)
     )
-    files.write_json(
-        folder / conformal.FILE,
-        {
-            "format": conformal.FORMAT,
-            "model": model_sha256,
-            "calibrations": {k: c.to_json() if c else None for k, c in calibrations.items()},
-        },
-    )
-    drawn = gallery.draw(
-        folder, config, sample, network, {k: p.labels for k, p in predictions.items()}, history,
-        metrics, changes,
-    )  # fmt: skip
+    files.write_json(folder / conformal.FILE, conformal.as_file(model_sha256, calibrations))
+    labels = {condition: predicted.labels for condition, predicted in predictions.items()}
+    figures = gallery.draw(folder, config, sample, network, labels, history, metrics, changes)
     files.write_json(folder / "metrics.json", metrics)
-    made = ["metrics.json", "predictions.csv", conformal.FILE, *drawn]
+    made = ["metrics.json", "predictions.csv", conformal.FILE, *figures]
     record.finish({name: files.sha256(folder / name) for name in made})
     for condition, part in conditions(metrics).items():
         log.info(
@@ -212,17 +198,18 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
         )  # fmt: skip
 
 
+def clear(folder: Path) -> None:
+    """Remove what an earlier evaluation left: the report and figures would show its results."""
+    files.remove_temporaries(folder)
+    for name in (REPORT, *gallery.file_names(gallery.CAPTIONS)):
+        (folder / name).unlink(missing_ok=True)
+
+
 def intact(record: files.StageRecord, folder: Path) -> bool:
     """Tell whether an evaluation is complete and its files are as they were written."""
     return record.complete and all(
         files.sha256(folder / name) == sha256 for name, sha256 in record.files.items()
     )
-
-
-def _conditions(config: Config) -> dict[str, OnlineAugment | None]:
-    """Return what is changed by the name of a condition of the images."""
-    sky = config.evaluation.sky
-    return {CLEAN: None, SKY: sky} if sky else {CLEAN: None}
 
 
 def _change(config: Config, ranges: OnlineAugment | None, shape: tuple[int, int, int]) -> Change:
@@ -583,6 +570,18 @@ def describe_training(config: Config, history: dict[str, Floats]) -> dict[str, A
         "training_mse": last["training_mse"],
         "augmented": config.training.augment != OnlineAugment(),
         "changes": describe(config.training.augment),
+    }
+
+
+def describe_origin(config: Config, dataset: Dataset, model_sha256: str) -> dict[str, Any]:
+    """Return what repeats the evaluation: hashes, versions, machine and date."""
+    return {
+        "configuration": digest(config.inputs("evaluate")),
+        "dataset": dataset.fingerprint,
+        "model": model_sha256,
+        "versions": versions(),
+        "machine": machine(),
+        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
     }
 
 

@@ -1,5 +1,6 @@
 """The figures of an evaluation: which there are, what they are drawn of, and their captions."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +141,12 @@ def draw(
             images, maps, titles, config.parameters, path("grad_cam"),
             f"The views nearest to θ = 45, φ = 90 of {note}",
         )  # fmt: skip
-    return [f"{name}{suffix}" for name in drawn for suffix in figures.SUFFIXES]
+    return file_names(drawn)
+
+
+def file_names(names: Iterable[str]) -> list[str]:
+    """Return the names of figures' files."""
+    return [f"{name}{suffix}" for name in names for suffix in figures.SUFFIXES]
 
 
 def _errors(

@@ -136,27 +136,26 @@ def report(
     InputError
         A run has not been evaluated with this configuration.
     """
-    metrics = _read(config, split, other)
+    metrics, made = _read(config, split, other)
     folder = folder_of(config, split, other)
     path = folder / REPORT
-    others = {run.run_dir.name: _read(run, split, other) for run in beside}
+    others = {run.run_dir.name: _read(run, split, other)[0] for run in beside}
     figures = {
-        name: (folder / f"{name}.png").read_bytes()
-        for name in CAPTIONS
-        if (folder / f"{name}.png").exists()
+        name: (folder / f"{name}.png").read_bytes() for name in CAPTIONS if f"{name}.png" in made
     }
     files.write_text(path, page(config, metrics, figures, others))
     log.info("report: %s", path)
     return path
 
 
-def _read(config: Config, split: str | None, other: Config | None) -> dict[str, Any]:
-    """Read a run's metrics.json."""
-    folder = folder_of(config, split, other)
-    if not intact(record_of(config, split, other), folder):
+def _read(
+    config: Config, split: str | None, other: Config | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read a run's metrics.json; return it, and the files of the evaluation."""
+    folder, record = folder_of(config, split, other), record_of(config, split, other)
+    if not intact(record, folder):
         raise InputError(f"{folder}: missing, unfinished or changed; run galmerhpc evaluate first")
-    metrics: dict[str, Any] = files.read_json(folder / "metrics.json")
-    return metrics
+    return files.read_json(folder / "metrics.json"), record.files
 
 
 def page(

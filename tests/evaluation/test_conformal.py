@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from galmerhpc import files
 from galmerhpc.errors import InputError
 from galmerhpc.evaluation.conformal import (
-    FORMAT,
     Calibration,
     Labels,
+    as_file,
     calibrate,
     coverage,
     group_weights,
@@ -175,8 +175,7 @@ def test_the_file_gives_the_same_intervals(tmp_path: Path) -> None:
     true, predicted, score, group = predictions(20, 50, seed=2)
     calibration = calibrate(Labels(NAMES, true, predicted, score, group), LEVELS)
     path = tmp_path / "intervals.json"
-    calibrations = {"clean": calibration.to_json(), "sky": None}
-    files.write_json(path, {"format": FORMAT, "model": "m", "calibrations": calibrations})
+    files.write_json(path, as_file("m", {"clean": calibration, "sky": None}))
     found = read_calibration(path, "m", "clean")
     assert isinstance(found, Calibration)
     assert found == calibration
