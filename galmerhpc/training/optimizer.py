@@ -36,8 +36,10 @@ def make_optimizer(training: Training, steps: int) -> "keras.optimizers.Optimize
     }
     if settings.kind == "sgd":
         return keras.optimizers.SGD(momentum=settings.momentum, **common)
+    from galmerhpc.training.adam import Adam, AdamW
+
     if settings.kind == "adam":
-        return keras.optimizers.Adam(**common)
-    optimizer = keras.optimizers.AdamW(weight_decay=settings.weight_decay, **common)
+        return Adam(**common)
+    optimizer = AdamW(weight_decay=settings.weight_decay, **common)
     optimizer.exclude_from_weight_decay(var_names=NOT_DECAYED)
     return optimizer

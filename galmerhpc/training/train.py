@@ -309,7 +309,6 @@ class Trainer:
             history=[*progress.history, row],
         )  # fmt: skip
         self._note_best(row)
-        self.save()
         if horovod.rank() == 0:
             left = (self._training.epochs - self.progress.epoch) * self.reader.count
             history.write_metrics(self._config.run_dir, self.progress.history)
@@ -317,6 +316,7 @@ class Trainer:
             log.info(history.describe(row, self._training.epochs, left / max(rate, 1e-9)))
             if self._config.model.task == "classification":
                 log.info("validation: %s", describe_answers(validation_sums.metrics()))
+        self.save()  # last: in an elastic training it may end in an exception that brings workers
 
     def _note_best(self, row: history.Row) -> None:
         """Note whether this epoch is the best one so far."""

@@ -8,6 +8,8 @@ import pytest
 from galmerhpc.config import Training
 from galmerhpc.training.optimizer import make_optimizer
 
+SIZES = {"kernel": 2, "bias": 1}
+
 
 def steps(optimizer: dict[str, Any], *gradients: list[float], **training: Any) -> np.ndarray:
     """Return the changes, (steps, 2 + 1), that gradients make to a kernel and a bias of ones."""
@@ -18,10 +20,7 @@ def steps(optimizer: dict[str, Any], *gradients: list[float], **training: Any) -
         "optimizer": optimizer, **training,
     }  # fmt: skip
     made = make_optimizer(Training.model_validate(settings), 100)
-    variables = [
-        keras.Variable(np.ones(2, np.float32), name="kernel"),
-        keras.Variable(np.ones(1, np.float32), name="bias"),
-    ]
+    variables = [keras.Variable(np.ones(n, np.float32), name=k) for k, n in SIZES.items()]
     made.build(variables)
     values = [np.ones(3)]
     for gradient in np.array(gradients, np.float32):
@@ -32,6 +31,24 @@ def steps(optimizer: dict[str, Any], *gradients: list[float], **training: Any) -
 
 def test_adam_s_first_step_has_the_length_of_its_rate() -> None:
     assert steps({}, [5, -0.2, 3])[0] == pytest.approx([-0.1, 0.1, -0.1], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_adam_does_keras_s_steps(kind: str) -> None:
+    import keras
+
+    draw = np.random.default_rng(1)
+    gradients = draw.normal(size=(20, 3)) * np.geomspace(1e-6, 1e3, 3)
+    found = steps({"kind": kind, "weight_decay": 0.01}, *gradients.tolist())
+    theirs: Any = keras.optimizers.Adam(0.1)
+    if kind == "adamw":
+        theirs = keras.optimizers.AdamW(0.1, weight_decay=0.01)
+        theirs.exclude_from_weight_decay(var_names=["bias"])
+    variables = [keras.Variable(np.ones(n, np.float32), name=k) for k, n in SIZES.items()]
+    for gradient in gradients.astype(np.float32):
+        theirs.apply(list(map(keras.ops.convert_to_tensor, np.split(gradient, [2]))), variables)
+    last = np.concatenate([v.numpy() for v in variables])
+    np.testing.assert_allclose(1 + found.sum(axis=0), last, rtol=1e-5)
 
 
 def test_sgd_keeps_a_share_of_its_last_step() -> None:
