@@ -26,3 +26,12 @@ def test_no_script_names_a_fact_of_one_cluster(path):
         assert not re.match(r"(-A|-p|-q|--(account|partition|qos|mail|gpus|gres|chdir))", option)
     assert not re.search(r"(?m)^[^#]*[\s=\"](/|~)", text)  # no absolute path
     assert f"slurm/{path.name}" in text  # its head says how to submit it
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_start_tasks_in_a_way_that_job_sh_knows(path):
+    """Bash would find out in the job."""
+    ways = re.findall(r"(?m)^(?:live \w+ )?(on_\w+) ", path.read_text())
+    assert ways
+    job = (ROOT / "slurm" / "job.sh").read_text()
+    assert all(f"\n{way}() {{" in job for way in ways)
