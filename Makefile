@@ -32,11 +32,11 @@ setup: $(VENV)/.horovod  ## the environment that the main job runs in
 demo: $(VENV)/.horovod  ## the main job on two ranks: scrape, preprocess, train ResNet50, evaluate, report
 	$(BIN)/mpirun -np 2 --oversubscribe --bind-to none $(BIN)/galmerhpc run configs/demo.yaml
 
-# Batches of 32 and four epochs: 187,000 images seen, which is what two cores do in half an hour; as much
-# again goes into drawing the views and into evaluation.
+# Four epochs see 187,000 images, which is what two cores do in half an hour; as much again goes into
+# drawing the views and into evaluation.
 model: $(VENV)/.horovod  ## the model of the README's predict example, for photographs: configs/real_sky.yaml in short
 	$(BIN)/mpirun -np 2 --oversubscribe --bind-to none $(BIN)/galmerhpc run configs/real_sky.yaml \
-		run_dir=runs/model training.epochs=4 training.batch_size=32
+		run_dir=runs/model training.epochs=4
 
 test: $(VENV)/.horovod $(VENV)/.dev  ## all tests but the long ones, with coverage; on SLURM where it is installed
 	$(BIN)/python -m pytest --cov
