@@ -406,6 +406,10 @@ def add_use_commands(add: AddCommand) -> None:
     )
     command.add_argument("--format", choices=("table", "csv", "json"), default="table")
     command.add_argument(
+        "--condition", choices=("clean", "sky"),
+        help="images that the intervals are for (default: sky where training changed its images)",
+    )  # fmt: skip
+    command.add_argument(
         "--montage", type=Path, metavar="FILE", help="draw the pictures with their labels"
     )
 
@@ -428,7 +432,6 @@ def add_use_commands(add: AddCommand) -> None:
         "--explain", type=Path, metavar="DIR",
         help="write every step from a photograph to what the network sees",
     )  # fmt: skip
-    command.add_argument("--output", type=Path, metavar="FILE", help="write all as JSON, too")
 
 
 def count(text: str) -> int:
@@ -650,7 +653,7 @@ def predict(given: argparse.Namespace) -> None:
     """Estimate the parameters of pictures."""
     from galmerhpc.evaluation.predict import predict
 
-    predict(given.model, given.images, given.format, given.montage)
+    predict(given.model, given.images, given.format, given.montage, given.condition)
 
 
 def real_pairs(given: argparse.Namespace) -> None:
@@ -661,7 +664,7 @@ def real_pairs(given: argparse.Namespace) -> None:
     archives = Archives(given.skyserver or SKYSERVER, given.hyperleda or HYPERLEDA)
     real_pairs(
         given.model, PAPER_PAIRS if given.pairs == "paper" else Path(given.pairs), given.images,
-        archives if given.fetch else None, given.explain, given.output,
+        archives if given.fetch else None, given.explain,
     )  # fmt: skip
 
 

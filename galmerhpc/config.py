@@ -647,7 +647,8 @@ class OnlineAugment(Section):
     """Ranges of the changes that training makes to each image anew in each epoch; 0: none."""
 
     rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
-    """Roll of the picture, drawn from -rotation_deg..rotation_deg."""
+    """Roll of the picture, drawn from -rotation_deg..rotation_deg. What is rolled is cut to the
+    largest circle: corners would tell the roll."""
     mirror: bool = False
     """Mirror every other picture. A mirrored one is the view from the opposite side, so azimuth and
     viewing angle cannot be among the parameters then."""

@@ -26,6 +26,11 @@ SNAPSHOTS = [
 ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that names a folder of real pairs, whose pictures are not ours to pass on."""
+    parser.addoption("--real-pairs", metavar="DIR", help="pairs.csv and its images/")
+
+
 @pytest.fixture(scope="session")
 def preprocessed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run whose small images are scraped and preprocessed, ready to train.

@@ -81,7 +81,8 @@ class Archives:
         if len(lines) == 1:
             return None, None
         magnitude, redshift = (_number(cell) for cell in lines[1].split(","))
-        return magnitude, redshift
+        # What comes closer is too near for its redshift to tell a distance.
+        return magnitude, redshift if redshift and redshift > 0 else None
 
     def cutout(self, ra_deg: float, dec_deg: float, scale_arcsec: float) -> bytes:
         """Return a JPEG of `CUTOUT_PX` pixels a side, north up and east left.

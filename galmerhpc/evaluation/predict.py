@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from galmerhpc import files
-from galmerhpc.config import RESOLVED, Config, load
+from galmerhpc.config import RESOLVED, Config, OnlineAugment, load
 from galmerhpc.dataset.shards import Images
 from galmerhpc.errors import GalmerhpcError, InputError
-from galmerhpc.evaluation import figures, photographs
+from galmerhpc.evaluation import conformal, figures, photographs
+from galmerhpc.evaluation.conditions import CLEAN, SKY
+from galmerhpc.evaluation.conformal import Calibration
 from galmerhpc.models import build
-from galmerhpc.models.targets import labels_of, prediction_width
+from galmerhpc.models.targets import labels_of, prediction_width, retrograde_score
 from galmerhpc.parameters import SPIN, named
 
 if TYPE_CHECKING:
@@ -42,6 +44,25 @@ LONGEST_NAME = 24
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What the network says of one image.
+
+    Attributes
+    ----------
+    labels : dict of float
+        By parameter, in its unit.
+    bounds : dict of ndarray, shape (levels, 2)
+        Intervals by parameter (`conformal.Interval.bounds`); empty without a calibration.
+    retrograde : float or None
+        Calibrated probability of a retrograde encounter.
+    """
+
+    labels: dict[str, float]
+    bounds: dict[str, NDArray[np.float64]]
+    retrograde: float | None
+
+
+@dataclass(frozen=True)
 class Predictor:
     """A trained network and what its outputs mean.
 
@@ -53,20 +74,35 @@ class Predictor:
         Its file.
     network : keras.Model
         Takes images (B, H, W, C) uint8.
+    condition : str
+        Images that its intervals are for: ``clean``, or ``sky`` for sky-like ones.
+    calibration : Calibration or None
+        What gives the intervals; None where the run was not evaluated, or could not be calibrated.
     """
 
     config: Config
     path: Path
     network: "keras.Model"
+    condition: str
+    calibration: Calibration | None
 
     @classmethod
-    def open(cls, model: Path) -> "Predictor":
+    def open(cls, model: Path, condition: str | None = None) -> "Predictor":
         """Open a run folder's model, or a ``model.keras`` beside its run's ``config.yaml``.
+
+        Parameters
+        ----------
+        model : Path
+            The folder or the file.
+        condition : str, optional
+            As in `condition`; by default what the network was trained for, ``sky`` where training
+            changed its images.
 
         Raises
         ------
         InputError
-            One of the two is missing or damaged, or they do not go with each other.
+            One of the two is missing or damaged, or they or the intervals do not go with each
+            other.
         """
         path = model / "model.keras" if model.is_dir() else model
         if not path.is_file():
@@ -86,10 +122,15 @@ class Predictor:
                 f"{path}: turns {found[0][1:]} into {found[1][1:]}, but {RESOLVED} beside it says "
                 f"{wanted[0][1:]} and {wanted[1][1:]}; they are of different runs"
             )
-        return cls(config, path, network)
+        if condition is None:
+            condition = CLEAN if config.training.augment == OnlineAugment() else SKY
+        intervals, calibration = path.parent / "evaluation" / conformal.FILE, None
+        if intervals.is_file():
+            calibration = conformal.read_calibration(intervals, files.sha256(path), condition)
+        return cls(config, path, network, condition, calibration)
 
-    def labels(self, images: Images) -> NDArray[np.float64]:
-        """Return the labels of images (N, H, W, C), shape (N, P), in their units.
+    def estimate(self, images: Images) -> list[Estimate]:
+        """Return what the network says of images (N, H, W, C).
 
         Raises
         ------
@@ -99,7 +140,36 @@ class Predictor:
         outputs = np.asarray(self.network.predict_on_batch(images), np.float64)
         if not np.isfinite(outputs).all():
             raise GalmerhpcError(f"{self.path}: predicts no number; train again")
-        return np.asarray(labels_of(self.config, outputs), np.float64)
+        names = self.config.parameters
+        labels = np.asarray(labels_of(self.config, outputs), np.float64)
+        bounds, retrograde = {}, [None] * len(images)
+        if self.calibration:
+            bounds = self.calibration.bounds(names, labels)
+            score = retrograde_score(self.config, outputs)
+            if self.calibration.spin and score is not None:
+                retrograde = self.calibration.spin(np.asarray(score, np.float64)).tolist()
+        return [
+            Estimate(
+                dict(zip(names, row.tolist(), strict=True)),
+                {name: each[k] for name, each in bounds.items()},
+                retrograde[k],
+            )
+            for k, row in enumerate(labels)
+        ]
+
+    def describe_intervals(self) -> str:
+        """Say what the intervals are, or why there are none."""
+        if self.calibration is None:
+            return (
+                f"no intervals: {self.path.parent / 'evaluation' / conformal.FILE} is not there or "
+                f"has none for {self.condition} images; galmerhpc evaluate makes it"
+            )
+        levels = ", ".join(f"{level:.0%}" for level in self.calibration.levels)
+        return (
+            f"intervals of {levels}: calibrated on {self.condition} images of "
+            f"{self.calibration.groups} encounters like those trained on; an arc of the azimuth "
+            "may pass over 180"
+        )
 
 
 @dataclass
@@ -108,23 +178,26 @@ class Answers:
 
     Attributes
     ----------
-    names : tuple of str
-        Names of the P labels.
-    predicted : list of (Path, ndarray of shape (P,))
-        Labels in their units.
+    predicted : list of (Path, Estimate)
+        What the network says.
     refused : list of (Path, str)
         Files that are no picture, and why.
     drawn : list of ndarray
         The first pictures as the network saw them, for the montage.
     """
 
-    names: tuple[str, ...]
-    predicted: list[tuple[Path, NDArray[np.float64]]] = field(default_factory=list)
+    predicted: list[tuple[Path, Estimate]] = field(default_factory=list)
     refused: list[tuple[Path, str]] = field(default_factory=list)
     drawn: list[Images] = field(default_factory=list)
 
 
-def predict(model: Path, names: Sequence[str], form: Form, montage: Path | None) -> None:
+def predict(
+    model: Path,
+    names: Sequence[str],
+    form: Form = "table",
+    montage: Path | None = None,
+    condition: str | None = None,
+) -> None:
     """Print what a network says of pictures.
 
     Parameters
@@ -137,6 +210,8 @@ def predict(model: Path, names: Sequence[str], form: Form, montage: Path | None)
         ``table``, ``csv`` or ``json``.
     montage : Path, optional
         Where to draw the pictures with their labels, as the paper does; written as PNG and PDF.
+    condition : str, optional
+        Images that the intervals are for (`Predictor.open`).
 
     Raises
     ------
@@ -144,19 +219,20 @@ def predict(model: Path, names: Sequence[str], form: Form, montage: Path | None)
         The model cannot be used; or files were refused, after all others' predictions were printed.
     """
     paths = photographs.paths_of(list(names))
-    predictor = Predictor.open(model)
+    predictor = Predictor.open(model, condition)
     log.info("predict: %s", treatment(predictor.config))
+    log.info("predict: %s", predictor.describe_intervals())
     answers = answer(predictor, paths)
     match form:
         case "table":
-            text = as_table(answers)
+            text = as_table(answers, predictor)
         case "csv":
-            text = as_csv(answers)
+            text = as_csv(answers, predictor)
         case "json":
             text = as_json(answers, predictor)
     print(text, end="", flush=True)
     if montage and answers.drawn:
-        draw(answers, predictor.config.evaluation.montage_columns, montage)
+        draw(answers, predictor.config, montage)
     if answers.refused:
         raise InputError(
             f"{len(answers.refused)} of {len(paths)} files are no pictures to predict; "
@@ -176,13 +252,13 @@ def treatment(config: Config) -> str:
 
 def answer(predictor: Predictor, paths: Sequence[Path]) -> Answers:
     """Predict the labels of files, a batch at a time; what is no picture is named and left out."""
-    answers = Answers(predictor.config.parameters)
+    answers = Answers()
     with tqdm(total=len(paths), desc="predict", unit="img", disable=None) as bar:
         pictures = _pictures(predictor.config, paths, answers, bar)
         while batch := list(itertools.islice(pictures, predictor.config.training.evaluation_batch)):
             images = np.stack([image for _, image in batch])
-            labels = predictor.labels(images)
-            answers.predicted.extend(zip((path for path, _ in batch), labels, strict=True))
+            estimates = predictor.estimate(images)
+            answers.predicted.extend(zip((path for path, _ in batch), estimates, strict=True))
             answers.drawn.extend(images[: MOST_DRAWN - len(answers.drawn)])
     return answers
 
@@ -205,12 +281,16 @@ def _pictures(
 # --- what is printed ------------------------------------------------------------------------------
 
 
-def as_table(answers: Answers) -> str:
-    """Return a line a picture, for a reader."""
-    heads = ["file", *(_head(name) for name in answers.names)]
+def as_table(answers: Answers, predictor: Predictor) -> str:
+    """Return a line a picture, for a reader; in brackets the widest interval."""
+    names = predictor.config.parameters
+    heads = [
+        "file",
+        *(f"{name} ({unit})" if (unit := named(name).unit) else name for name in names),
+    ]
     rows = [
-        [photographs.shown(path), *map(_text, answers.names, labels)]
-        for path, labels in answers.predicted
+        [photographs.shown(path), *(_text(name, estimate) for name in names)]
+        for path, estimate in answers.predicted
     ]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     lines = []
@@ -220,13 +300,33 @@ def as_table(answers: Answers) -> str:
     return "".join(lines)
 
 
-def as_csv(answers: Answers) -> str:
+def _text(name: str, estimate: Estimate) -> str:
+    """Return a label for a reader; a spin with the probability of its side, where calibrated."""
+    value = estimate.labels[name]
+    if name == SPIN.name:
+        if estimate.retrograde is None:
+            return f"{figures.montage_text([name], [value])} {value:.2f}"
+        retrograde = estimate.retrograde
+        return f"{figures.montage_text([name], [retrograde])} {max(retrograde, 1 - retrograde):.0%}"
+    form = ".1f" if named(name).unit == "deg" else ".3g"
+    if name not in estimate.bounds:
+        return f"{value:{form}}"
+    low, high = estimate.bounds[name][-1]
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def as_csv(answers: Answers, predictor: Predictor) -> str:
     """Return a row a picture, for a program."""
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["file", *answers.names])
-    for path, labels in answers.predicted:
-        writer.writerow([photographs.shown(path), *(f"{value:.6g}" for value in labels)])
+    rows = [
+        {"file": photographs.shown(path), **_values(estimate, predictor)}
+        for path, estimate in answers.predicted
+    ]
+    heads = rows[0] if rows else {"file": "", **dict.fromkeys(predictor.config.parameters, "")}
+    writer = csv.DictWriter(buffer, list(heads), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
     return buffer.getvalue()
 
 
@@ -234,42 +334,42 @@ def as_json(answers: Answers, predictor: Predictor) -> str:
     """Return all there is, with the model's checksum and what was refused."""
     values: dict[str, Any] = {
         "model": {"file": str(predictor.path), "sha256": files.sha256(predictor.path)},
-        "units": {name: named(name).unit for name in answers.names},
+        "units": {name: named(name).unit for name in predictor.config.parameters},
         "treatment": treatment(predictor.config),
+        "intervals": predictor.describe_intervals(),
         "predictions": [
-            {
-                "file": photographs.shown(path),
-                **dict(zip(answers.names, labels.tolist(), strict=True)),
-            }
-            for path, labels in answers.predicted
+            {"file": photographs.shown(path), **_values(estimate, predictor)}
+            for path, estimate in answers.predicted
         ],
         "refused": [{"file": photographs.shown(path), "why": why} for path, why in answers.refused],
     }
     return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
 
-def _head(name: str) -> str:
-    unit = named(name).unit
-    return f"{name} ({unit})" if unit else name
+def _values(estimate: Estimate, predictor: Predictor) -> dict[str, float]:
+    """Return an estimate by column: ``inclination``, ``inclination_low_0.9`` and so on."""
+    values = dict(estimate.labels)
+    if estimate.retrograde is not None:
+        values["p_retrograde"] = estimate.retrograde
+    if predictor.calibration:
+        for name, bounds in estimate.bounds.items():
+            for level, (low, high) in zip(predictor.calibration.levels, bounds, strict=True):
+                values[f"{name}_low_{level:g}"] = float(low)
+                values[f"{name}_high_{level:g}"] = float(high)
+    return values
 
 
-def _text(name: str, value: float) -> str:
-    """Return a label for a reader; a spin with the side of one half that it is on."""
-    if name == SPIN.name:
-        return f"{figures.montage_text([name], [value])} {value:.2f}"
-    return f"{value:.1f}" if named(name).unit == "deg" else f"{value:.3g}"
-
-
-def draw(answers: Answers, columns: int, path: Path) -> None:
+def draw(answers: Answers, config: Config, path: Path) -> None:
     """Draw pictures as the network saw them: the file's name top left, predictions bottom right."""
+    names = config.parameters
     shown = answers.predicted[: len(answers.drawn)]
     left_out = len(answers.predicted) - len(shown)
     figures.montage(
         np.stack(answers.drawn),
         [ascii(file.name)[1:-1][:LONGEST_NAME] for file, _ in shown],
-        [figures.montage_text(answers.names, labels.tolist()) for _, labels in shown],
-        min(columns, len(shown)),
+        [figures.montage_text(names, [one.labels[name] for name in names]) for _, one in shown],
+        min(config.evaluation.montage_columns, len(shown)),
         path,
-        figures.montage_key(answers.names, above="file")
+        figures.montage_key(names, above="file")
         + (f"  {left_out} more are not drawn." if left_out else ""),
     )

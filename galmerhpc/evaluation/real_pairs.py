@@ -35,7 +35,16 @@ log = logging.getLogger(__name__)
 
 PAPER_PAIRS = Path(galmerhpc.__file__).parent / "data" / "paper_pairs.csv"
 
-PAPER_CLAIM = {"mae": 5.44, "mse": 46.69, "r2": 0.8048}
+PREDICTORS = {
+    "network": "network",
+    "constant": "best constant",
+    "paper": "paper, its text",
+    "published": "paper, its authors' table",
+    "published_constant": "best constant there",
+}
+"""What stands in the table, and what it is called."""
+
+PAPER_CLAIM = {"pairs": 15, "mae": 5.44, "mse": 46.69, "r2": 0.8048}
 """What the paper's text says of its 15 pairs."""
 
 
@@ -64,9 +73,10 @@ def real_pairs(
     images: Path,
     ask: archives.Archives | None,
     explain: Path | None,
-    output: Path | None,
 ) -> None:
     """Print a network's inclinations of real pairs, and how far they are from those of the sky.
+
+    Writes ``real_pairs/scores.json`` beside the model.
 
     Parameters
     ----------
@@ -80,8 +90,6 @@ def real_pairs(
         Whom to ask for pictures, magnitudes and orientations that are not there.
     explain : Path, optional
         Folder for every step from a photograph to what the network sees.
-    output : Path, optional
-        JSON file to write beside what is printed.
 
     Raises
     ------
@@ -100,14 +108,14 @@ def real_pairs(
     answers, left_out = answer(predictor, pairs, images, explain)
     scores = {"network": score(answers), **baselines(answers)}
     print(describe(answers, scores, field_kpc(predictor.config)), flush=True)
-    if output:
-        values = {
-            "model": {"file": str(predictor.path), "sha256": files.sha256(predictor.path)},
-            "pairs": [as_values(one) for one in answers],
-            "left_out": left_out,
-            "scores": scores,
-        }
-        files.write_text(output, json.dumps(to_json(values), indent=1) + "\n")
+    values = {
+        "model": files.sha256(predictor.path),
+        "pairs": [as_values(one) for one in answers],
+        "left_out": left_out,
+        "table": table_of(scores),
+    }
+    path = predictor.path.parent / "real_pairs" / "scores.json"
+    files.write_text(path, json.dumps(to_json(values), indent=1) + "\n")
     if left_out:
         raise InputError(
             f"{len(left_out)} of {len(pairs)} pairs are left out; they are named above"
@@ -118,7 +126,6 @@ def answer(
     predictor: Predictor, pairs: Sequence[Pair], images: Path, explain: Path | None
 ) -> tuple[list[Answer], dict[str, str]]:
     """Return the network's inclinations; and why pairs are left out, by name, named at once."""
-    column = predictor.config.parameters.index(INCLINATION.name)
     answers, left_out = [], {}
     for number, pair in enumerate(pairs, 1):
         try:
@@ -129,8 +136,8 @@ def answer(
             left_out[pair.name] = str(error)
             log.warning("%s: left out: %s", images / pair.image, error)
             continue
-        predicted = float(predictor.labels(steps.image[None])[0, column])
-        answers.append(Answer(pair, predicted, steps.separation_kpc))
+        (estimate,) = predictor.estimate(steps.image[None])
+        answers.append(Answer(pair, estimate.labels[INCLINATION.name], steps.separation_kpc))
         if explain:
             write_steps(steps, explain, f"{number:03d}_{pair.name}")
     return answers, left_out
@@ -231,23 +238,31 @@ def describe(answers: Sequence[Answer], scores: dict[str, Any], width_kpc: float
             f"{values['other_solution_deg']:7.2f} {one.predicted_deg:8.2f} {error:+7.2f}   "
             + "; ".join(remarks(one, width_kpc))
         )
-    titles = {
-        "network": "network",
-        "constant": "best constant",
-        "paper": "paper, its text",
-        "published": "paper, its authors' table",
-        "published_constant": "best constant there",
-    }
     lines += ["", f"{'':28} {'pairs':>7} {'MAE':>7} {'MSE':>8} {'R2':>7} {'ranks':>7}"]
-    for name, title in titles.items():
-        if found := scores[name]:
-            cells = [found.get("pairs", 15), *(found.get(k) for k in ("mae", "mse", "r2"))]
-            ranks = found.get("rank_correlation")
-            shown = "" if ranks is None or np.isnan(ranks) else f"{ranks:7.3f}"
-            lines.append(
-                f"{title:28} {cells[0]:7d} {cells[1]:7.2f} {cells[2]:8.2f} {cells[3]:7.3f} {shown}"
-            )
+    for row in table_of(scores):
+        ranks = row["rank correlation"]
+        lines.append(
+            f"{row['predictor']:28} {row['pairs']:7d} {row['MAE (deg)']:7.2f} "
+            f"{row['MSE (deg²)']:8.2f} {row['R2']:7.3f} "
+            + ("" if np.isnan(ranks) else f"{ranks:7.3f}")
+        )
     return "\n".join(lines)
+
+
+def table_of(scores: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each predictor that there is."""
+    return [
+        {
+            "predictor": title,
+            "pairs": found["pairs"],
+            "MAE (deg)": found["mae"],
+            "MSE (deg²)": found["mse"],
+            "R2": found["r2"],
+            "rank correlation": found.get("rank_correlation", np.nan),
+        }
+        for name, title in PREDICTORS.items()
+        if (found := scores[name])
+    ]
 
 
 def remarks(one: Answer, width_kpc: float) -> list[str]:

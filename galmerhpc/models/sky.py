@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from galmerhpc.config import OnlineAugment
 
@@ -94,6 +95,17 @@ def move(
     return keras.ops.image.affine_transform(
         images, tf.stack(each, axis=1), data_format="channels_last"
     )
+
+
+def inscribed_circle(height: int, width: int) -> NDArray[np.float32]:
+    """Return 1 within the largest circle of a picture and 0 beyond, shape (H, W, 1).
+
+    Whatever is rolled is cut to it before: the edges of a square that still show, or the black that
+    comes in beside them, would tell by how much it was rolled.
+    """
+    down, right = np.ogrid[:height, :width]
+    radius = np.hypot(down - (height - 1) / 2, right - (width - 1) / 2)
+    return (radius <= min(height, width) / 2).astype(np.float32)[..., None]
 
 
 def intensity(images: "tf.Tensor", factor: "tf.Tensor") -> "tf.Tensor":
@@ -309,6 +321,8 @@ def make_augment(ranges: OnlineAugment, seed: int) -> Augment:
         both = {name: 2 * u - 1 for name, u in share.items()}  # in -1..1
         changed = tf.cast(images, tf.float32)
         # From the sky through the air and the telescope to the detector.
+        if ranges.rotation_deg:
+            changed *= inscribed_circle(*images.shape[1:3])
         if moved:
             changed = move(
                 changed,

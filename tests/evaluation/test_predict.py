@@ -3,28 +3,19 @@
 import csv
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from galmerhpc import files
 from galmerhpc.config import Config, dump
+from galmerhpc.evaluation.conformal import FILE, read_calibration
 from galmerhpc.parameters import NAMES
-from tests import support
 from tests.evaluation.pictures import bad_files, odd_files, write_nuisances
 from tests.evaluation.runs import EXPECTED, MODEL, OTHER_MODEL, SIZE, draw_pair, training_and_unseen
 from tests.support import galmerhpc
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file of a model; what it predicts and a model that does not fit are beside it."""
-    folder = tmp_path_factory.mktemp("model")
-    made = support.run(sys.executable, "-m", "tests.evaluation.runs", str(folder))
-    assert made.returncode == 0, made.stderr
-    return folder / MODEL
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +58,36 @@ def test_predictions_are_the_model_s_in_every_form(model: Path, run: Path, pictu
     assert head.split()[:3] == ["file", "spin", "inclination"]
     assert f"{expected[3, 1]:.1f}" in line
     assert f"{'R' if expected[3, 0] > 0.5 else 'P'} {expected[3, 0]:.2f}" in line
+
+
+def test_intervals_stand_beside_predictions_where_the_run_was_calibrated(
+    evaluated: Config, pictures: Path
+) -> None:
+    folder = evaluated.run_dir
+    done = galmerhpc("predict", str(folder), str(pictures), "--format", "csv")
+    assert done.returncode == 0, done.stderr
+    assert "intervals of 68%, 90%: calibrated on clean images of" in done.stderr
+    sha256 = files.sha256(folder / MODEL)
+    calibrations = {
+        name: read_calibration(folder / "evaluation" / FILE, sha256, name)
+        for name in ("clean", "sky")
+    }
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    predicted = np.array([[float(row[name]) for name in NAMES] for row in rows])
+    bounds = calibrations["clean"].bounds(NAMES, predicted)
+    assert set(bounds) == set(NAMES[1:])
+    for name, expected in bounds.items():
+        for k, level in enumerate(calibrations["clean"].levels):
+            ends = [
+                [float(row[f"{name}_{end}_{level:g}"]) for end in ("low", "high")] for row in rows
+            ]
+            np.testing.assert_allclose(ends, expected[:, k], rtol=1e-3, atol=1e-2)
+    assert all(0 <= float(row["p_retrograde"]) <= 1 for row in rows)
+
+    done = galmerhpc("predict", str(folder), str(pictures / "03.png"), "--condition", "sky")
+    (_, line), wide = done.stdout.splitlines(), calibrations["sky"].bounds(NAMES, predicted[3:4])
+    low, high = wide["inclination"][0, -1]
+    assert f"{predicted[3, 1]:.1f} [{low:.1f}, {high:.1f}]" in line
 
 
 def test_no_file_stops_the_others(run: Path, tmp_path: Path) -> None:

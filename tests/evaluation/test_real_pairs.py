@@ -1,5 +1,6 @@
 """`galmerhpc real-pairs`: a real model, pictures drawn or fetched from stand-ins, its scores."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -8,9 +9,13 @@ import pytest
 from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
-from galmerhpc.evaluation.real_pairs import best_constant, errors_of
+from galmerhpc.config import Config
+from galmerhpc.evaluation.pair_image import prepare
+from galmerhpc.evaluation.pairs import folded, read_pairs
+from galmerhpc.evaluation.photographs import read
+from galmerhpc.evaluation.real_pairs import best_constant, errors_of, paper_pairs
 from tests.evaluation.archive_servers import Galaxy, Sky, serve
-from tests.evaluation.test_predict import model, run  # noqa: F401 - fixtures
+from tests.evaluation.test_predict import run  # noqa: F401 - a fixture
 from tests.support import galmerhpc
 
 HEAD = "name,x1_px,y1_px,x2_px,y2_px,pa1_deg,pa2_deg,i1_deg,i2_deg,mag1,mag2\n"
@@ -39,12 +44,12 @@ def test_pairs_are_scored_against_the_first_solution_and_the_rest_is_named(
     (tmp_path / "pairs.csv").write_text(HEAD + "\n".join(ROWS) + "\n")
     done = galmerhpc(
         "real-pairs", str(run), "--pairs", str(tmp_path / "pairs.csv"), "--images", str(tmp_path),
-        "--explain", str(tmp_path / "steps"), "--output", str(tmp_path / "out.json"),
+        "--explain", str(tmp_path / "steps"),
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "3 of 5 pairs are left out" in done.stderr
-    values = json.loads((tmp_path / "out.json").read_text())
+    values = json.loads((run / "real_pairs/scores.json").read_text())
     assert {k: v.split()[0] for k, v in values["left_out"].items()} == {
         "no angle": "its", "no picture": "no", "dark": "nothing",
     }  # fmt: skip
@@ -55,9 +60,10 @@ def test_pairs_are_scored_against_the_first_solution_and_the_rest_is_named(
     assert [even["inclination_deg"], even["other_solution_deg"]] == pytest.approx(expected)
     predicted = np.array([even["predicted_deg"], uneven["predicted_deg"]])
     true = np.array([even["inclination_deg"], uneven["inclination_deg"]])
-    network = values["scores"]["network"]
-    assert network["mae"] == pytest.approx(np.abs(predicted - true).mean())
-    assert network["pairs"] == 2
+    network, constant = values["table"][:2]
+    assert network["MAE (deg)"] == pytest.approx(np.abs(predicted - true).mean())
+    assert network["pairs"] == constant["pairs"] == 2
+    assert constant["MAE (deg)"] == pytest.approx(np.ptp(true) / 2)
     lines = done.stdout.splitlines()
     assert "far from 1:1 (15.8 : 1 in light)" in next(x for x in lines if x.startswith("uneven"))
     assert "1:1" not in next(x for x in lines if x.startswith("even"))
@@ -72,8 +78,6 @@ def test_the_paper_s_pairs_are_fetched_and_predicted(
     run: Path,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    from galmerhpc.evaluation.real_pairs import paper_pairs
-
     pairs, _ = paper_pairs()
     sky = Sky([Galaxy(*disc.sky) for pair in pairs for disc in pair.discs])
     with serve(sky) as address:
@@ -95,3 +99,25 @@ def test_errors_are_sklearn_s_and_the_constant_is_the_best_one() -> None:
     least = min(np.abs(true - c).mean() for c in np.linspace(0, 90, 1801))
     assert best_constant(true)["mae"] == pytest.approx(least, abs=0.01)
     assert errors_of(true, true + 5)["rank_correlation"] == pytest.approx(1)
+
+
+def test_the_real_pairs_are_read_and_cut(pytestconfig: pytest.Config) -> None:
+    folder = pytestconfig.getoption("--real-pairs")
+    if folder is None:
+        pytest.skip("no folder of real pairs: give --real-pairs DIR")
+    table = Path(folder) / "pairs.csv"
+    listed = [
+        float(r["relative_inclination_deg"]) for r in csv.DictReader(table.read_text().splitlines())
+    ]
+    pairs = read_pairs(table)
+    ours = np.array([pair.solutions_deg[0] for pair in pairs])
+    # Angles are rounded there.
+    assert np.abs(ours - folded(listed)).max() < 0.05
+    config = Config(run_dir="run")
+    for pair in pairs:
+        picture = read(Path(folder) / "images" / pair.image)
+        if pair.image == "hst_Arp_244.jpg":  # its places in the table are off the galaxies
+            with pytest.raises(ValueError, match="nothing shines"):
+                prepare(picture, pair, config)
+        else:
+            assert prepare(picture, pair, config).image.max() > 60, pair.image

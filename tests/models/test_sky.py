@@ -218,6 +218,19 @@ def test_up_to_so_many_stars_and_neighbours_are_added(key: str, most: int) -> No
     assert sky_only.max() > 200
 
 
+def test_nothing_tells_by_how_much_a_picture_was_rolled() -> None:
+    white = np.full((40, 48, 48, 1), 200, np.uint8)
+    rolled = sky.make_augment(OnlineAugment(rotation_deg=180), 0)(
+        white, np.int64(0), np.arange(40)
+    ).numpy()
+    mean = rolled.mean(axis=0)
+    y, x = np.mgrid[:48, :48] - 23.5
+    rim = np.abs(np.hypot(x, y) - 24) < 1.5
+    assert (rolled[:, np.hypot(x, y) > 25.5] == 0).all()
+    assert np.abs(rolled - mean)[:, ~rim].max() < 1
+    assert np.abs(rolled[:, rim].mean(axis=(1, 2)) - mean[rim].mean()).max() < 3
+
+
 def test_half_of_the_images_are_mirrored_and_the_others_stay() -> None:
     images = np.repeat(PIXELS, 10, axis=0)
     shown = sky.make_augment(OnlineAugment(mirror=True), 0)(
