@@ -7,9 +7,8 @@ own format, and delivers batches of 128: images (128, H, W, 3) uint8 in one piec
 (128, 4) float32, on the host. What each does:
 
 galmerhpc
-    The reader with its default configuration, one rank: true random batches from the shards, while
-    a thread reads the split, which is of this size, in order into memory; then from there. Cold is
-    opening and the first epoch.
+    The reader with its default configuration, one rank: a split of this size is read once, in
+    order, into memory; then true random batches. Cold is opening, reading and one epoch.
 galmerhpc, shards
     The same with ``data.memory_gb: 0``, as for data larger than memory: true random rows of the
     shards, sorted and read ahead by threads.

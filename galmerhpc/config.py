@@ -572,8 +572,8 @@ class Data(Section):
     """Reading of training shards."""
 
     memory_gb: Annotated[float, Field(ge=0.0)] = 8.0
-    """A split up to this size is read once, in order, into memory that the node's ranks share. What
-    is not in memory, of this or of a larger one, is read from the shards as it is needed."""
+    """A split up to this size is read once, in order, into memory that the node's ranks share; of a
+    larger one each batch is read from the shards."""
     stage: bool = False
     """Copy the shards of such a larger one to node-local storage first, once a node."""
     stage_dir: Path | None = None

@@ -5,8 +5,6 @@ global batch of it, and each rank its share of that batch, so that any number of
 images in the same steps.
 """
 
-import contextlib
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from galmerhpc import parallel
 from galmerhpc.config import Data
@@ -113,7 +112,7 @@ class SplitReader:
     The images come from the first source that applies:
 
     1. A split of at most `data.memory_gb` is read once a node, in order, into memory that the
-       node's ranks share. Nobody waits for that: what is not there yet comes from the shards.
+       node's ranks share.
     2. With `data.stage`, from a copy of the shards on node-local storage.
     3. From the shards where they are.
 
@@ -155,7 +154,7 @@ class SplitReader:
         self.labels: NDArray[np.float32] = table["labels"]
         self._source: _Source
         if self.count * self.image_bytes <= data.memory_gb * 1e9:
-            self._source = _InMemory(dataset, table, data)
+            self._source = _InMemory(dataset, table, split, data.threads)
         else:
             self._source = _InShards(staged(dataset, data) if data.stage else dataset, table)
 
@@ -168,6 +167,16 @@ class SplitReader:
     def image_bytes(self) -> int:
         """Bytes of an image."""
         return int(np.prod(self.image_shape))
+
+    def announce(self, positions: Positions) -> None:
+        """Let the system begin to read images by position that are asked for soon.
+
+        Raises
+        ------
+        InputError
+            A shard is gone or unreadable.
+        """
+        self._source.announce(positions)
 
     def read(self, positions: Positions, images: Images) -> None:
         """Read images by position in the split; any number of threads may.
@@ -185,13 +194,6 @@ class SplitReader:
             A shard is gone or damaged.
         """
         self._source.read(positions, images)
-
-    def batch(self, step: int, positions: Positions, global_size: int) -> Batch:
-        """Return the images at these positions as the batch of a step."""
-        images = np.empty((len(positions), *self.image_shape), np.uint8)
-        self.read(positions, images)
-        rows = self.rows[positions].astype(np.int64)
-        return Batch(step, rows, images, self.labels[positions], global_size)
 
 
 def _node_table(dataset: Dataset, split: str) -> NDArray[Any]:
@@ -225,6 +227,8 @@ def _node_table(dataset: Dataset, split: str) -> NDArray[Any]:
 class _Source(Protocol):
     """Where the images of a split are."""
 
+    def announce(self, positions: Positions, /) -> None: ...
+
     def read(self, positions: Positions, images: Images, /) -> None: ...
 
 
@@ -237,7 +241,7 @@ class _InShards:
     def announce(self, positions: Positions) -> None:
         self._dataset.announce(self._table["row"][positions].astype(np.int64))
 
-    def read(self, positions: Positions, images: Images | list[Images]) -> None:
+    def read(self, positions: Positions, images: Images) -> None:
         about = self._table[positions]
         rows = about["row"].astype(np.int64)
         self._dataset.read(rows, images)
@@ -249,14 +253,9 @@ class _InShards:
 
 
 class _InMemory:
-    """The images of a split in memory that the node's ranks share.
+    """The images of a split in memory that the node's ranks share; local rank 0 reads them."""
 
-    A thread of local rank 0 reads them in, in order. Nobody waits for it: what it has not come to
-    is read from the shards. A damaged image ends its work, and is an error of the step that needs
-    that image.
-    """
-
-    def __init__(self, dataset: Dataset, table: NDArray[Any], data: Data) -> None:
+    def __init__(self, dataset: Dataset, table: NDArray[Any], split: str, threads: int) -> None:
         shape = (len(table), *dataset.image_shape)
         # A lone rank's own memory comes in huge pages, from which random images are copied faster.
         self._images: Images = (
@@ -264,57 +263,30 @@ class _InMemory:
             if parallel.size() == 1
             else np.asarray(parallel.node_array(shape, np.uint8))
         )
-        self._shards = _InShards(dataset, table)
-        # So many images are there, the first ones of the split.
-        self._held = np.asarray(parallel.node_array((1,), np.int64))
         if parallel.local_rank() == 0:
-            end = threading.Event()
-            # A daemon, so that a run may end before all is read in.
-            thread = threading.Thread(
-                target=_read_in,
-                args=(self._images, self._held, self._shards, data, end),
-                name="read-in",
-                daemon=True,
-            )
-            thread.start()
-            weakref.finalize(self, _end_thread, thread, end)
+            # What is in memory need not be in the system's cache as well.
+            shards = _InShards(dataset.to_read_once(), table)
+
+            def read(block: tuple[int, int]) -> int:
+                positions = np.arange(block[0], sum(block))
+                shards.read(positions, self._images[block[0] : sum(block)])
+                return block[1]
+
+            bar = tqdm(
+                desc=f"read {split}", total=len(table), unit="img", leave=False,
+                disable=None if parallel.rank() == 0 else True,
+            )  # fmt: skip
+            with bar, ThreadPoolExecutor(threads) as pool:
+                for count in pool.map(read, blocks(len(table), dataset.image_shape, _PART_BYTES)):
+                    bar.update(count)
+        parallel.node_barrier()
+
+    def announce(self, positions: Positions) -> None:
+        """Do nothing: all are there."""
 
     def read(self, positions: Positions, images: Images) -> None:
-        held = positions < self._held[0]
-        if held.all():
-            # Any mode but "raise" writes into `images` without a copy of it between.
-            np.take(self._images, positions, axis=0, out=images, mode="clip")
-            return
-        for k in np.flatnonzero(held).tolist():
-            images[k] = self._images[positions[k]]
-        left = np.flatnonzero(~held)
-        self._shards.read(positions[left], [images[k] for k in left.tolist()])
-
-
-def _read_in(
-    memory: Images, held: NDArray[np.int64], shards: _InShards, data: Data, end: threading.Event
-) -> None:
-    """Read images into memory, all or until `end`; the disk is kept at work on the next ones."""
-    parts = [
-        np.arange(first, first + count)
-        for first, count in blocks(len(memory), memory.shape[1:], _PART_BYTES)
-    ]
-    ahead = max(int(data.ahead_mb * 1e6 / _PART_BYTES), 1)
-    with contextlib.suppress(InputError):  # it is raised where the image is needed
-        for positions in parts[:ahead]:
-            shards.announce(positions)
-        for number, positions in enumerate(parts):
-            if end.is_set():
-                return
-            if number + ahead < len(parts):
-                shards.announce(parts[number + ahead])
-            shards.read(positions, memory[positions[0] : positions[-1] + 1])
-            held[0] = positions[-1] + 1
-
-
-def _end_thread(thread: threading.Thread, end: threading.Event) -> None:
-    end.set()
-    thread.join()
+        # Any mode but "raise" writes into `images` without a copy of it between.
+        np.take(self._images, positions, axis=0, out=images, mode="clip")
 
 
 # --- batches --------------------------------------------------------------------------------------
@@ -426,11 +398,19 @@ def _read_ahead(
         return read(range(step, step + 1))[0]
 
     groups = [steps[k : k + per_group] for k in range(0, len(steps), per_group)]
+
+    def read_group(number: int) -> list[Batch]:
+        # The disk is at work on the next groups while the threads wait for and copy theirs.
+        next_one = number + data.threads
+        for group in groups[next_one if number else 0 : next_one + 1]:
+            reader.announce(np.concatenate([share(step)[0] for step in group]))
+        return read(groups[number])
+
     ahead: deque[tuple[range, Future[list[Batch]]]] = deque()
     pool = ThreadPoolExecutor(data.threads, thread_name_prefix="read-ahead")
     try:
-        for group in groups:
-            ahead.append((group, pool.submit(read, group)))
+        for number, group in enumerate(groups):
+            ahead.append((group, pool.submit(read_group, number)))
             if len(ahead) > data.threads:
                 yield from _batches_of(*ahead.popleft(), read_alone)
         while ahead:

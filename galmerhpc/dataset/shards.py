@@ -421,15 +421,20 @@ class Shard:
         """Digest of the configuration it was made with, and number of its first sample."""
         return self.identity.get("configuration", ""), self.identity.get("first_sample", -1)
 
-    def open_images(self) -> "_PlainImages | _FilteredImages":
+    def open_images(self, once: bool = False) -> "_PlainImages | _FilteredImages":
         """Open the file to read images from it.
+
+        Parameters
+        ----------
+        once : bool
+            Each image is read once, and in order: the system reads ahead, and keeps nothing.
 
         Raises
         ------
         InputError
             It is gone or unreadable.
         """
-        return _FilteredImages(self) if self.offset is None else _PlainImages(self)
+        return _FilteredImages(self) if self.offset is None else _PlainImages(self, once)
 
     def check_all(self) -> None:
         """Read the whole shard and compare it with its checksums.
@@ -456,13 +461,15 @@ class _PlainImages:
     on a parallel file system each page of it is a request of its own.
     """
 
-    def __init__(self, shard: Shard) -> None:
-        self._path, self._first_byte = shard.path, shard.offset or 0
+    def __init__(self, shard: Shard, once: bool) -> None:
+        self._path, self._first_byte, self._once = shard.path, shard.offset or 0, once
         self._size = int(np.prod(shard.shape[1:]))
         try:
             self._descriptor = os.open(shard.path, os.O_RDONLY | os.O_CLOEXEC)
-            # We know what comes next, and say so; the system would guess, and read too much.
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            # Where we know what comes next, we announce it; the system would guess, and read too
+            # much.
+            advice = os.POSIX_FADV_SEQUENTIAL if once else os.POSIX_FADV_RANDOM
+            os.posix_fadvise(self._descriptor, 0, 0, advice)
         except OSError as error:
             raise _unreadable(shard.path, error) from None
 
@@ -506,6 +513,8 @@ class _PlainImages:
                 buffers = self._buffers(rows[part].tolist(), into[part])
                 if os.preadv(self._descriptor, buffers, position) < size:
                     self._read_slowly(position, buffers)
+                if self._once:
+                    os.posix_fadvise(self._descriptor, position, size, os.POSIX_FADV_DONTNEED)
         except OSError as error:
             raise _unreadable(self._path, error) from None
 
@@ -647,13 +656,13 @@ class Dataset:
         Each shard's SHA-256 by file name.
     """
 
-    def __init__(self, shards: list[Shard], sha256: dict[str, str]) -> None:
+    def __init__(self, shards: list[Shard], sha256: dict[str, str], once: bool = False) -> None:
         self.shards, self.sha256, self.fingerprint = shards, sha256, digest(sha256)
         self.parameters = shards[0].parameters
         self.image_shape: tuple[int, int, int] = shards[0].shape[1:]
         self._ends = np.cumsum([len(shard) for shard in shards])
         # What the cache forgets is closed when the last thread that reads it is done.
-        self._images = functools.lru_cache(_OPEN_FILES)(lambda k: shards[k].open_images())
+        self._images = functools.lru_cache(_OPEN_FILES)(lambda k: shards[k].open_images(once))
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
@@ -686,6 +695,10 @@ class Dataset:
         """Return the same data set in another folder that holds copies of its shards."""
         shards = [replace(shard, path=folder / shard.path.name) for shard in self.shards]
         return Dataset(shards, self.sha256)
+
+    def to_read_once(self) -> "Dataset":
+        """Return the same data set, to read each image once, in order (`Shard.open_images`)."""
+        return Dataset(self.shards, self.sha256, once=True)
 
     @property
     def folder(self) -> Path:
@@ -744,7 +757,7 @@ class Dataset:
         for number, places in self._by_shard(rows):
             self._images(number).announce(rows[places] - self._start(number))
 
-    def read(self, rows: Rows, images: Images | list[Images]) -> None:
+    def read(self, rows: Rows, images: Images) -> None:
         """Read images by row into an array, unchecked.
 
         The rows are sorted, so that each shard is read in one go and neighbours at once.
@@ -761,8 +774,6 @@ class Dataset:
         InputError
             A shard is gone or unreadable.
         """
-        if len(rows) and np.ptp(rows) >= len(rows):
-            self.announce(rows)  # the disk works on all of them at once
         for number, places in self._by_shard(rows):
             into = [images[k].data for k in places.tolist()]
             self._images(number).read(rows[places] - self._start(number), into)
@@ -798,6 +809,7 @@ class Dataset:
             A shard is damaged.
         """
         images = np.empty((len(rows), *self.image_shape), np.uint8)
+        self.announce(rows)  # the disk works on all of them at once
         self.read(rows, images)
         crc32 = np.empty(len(rows), np.uint32)
         for number, places in self._by_shard(rows):

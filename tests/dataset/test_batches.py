@@ -1,4 +1,3 @@
-import gc
 import itertools
 import json
 import os
@@ -153,57 +152,25 @@ def test_an_error_of_a_reading_thread_reaches_the_step_it_belongs_to(
     assert [next(batches).step, next(batches).step] == [0, 1]
     with pytest.raises(InputError, match=rf"{shard.name}.*image {bad % 32} "):
         next(batches)
-    assert not threads("read-ahead")
-    in_memory = SplitReader(Dataset.open(tmp_path), "train", IN_MEMORY)
-    with pytest.raises(InputError, match=rf"{shard.name}.*image {bad % 32} "):
-        list(evaluation_batches(in_memory, 10, 0, 1))
+    assert not reading_threads()
+    with pytest.raises(InputError, match=shard.name):
+        SplitReader(Dataset.open(tmp_path), "train", IN_MEMORY)
 
 
-def test_what_is_in_memory_needs_no_shards(tmp_path: Path) -> None:
-    shape = (64, 64, 3)  # 600 of them are 7 MB, several parts of what is read in
+def test_a_split_of_many_blocks_is_read_into_memory_and_compared_whole(tmp_path: Path) -> None:
+    shape = (64, 64, 3)  # 600 of them are 7 MB
     images, labels = write_dataset(tmp_path, 1800, per_shard=700, image_shape=shape)
-    reader = SplitReader(Dataset.open(tmp_path), "train", IN_MEMORY)
-    wait_until_read_in()
-    for path in tmp_path.glob("shard-*.h5"):
-        path.unlink()
-    for batch in training_batches(reader, 0, 0, 100, 0, 1):
-        np.testing.assert_array_equal(batch.images, images[batch.rows])
-        np.testing.assert_array_equal(batch.labels, labels[batch.rows])
-
-
-def test_what_is_not_in_memory_yet_comes_from_the_shards(tmp_path: Path) -> None:
-    """A damaged image ends the reading in, so that the images behind it are never in memory."""
-    shape = (64, 64, 3)
-    images, _ = write_dataset(tmp_path, 1800, per_shard=700, image_shape=shape)
-    shard = tmp_path / "shard-00001.h5"
+    reader = SplitReader(Dataset.open(tmp_path), "train", Data(ahead_mb=1e-6))
+    assert reader.rows.tolist() == list(range(0, 1800, 3))
+    (batch,) = evaluation_batches(reader, 600, 0, 1)
+    np.testing.assert_array_equal(batch.images, images[::3])
+    np.testing.assert_array_equal(batch.labels, labels[::3])
+    shard = tmp_path / "shard-00002.h5"
     content = bytearray(shard.read_bytes())
-    content[Shard.open(shard).offset + (900 - 700) * int(np.prod(shape))] ^= 1
+    content[Shard.open(shard).offset + (1797 - 1400) * int(np.prod(shape))] ^= 1
     shard.write_bytes(content)
-    reader = SplitReader(Dataset.open(tmp_path), "train", IN_MEMORY)
-    wait_until_read_in()
-    read = np.empty((599, *shape), np.uint8)
-    good = np.random.default_rng(0).permutation(np.delete(np.arange(600), 300))
-    reader.read(good, read)
-    np.testing.assert_array_equal(read, images[3 * good])
-    with pytest.raises(InputError, match=rf"{shard.name}.*image 200 "):
-        reader.read(np.array([299, 300]), read[:2])
-
-
-def test_the_reading_in_ends_with_the_reader(tmp_path: Path) -> None:
-    write_dataset(tmp_path, 1800, per_shard=700, image_shape=(64, 64, 3))
-    reader = SplitReader(Dataset.open(tmp_path), "train", IN_MEMORY)
-    del reader
-    gc.collect()
-    assert not threads("read-in")
-
-
-def wait_until_read_in() -> None:
-    for thread in threads("read-in"):
-        thread.join()
-
-
-def threads(name: str) -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith(name)]
+    with pytest.raises(InputError, match=rf"{shard.name}.*image {1797 - 1400} "):
+        SplitReader(Dataset.open(tmp_path), "train", IN_MEMORY)
 
 
 def place_of(shard: Path, row: int) -> int:
@@ -243,9 +210,13 @@ def training_order(reader: SplitReader) -> np.ndarray:
 def test_the_reading_thread_ends_with_its_consumer(reader: SplitReader) -> None:
     batches = training_batches(reader, 0, 0, 4, 0, 1)
     assert next(batches).step == 0
-    assert threads("read-ahead")
+    assert reading_threads()
     batches.close()
-    assert not threads("read-ahead")
+    assert not reading_threads()
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("read-ahead")]
 
 
 def test_a_batch_is_its_holders_own_as_long_as_any_view_of_it_lives(reader: SplitReader) -> None:
