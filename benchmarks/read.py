@@ -32,7 +32,8 @@ are compared; TFRecord compares its own always. Cold: posix_fadvise(DONTNEED) on
 files, and its opening counts. galmerhpc and TFRecord deliver whole epochs; of the slower ones as
 many batches as come in the time given by SLICE_S. Runs alternate, medians count. The bar: in its
 default configuration galmerhpc is at least as fast as the best of the others, at every size. The
-plain memory copy moves the same bytes in order, in one thread, into one batch's memory.
+plain memory copy moves the same bytes in order, in one thread, into one batch's memory; the disk
+alone is TFRecord's files read in order, cold, into 1 MB of memory.
 
 Last, the reader's private memory (RssAnon, the most of a rank over an epoch, with one rank and with
 two), at 1 GB and at 8 GB of 64-pixel images in sparse shards, neither held in memory; and what is
@@ -378,6 +379,18 @@ def copy_rate(images: np.ndarray) -> float:
     return (len(images) // BATCH) * BATCH / (time.perf_counter() - start)
 
 
+def disk_rate(paths: Iterable[Path], image_bytes: int) -> float:
+    """Return images per second of reading files in order, cold, into one small piece of memory."""
+    paths, memory, total = list(paths), bytearray(1 << 20), 0
+    drop(paths)
+    start = time.perf_counter()
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while size := file.readinto(memory):
+                total += size
+    return total / image_bytes / (time.perf_counter() - start)
+
+
 def compare(px: int, total: float, runs: int, scratch: Path) -> dict[str, Any]:
     """Measure one size; return the medians by contender, warm and cold."""
     shape = (px, px, 3)
@@ -396,10 +409,12 @@ def compare(px: int, total: float, runs: int, scratch: Path) -> dict[str, Any]:
         "h5py": H5py(folder),
     }
     found: dict[str, dict[str, list[float]]] = {
-        name: {"warm": [], "cold": []} for name in (*contenders, "memory copy")
+        name: {"warm": [], "cold": []} for name in (*contenders, "memory copy", "disk alone")
     }
     for _ in range(runs):
         found["memory copy"]["warm"].append(copy_rate(images))
+        tfrecords = contenders["TFRecord"].paths()
+        found["disk alone"]["cold"].append(disk_rate(tfrecords, images[0].nbytes))
         for name, contender in contenders.items():
             found[name]["cold"].append(rate(contender, shape, count, cold=True))
             if not contender.whole_epoch:
@@ -429,8 +444,9 @@ def print_size(result: dict[str, Any]) -> None:
         f"\n{result['px']} px, {result['images']} images        warm        cold  of a copy, warm"
     )
     for name, rates in medians.items():
-        cold = f"{rates['cold']:12.0f}" if "cold" in rates else " " * 12
-        print(f"{name:24}{rates['warm']:12.0f}{cold}{rates['warm'] / copy:17.2f}")
+        warm, cold = (f"{rates[k]:12.0f}" if k in rates else " " * 12 for k in ("warm", "cold"))
+        of_copy = f"{rates['warm'] / copy:17.2f}" if "warm" in rates else ""
+        print(f"{name:24}{warm}{cold}{of_copy}")
     for kind, found in result["ratios"].items():
         print(
             f"{kind}: {found['ratio']:.2f} times {found['best_peer']} (wanted: {LEAST_RATIO}); "
