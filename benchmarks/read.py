@@ -31,7 +31,11 @@ Warm: all is in the page cache, and of galmerhpc it is an epoch after the first,
 are compared; TFRecord compares its own always. Cold: posix_fadvise(DONTNEED) on the contender's
 files, and its opening counts. galmerhpc and TFRecord deliver whole epochs; of the slower ones as
 many batches as come in the time given by SLICE_S. Runs alternate, medians count. The bar: in its
-default configuration galmerhpc is at least as fast as the best of the others, at every size. The
+default configuration galmerhpc is at least as fast as the best of the others, at every size. Cold
+that is hard: of a true random order nearly the whole split must be read before its first batches,
+where a shuffle buffer begins with the first bytes; and the split's memory must be had from the
+system, which on a virtual machine that gives free memory back to its host takes longer than to
+read from the disk (3 s of CPU a GB, where a page that was in use just before takes 0.1 s). The
 plain memory copy moves the same bytes in order, in one thread, into one batch's memory; the disk
 alone is TFRecord's files read in order, cold, into 1 MB of memory.
 
