@@ -35,7 +35,7 @@ default configuration galmerhpc is at least as fast as the best of the others, a
 that is hard: of a true random order nearly the whole split must be read before its first batches,
 where a shuffle buffer begins with the first bytes; and the split's memory must be had from the
 system, which on a virtual machine that gives free memory back to its host takes longer than to
-read from the disk (3 s of CPU a GB, where a page that was in use just before takes 0.1 s). The
+read from the disk (2 s of CPU a GB, and 0.1 s where pages were in use just before). The
 plain memory copy moves the same bytes in order, in one thread, into one batch's memory; the disk
 alone is TFRecord's files read in order, cold, into 1 MB of memory.
 
