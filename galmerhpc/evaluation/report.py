@@ -97,7 +97,8 @@ code { font-size: .85em; overflow-wrap: anywhere; }
                             dd { margin-bottom: .5rem; }
                             figure img { width: 46rem; } }
 @media print { body { max-width: none; font-size: 10pt; padding: 0; } pre { white-space: pre-wrap; }
-               .scroll { overflow: visible; } th, td { padding: .15rem .4rem; }
+               .scroll { overflow: visible; } th, td { padding: .1rem .25rem; }
+               table { font-size: 7.5pt; } /* the widest ones fit A4 */
                details::details-content { content-visibility: visible; block-size: auto; } }
 """
 
