@@ -97,8 +97,9 @@ code { font-size: .85em; overflow-wrap: anywhere; }
                             dd { margin-bottom: .5rem; }
                             figure img { width: 46rem; } }
 @media print { body { max-width: none; font-size: 10pt; padding: 0; } pre { white-space: pre-wrap; }
-               .scroll { overflow: visible; } th, td { padding: .15rem .4rem; }
-               details::details-content { content-visibility: visible; block-size: auto; } }
+               .scroll { overflow: visible; } th, td { padding: .1rem .25rem; }
+               table { font-size: 7.5pt; } /* the widest ones fit A4 */
+               details.tables::details-content { content-visibility: visible; block-size: auto; } }
 """
 
 # Whatever a hostile name may bring past the escaping, a browser loads and runs nothing.
@@ -564,7 +565,8 @@ def breakdown_table(metrics: dict[str, Any], axis: str) -> str:
         tables.append(_table(caption, heads, rows, spans))
     if not tables:
         return ""
-    return f"<details><summary>Against {escape(AXES[axis])}</summary>{''.join(tables)}</details>\n"
+    summary = f"<summary>Against {escape(AXES[axis])}</summary>"
+    return f'<details class="tables">{summary}{"".join(tables)}</details>\n'
 
 
 # --- pieces of HTML, every string escaped here ----------------------------------------------------

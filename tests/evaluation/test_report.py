@@ -23,6 +23,8 @@ from tests.browser import browser, require_browser
 
 HOSTILE = "<script src=\"https://evil.example/x.js\">alert('&')</script><img src=x onerror=y>"
 FIGURES = {name: f"png of {name}".encode() for name in CAPTIONS}
+PAPER_WIDTH = 718
+"""Pixels between the margins of A4, as a browser prints."""
 SIMULATED = np.array([0.0, 45, 75, 90])
 
 
@@ -304,6 +306,13 @@ def test_a_browser_shows_it_all_and_asks_nobody(
         assert shown.evaluate("document.documentElement.scrollWidth") <= width
         assert shown.evaluate("getComputedStyle(document.body).maxWidth") != "none"  # styled
         assert shown.print_pdf().startswith(b"%PDF")
+        # On paper nothing is folded up, and nothing goes over the edge of A4 with its margins.
+        shown.call("Emulation.setEmulatedMedia", media="print")
+        tables = "[...document.querySelectorAll('table')]"
+        seen = "t => t.checkVisibility({contentVisibilityAuto: true})"
+        assert shown.evaluate(f"{tables}.every({seen})")
+        if width < PAPER_WIDTH:  # in a wide window tables fill it
+            assert shown.evaluate(f"Math.max(...{tables}.map(t => t.offsetWidth))") <= PAPER_WIDTH
         asked = [e["request"]["url"] for e in shown.of("Network.requestWillBeSent")]
         said = shown.of("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
         failed = shown.of("Network.loadingFailed")
