@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from galmerhpc import files
+from galmerhpc.evaluation.summary import PREDICTORS
 from galmerhpc.studies import power_law, table
 
 Metrics = dict[str, Any]
 Rows = list[dict[str, Any]]
-
-PREDICTORS = {"network": "network", "lookup": "look-up", "mean": "mean predictor"}
 
 PAPER = {"average MAE": 0.2012, "average MSE": 0.0833, "average R2": 0.9986}
 """The test figures of the paper's regression (arXiv:2112.12604), on GalMer's images."""
