@@ -125,7 +125,7 @@ def configurations(line: Line, root: Path) -> dict[str, str]:
         words = shlex.split(command)
         keys = [word for word in words if "=" in word and not word.startswith("-")]
         for word in words:
-            if word.endswith(".yaml"):
+            if word.endswith(".yaml") and word not in keys:
                 config = load(root / word, keys)
                 found[" ".join([word, *keys])] = digest(config.inputs("evaluate"))
     return found
