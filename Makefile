@@ -53,7 +53,7 @@ soak: $(VENV)/.horovod $(VENV)/.dev  ## the long fault and kill tests
 
 # LINES="3 8": these alone; LINES=--page: only the page. Every command goes on from where it was stopped.
 results: $(VENV)/.horovod  ## the lines of docs/results.md, one by one: many hours on two cores, resumable
-	$(BIN)/python results/make.py $(LINES)
+	$(BIN)/python -m results.make $(LINES)
 
 clean:  ## remove .venv and what the tools left; runs and built wheels stay
 	rm -rf .venv build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

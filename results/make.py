@@ -19,13 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from galmerhpc import files
+from galmerhpc.config import digest, load
+from galmerhpc.errors import ExitCode, GalmerhpcError, InputError
+from results.lines import LINES, Found, Line
 
-from galmerhpc import files  # noqa: E402
-from galmerhpc.config import digest, load  # noqa: E402
-from galmerhpc.errors import ExitCode, InputError  # noqa: E402
-from results.lines import LINES, Found, Line  # noqa: E402
+ROOT = Path(__file__).parents[1]
 
 HEAD = """# Results
 
@@ -75,8 +74,11 @@ def make(line: Line, root: Path) -> int:
         if done.returncode:
             print(f"line {line.number}: exit code {done.returncode} of: {command}", file=sys.stderr)
             return done.returncode
-    found = line.read(root / "runs")
-    write_json(line, found, time.monotonic() - begin, root)
+    try:
+        write_json(line, line.read(root / "runs"), time.monotonic() - begin, root)
+    except GalmerhpcError as error:
+        print(f"line {line.number}: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 
@@ -125,7 +127,7 @@ def configurations(line: Line, root: Path) -> dict[str, str]:
         words = shlex.split(command)
         keys = [word for word in words if "=" in word and not word.startswith("-")]
         for word in words:
-            if word.endswith(".yaml"):
+            if word.endswith(".yaml") and word not in keys:
                 config = load(root / word, keys)
                 found[" ".join([word, *keys])] = digest(config.inputs("evaluate"))
     return found

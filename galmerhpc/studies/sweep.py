@@ -16,6 +16,7 @@ from pathlib import Path
 from galmerhpc import files, parallel
 from galmerhpc.config import RESOLVED, Config, Stage, digest, dump, replaced, require_catalogue
 from galmerhpc.errors import InputError
+from galmerhpc.evaluation.evaluate import record_of
 from galmerhpc.evaluation.summary import COLLISIONLESS, WHAT_IS_NEW
 from galmerhpc.studies import figure, table
 from galmerhpc.studies.study import Point, Study
@@ -113,7 +114,7 @@ def is_finished(own: Config) -> bool:
     InputError
         It has been, with another configuration.
     """
-    return files.StageRecord(own.run_dir / "evaluation", own.inputs("evaluate")).complete
+    return record_of(own).complete
 
 
 def _do(study: Study, config: Config, own: Config, command: Command) -> None:

@@ -8,17 +8,17 @@ from typing import Any
 
 from galmerhpc import files
 from galmerhpc.errors import InputError
+from galmerhpc.evaluation.conditions import CLEAN
+from galmerhpc.evaluation.summary import PREDICTORS, conditions
 from galmerhpc.studies.study import Point
 
 Row = dict[str, Any]
 
-MEASURES = ("mae", "mse", "r2", "bias")
+MEASURES = ("mae", "mse", "r2", "accuracy")
 """Of each parameter; columns are named ``network_mae_azimuth``, the averages' ``network_mae``."""
 
 CLASS_SHARES = ("accuracy", "all_accuracy", "binary_accuracy", "trivial_binary_accuracy")
 """Of classification; columns are named ``network_class_accuracy_spin``."""
-
-PREDICTORS = ("network", "lookup", "mean")
 
 
 def row_of(point: Point, run_dir: Path) -> Row:
@@ -50,23 +50,32 @@ def row_of(point: Point, run_dir: Path) -> Row:
         "training_mae": training["training_mae"],
         "training_mse": training["training_mse"],
     }
-    for predictor in PREDICTORS:
-        scores = metrics["scores"][predictor]
-        for name, values in {"": scores["average"], **scores["parameters"]}.items():
-            suffix = f"_{name}" if name else ""
-            row |= {
-                f"{predictor}_{measure}{suffix}": values[measure]
-                for measure in (*MEASURES, "accuracy")
-                if measure in values
-            }
-        for key in CLASS_SHARES if "classes" in scores else ():
-            value = scores["classes"][key]
-            each = value if isinstance(value, dict) else {"": value}
-            row |= {
-                f"{predictor}_class_{key}{f'_{name}' if name else ''}": share
-                for name, share in each.items()
-            }
+    for condition, part in conditions(metrics).items():
+        prefix = "" if condition == CLEAN else f"{condition}_"
+        for predictor in PREDICTORS:
+            row |= {f"{prefix}{predictor}_{k}": v for k, v in _scores(part, predictor).items()}
     return row
+
+
+def _scores(part: Row, predictor: str) -> Row:
+    """Return a predictor's scores under one condition of the images, flat."""
+    scores, row = part["scores"][predictor], Row()
+    for name, values in {"": scores["average"], **scores["parameters"]}.items():
+        suffix = f"_{name}" if name else ""
+        row |= {f"{measure}{suffix}": values[measure] for measure in MEASURES if measure in values}
+        if name and predictor in part["by"]["simulation"][0]:
+            row[f"bias{suffix}"] = _bias(part["by"]["simulation"], predictor, name)
+    for key in CLASS_SHARES if "classes" in scores else ():
+        value = scores["classes"][key]
+        each = value if isinstance(value, dict) else {"": value}
+        row |= {f"class_{key}{f'_{name}' if name else ''}": share for name, share in each.items()}
+    return row
+
+
+def _bias(entries: Sequence[Row], predictor: str, name: str) -> float:
+    """Return the mean of predicted - true over all images, from its means by realisation."""
+    images = sum(entry["images"] for entry in entries)
+    return sum(entry["images"] * entry[predictor][name]["bias"] for entry in entries) / images
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:

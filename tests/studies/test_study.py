@@ -168,7 +168,14 @@ def metrics(mae: float) -> dict[str, Any]:
         },
         "training": {"epochs": 2, "seconds": 61.5, "training_mae": 1.5, "training_mse": 2.5},
         "scores": dict.fromkeys(table.PREDICTORS, scores),
+        "by": {"simulation": [_entry(30, -2.0), _entry(60, 1.0)]},
+        "sky": None,
     }  # fmt: skip
+
+
+def _entry(images: int, bias: float) -> dict[str, Any]:
+    each = {name: {"mae": 3.0, "bias": bias} for name in NAMES}
+    return {"from": 0, "to": 0, "images": images, "network": each, "lookup": each}
 
 
 def rows_of(folder: Path, values: list[float | str]) -> list[table.Row]:
@@ -191,6 +198,7 @@ def test_a_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert second["network_mae"] == 4
     assert second["network_r2"] is None
     assert second["network_accuracy_spin"] == 0.75
+    assert second["network_bias_inclination"] == 0
     text = table.as_text("batch", rows)
     assert text.splitlines()[2].split() == ["40.0", "1,000", "4", "4", "-"]
 
