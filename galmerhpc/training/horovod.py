@@ -121,6 +121,9 @@ def gather_objects(value: T) -> list[T]:
 def elastic_state(variables: Sequence[Any], **values: Any) -> Any:
     """Return what an elastic run commits and goes back to: Keras variables, and values by name.
 
+    Horovod's own ``TensorFlowState`` shares variables once, when it is made, where a worker that
+    comes later waits for the others in vain; this one shares rank 0's whenever ranks have changed.
+
     Raises
     ------
     InputError
@@ -130,7 +133,26 @@ def elastic_state(variables: Sequence[Any], **values: Any) -> Any:
         raise InputError(
             "--elastic: start it with horovodrun --min-np 1 --host-discovery-script SCRIPT ..."
         )
-    return _hvd.elastic.TensorFlowState([v.value for v in variables], **values)
+    from horovod.common.elastic import ObjectState
+
+    class State(ObjectState):
+        def save(self) -> None:
+            self.committed = [v.numpy() for v in variables]
+            super().save()
+
+        def restore(self) -> None:
+            for variable, value in zip(variables, self.committed, strict=True):
+                variable.assign(value)
+            super().restore()
+
+        def sync(self) -> None:
+            broadcast(variables)
+            super().sync()
+            self.save()
+
+    state = State(_hvd.broadcast_object, _hvd.rank, **values)
+    state.save()
+    return state
 
 
 def run_elastic(state: Any, work: Callable[[Any], None]) -> None:

@@ -1,6 +1,7 @@
 """Training: the loop over global batches, from the first step or from a checkpoint."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import importlib.metadata
@@ -465,9 +466,9 @@ def run_elastic(trainer: Trainer, stop: StopRequest) -> None:
         state.commit()
 
     def go_on(state: Any) -> None:
-        trainer.progress = state.progress
+        trainer.progress = copy.deepcopy(state.progress)  # what is committed stays as it is
         if horovod.rank() > 0:  # the sums of the epoch so far are all ranks'; one goes on with them
-            trainer.progress = dataclasses.replace(state.progress, sums=trainer.no_sums())
+            trainer.progress.sums = trainer.no_sums()
         trainer.run(stop)
 
     trainer.saved = commit
