@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 # The lowest rank that still runs says it for all: each higher one gives it a second more.
 _STAGGER_S, _LONGEST_STAGGER_S = 1.0, 10.0
+_LOOK_S = 1.0
 # An MPI that hangs itself may not return from Abort.
 _ABORT_S = 3.0
 
@@ -67,8 +68,11 @@ class Watchdog:
     def _watch(self, rank: int) -> None:
         limit_s = self._limit_s + min(rank * _STAGGER_S, _LONGEST_STAGGER_S)
         while (left := self._last + limit_s - time.monotonic()) > 0:
-            if self._closed.wait(left):
+            look = time.monotonic()
+            if self._closed.wait(min(left, _LOOK_S)):
                 return
+            if time.monotonic() - look > _LOOK_S + self._limit_s / 2:
+                self.beat()  # this rank was stopped itself: the others say so, and it does not
         exit_code = int(ExitCode.FAILED)
         end = threading.Timer(_ABORT_S, os._exit, (exit_code,))
         end.daemon = True

