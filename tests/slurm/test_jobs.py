@@ -152,6 +152,18 @@ def test_a_job_that_is_stopped_goes_on(
     assert ("back into the queue" in log) == (stop is not by_a_lost_node)
 
 
+@pytest.mark.soak
+def test_a_scrape_of_several_time_limits_asks_for_each_view_once(checkout, cluster):
+    """SLURM's own signal, ahead of its own limit: it comes up to a minute early."""
+    checkout.site(INTERNET_PARTITION="batch", SBATCH_TIMELIMIT=1, SBATCH_SIGNAL="B:USR1@10")
+    with serve(host=cluster.address) as service:
+        config = harvest(checkout, service.url, step_deg=9)
+        job = checkout.submit(config, "scrape.rate_per_s=1.5")["scrape"]
+        assert cluster.wait_for_end(job, timeout_s=600) == "COMPLETED"
+    assert cluster.restarts(job) > 0
+    assert service.asked.total() == len(service.asked) == 121
+
+
 def test_a_task_of_an_array_that_is_stopped_comes_back_alone(checkout, cluster):
     """The last task has the number of the whole array for its own."""
     checkout.site(INTERNET_PARTITION="batch", SCRAPE_TASKS=2, SCRAPE_AT_ONCE=2)

@@ -180,7 +180,7 @@ def test_a_training_of_several_time_limits_ends_with_the_same_weights(
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
     """Two minutes a life, of which TensorFlow's start takes a part; SLURM may signal early."""
-    site = {"SBATCH_TIMELIMIT": 2, "SBATCH_SIGNAL": "B:USR1@20", "CONTINUATION": continuation}
+    site = {"SBATCH_TIMELIMIT": 2, "SBATCH_SIGNAL": "B:USR1@10", "CONTINUATION": continuation}
     job = start(checkout, tiny, SEVERAL_MINUTES, **site)
     assert cluster.wait_for_end(job, 3000) == "COMPLETED"
     assert weights(checkout.folder / "run") == several_minutes
