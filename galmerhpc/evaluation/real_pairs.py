@@ -94,8 +94,7 @@ def real_pairs(
     Raises
     ------
     InputError
-        The model estimates no inclination, the table is wrong; or pairs were left out, after all
-        others were printed.
+        The model estimates no inclination, the table is wrong, or none of its pairs can be used.
     GalmerhpcError
         An archive cannot be reached.
     """
@@ -106,8 +105,12 @@ def real_pairs(
     if ask:
         pairs = archives.fetch(pairs, images, ask)
     answers, left_out = answer(predictor, pairs, images, explain)
+    if not answers:
+        raise InputError(f"{table}: none of its pairs can be used; the reasons are named above")
     scores = {"network": score(answers), **baselines(answers)}
-    print(describe(answers, scores, field_kpc(predictor.config)), flush=True)
+    print(describe(answers, scores, field_kpc(predictor.config)))
+    if left_out:
+        print(f"\n{len(left_out)} of {len(pairs)} pairs are left out: {', '.join(left_out)}")
     values = {
         "model": files.sha256(predictor.path),
         "pairs": [as_values(one) for one in answers],
@@ -116,10 +119,6 @@ def real_pairs(
     }
     path = predictor.path.parent / "real_pairs" / "scores.json"
     files.write_text(path, json.dumps(to_json(values), indent=1) + "\n")
-    if left_out:
-        raise InputError(
-            f"{len(left_out)} of {len(pairs)} pairs are left out; they are named above"
-        )
 
 
 def answer(
@@ -165,10 +164,8 @@ def errors_of(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> dict
     return {"pairs": len(true), **errors, "rank_correlation": ranks}
 
 
-def score(answers: Sequence[Answer]) -> dict[str, float] | None:
-    """Return the network's errors against Eq. 3; None where there is no pair."""
-    if not answers:
-        return None
+def score(answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the network's errors against Eq. 3."""
     return errors_of(_sky(answers), np.array([one.predicted_deg for one in answers]))
 
 
@@ -182,7 +179,7 @@ def baselines(answers: Sequence[Answer]) -> dict[str, Any]:
     paper, predictions = paper_pairs()
     true = np.array([pair.solutions_deg[0] for pair in paper if pair.solutions_deg])
     return {
-        "constant": best_constant(_sky(answers)) if answers else None,
+        "constant": best_constant(_sky(answers)),
         "paper": PAPER_CLAIM,
         "published": errors_of(true, predictions),
         "published_constant": best_constant(true),
@@ -250,18 +247,17 @@ def describe(answers: Sequence[Answer], scores: dict[str, Any], width_kpc: float
 
 
 def table_of(scores: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each predictor that there is."""
+    """Return a row for each predictor."""
     return [
         {
             "predictor": title,
-            "pairs": found["pairs"],
-            "MAE (deg)": found["mae"],
-            "MSE (deg²)": found["mse"],
-            "R2": found["r2"],
-            "rank correlation": found.get("rank_correlation", np.nan),
+            "pairs": scores[name]["pairs"],
+            "MAE (deg)": scores[name]["mae"],
+            "MSE (deg²)": scores[name]["mse"],
+            "R2": scores[name]["r2"],
+            "rank correlation": scores[name].get("rank_correlation", np.nan),
         }
         for name, title in PREDICTORS.items()
-        if (found := scores[name])
     ]
 
 
