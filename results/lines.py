@@ -338,7 +338,7 @@ def _levels(levels: Iterable[float], shares: Iterable[float]) -> dict[str, float
 def out_of_family(runs: Path) -> Found:
     """Line 8."""
     metrics = metrics_of(runs / "never_seen", "evaluation-on-out_of_family-all")
-    tables = {"another pericentre, gas fraction, or mass ratio": scores_table(metrics)}
+    tables = {"a wider orbit, or a second galaxy of half the mass": scores_table(metrics)}
     return Found([metrics], tables)
 
 

@@ -1,0 +1,66 @@
+"""The results' lines read what an evaluation writes."""
+
+from pathlib import Path
+
+import pytest
+
+from galmerhpc import files
+from galmerhpc.config import Config
+from results.lines import LINES
+from results.make import json_path, write_json, write_page
+
+READ = [line for line in LINES if line.number in (1, 2, 4, 7, 8)]
+"""Those that take one or two evaluations."""
+
+
+@pytest.fixture(scope="module")
+def runs(evaluated: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of runs: one evaluation under all the names that these lines read."""
+    folder = tmp_path_factory.mktemp("runs")
+    for run in ("random_split", "never_seen", "never_seen_sky"):
+        (folder / run).mkdir()
+        for name in ("", "-on-inclinations-all", "-on-out_of_family-all"):
+            (folder / run / f"evaluation{name}").symlink_to(evaluated.run_dir / "evaluation")
+    return folder
+
+
+def test_figures_are_those_of_the_evaluation(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "configs").symlink_to(Path(__file__).parents[2] / "configs")
+    for line in READ:
+        write_json(line, line.read(runs), 60, tmp_path)
+    metrics = files.read_json(runs / "never_seen/evaluation/metrics.json")
+    first, second, fourth, seventh, _ = (files.read_json(json_path(n, tmp_path)) for n in READ)
+
+    (table,) = first["tables"].values()
+    assert [row[""] for row in table] == ["network", "look-up", "mean predictor", "the paper"]
+    network = metrics["scores"]["network"]
+    assert table[0]["MAE azimuth"] == network["parameters"]["azimuth"]["mae"]
+    assert table[0]["average R2"] == network["average"]["r2"]
+    assert first["bars"][0]["met"] == (network["average"]["mae"] <= 0.6)
+
+    sky = metrics["sky"]["scores"]
+    better = [
+        name for name, values in sky["network"]["parameters"].items()
+        if values["mae"] < sky["lookup"]["parameters"][name]["mae"]
+    ]  # fmt: skip
+    assert second["bars"][-1]["value"] == len(better)
+    assert second["bars"][-1]["limit"] == len(metrics["run"]["parameters"])
+    realisations = second["tables"]["clean images, MAE by realisation"]
+    assert [row["realisation"] for row in realisations] == metrics["sample"]["simulations"]
+
+    (table,) = fourth["tables"].values()
+    assert [row["i (deg)"] for row in table] == [0, 45, 75, 90]
+    mean_bias = sum(row["network bias"] for row in table) / len(table)  # as many images of each
+    (entry,) = metrics["by"]["simulation"]
+    assert mean_bias == pytest.approx(entry["network"]["inclination"]["bias"])
+
+    held = metrics["uncertainty"]["halvings"]["parameters"]
+    assert {row["parameter"] for row in next(iter(seventh["tables"].values()))} == set(held)
+    assert len(seventh["bars"]) == 2 * len(held)
+
+    write_page(LINES, tmp_path)
+    page = (tmp_path / "docs/results.md").read_text()
+    assert page.count("Not run.") == len(LINES) - len(READ)
+    assert page.count("Machine: ") == len(READ)
+    assert "| the paper | " in page
