@@ -76,8 +76,10 @@ class Cluster:
 
     def __init__(self, folder: Path, mode: str) -> None:
         self.folder, self.mode = folder, mode
-        # Two test runs on one machine have a cluster each.
-        number = os.getpid() % 250
+        # Two test runs on one machine have a cluster each; one that was killed leaves its network.
+        taken = {path.name for path in Path("/sys/class/net").iterdir()}
+        numbers = ((os.getpid() + k) % 250 for k in range(250))
+        number = next(n for n in numbers if f"gm{n}" not in taken)
         self._network, self._name, self._port = (
             f"10.77.{number}",
             f"gm{number}",
