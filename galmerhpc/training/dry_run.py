@@ -24,7 +24,7 @@ _BYTES = {"float32": 4, "mixed_bfloat16": 2, "mixed_float16": 2}
 _OPTIMIZER_COPIES = {"adam": 2, "adamw": 2, "sgd": 1}
 
 # What TensorFlow 2.21 holds of a compiled step beside numbers, measured on CPU.
-_GRAPH_BYTES, _LAYER_BYTES = 75_000_000, 1_500_000
+_GRAPH_BYTES, _LAYER_BYTES = 40_000_000, 1_200_000
 
 
 def dry_run(config: Config) -> None:
