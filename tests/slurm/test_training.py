@@ -170,7 +170,7 @@ def test_a_killed_rank_fails_a_job_that_is_not_to_come_back(
     job = start(checkout, tiny)
     wait_until(lambda: checkpoints(checkout.folder / "run"), "the first checkpoint", PATIENCE_S)
     by_a_killed_rank(cluster, checkout, job)
-    assert cluster.wait_for_end(job, 60) == "FAILED"
+    assert cluster.wait_for_end(job, 120) == "FAILED"  # srun gives the other 30 s
     assert cluster.restarts(job) == 0
 
 
