@@ -299,7 +299,7 @@ def check_picture(body: bytes, content_type: str, nbins: int) -> None:
         It is a page, or another picture than was asked for.
     """
     try:
-        picture = decode(body, nbins)
+        picture = decode(body, nbins, still=True)
     except BrokenPictureError as error:
         page = content_type.startswith("text/") or body.lstrip().startswith(b"<")
         if page and isinstance(error, NoPictureError):

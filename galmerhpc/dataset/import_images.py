@@ -144,7 +144,7 @@ def check(body: bytes, nbins: int) -> str:
         It is none; the message says why.
     """
     try:
-        picture = decode(body, nbins)
+        picture = decode(body, nbins, still=True)
     except WrongSizeError as error:
         raise PictureError(
             f"{error}; all pictures are squares of one size, that of catalogue.render.nbins"

@@ -30,8 +30,8 @@ class WrongSizeError(PictureError):
     """A picture of another size."""
 
 
-def decode(body: bytes, nbins: int) -> Image.Image:
-    """Decode one still picture of `nbins` x `nbins` pixels.
+def decode(body: bytes, nbins: int, still: bool = False) -> Image.Image:
+    """Decode a picture of `nbins` x `nbins` pixels.
 
     Parameters
     ----------
@@ -39,6 +39,9 @@ def decode(body: bytes, nbins: int) -> Image.Image:
         GIF, PNG or JPEG.
     nbins : int
         Width and height that it must have, pixels.
+    still : bool
+        Refuse an animated one, which takes another look through all of a GIF's bytes. Without, the
+        first frame is decoded.
 
     Returns
     -------
@@ -56,7 +59,7 @@ def decode(body: bytes, nbins: int) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS) as picture:
-            animated = getattr(picture, "is_animated", False)
+            animated = still and getattr(picture, "is_animated", False)
             # Only a picture of the right size is decoded: a bomb is told by its header.
             if picture.size == (nbins, nbins) and not animated:
                 picture.load()

@@ -360,7 +360,7 @@ def picture_of(body: bytes, nbins: int, settings: Preprocess) -> Image.Image:
     Raises
     ------
     PictureError
-        It does not decode, has another size or is animated.
+        It does not decode or has another size.
     """
     return finished(decode(body, nbins), settings)
 
