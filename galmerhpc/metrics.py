@@ -5,6 +5,7 @@ Floating-point sums depend on their order; here every term is rounded once to a 
 depend on how samples were dealt to ranks (for up to 2**23 terms of magnitude below 2**20).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -253,11 +254,11 @@ def spin_accuracy(true: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def to_json(values: Any) -> Any:
-    """Turn arrays into lists and not-a-number into None, for JSON."""
+    """Turn arrays into lists, numbers into Python's and not-a-number into None, for JSON."""
     if isinstance(values, dict):
         return {key: to_json(value) for key, value in values.items()}
     if isinstance(values, np.ndarray | list | tuple):
         return [to_json(value) for value in values]
-    if isinstance(values, float | np.floating):
-        return float(values) if np.isfinite(values) else None
-    return values
+    if isinstance(values, np.generic):
+        values = values.item()
+    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -178,6 +178,10 @@ def test_spin_accuracy_is_scikit_learn_s(pairs: list[tuple[float, float]]) -> No
 
 
 def test_json_has_no_nan() -> None:
-    values = {"r2": np.array([0.5, np.nan]), "mae": np.float32(0.25), "n": (1, float("inf"))}
+    values = {
+        "r2": np.array([0.5, np.nan]),
+        "mae": np.float32(0.25),
+        "n": (np.int64(1), float("inf")),
+    }
     expected = {"r2": [0.5, None], "mae": 0.25, "n": [1, None]}
     assert json.loads(json.dumps(to_json(values), allow_nan=False)) == expected
