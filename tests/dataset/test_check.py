@@ -177,7 +177,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a shard lost": (lambda run: removed(shard(run)), "missing"),
     "a label": (lambda run: edit(shard(run), "labels", 7, [0, 0, 0, 1]), "labels of image 7"),
     "a label that is no number": (
-        lambda run: edit(shard(run), "labels", 2, [np.nan] * 4), "labels of image 2"
+        lambda run: edit(shard(run), "labels", 2, [np.nan] * 4), "a label is not finite"
     ),
     "a source": (
         lambda run: edit(shard(run), "source_sha256", 9, b"0" * 64), "image 9 was made from another"
