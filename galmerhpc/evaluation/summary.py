@@ -157,7 +157,8 @@ def interval(bounds: Sequence[float | None], metric: str) -> str:
     """Write an interval of metrics.json for a table; a hyphen where it is not defined."""
     if None in bounds:
         return "-"
-    return "\N{EN DASH}".join(number(bound, metric) for bound in bounds)
+    texts = [number(bound, metric) for bound in bounds]
+    return (", " if "-" in "".join(texts) else "\N{EN DASH}").join(texts)  # no dash beside a minus
 
 
 def lost_to_lookup(found: dict[str, Any]) -> list[str]:

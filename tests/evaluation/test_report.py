@@ -3,6 +3,7 @@
 import base64
 import copy
 import io
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from galmerhpc.evaluation.conformal import Labels, halved_coverage
 from galmerhpc.evaluation.gallery import CAPTIONS
 from galmerhpc.evaluation.report import page, warnings
 from galmerhpc.evaluation.scores import Scorer, breakdown, class_scores, sky_weights
-from galmerhpc.evaluation.summary import describe_sample, result_table, verdict
+from galmerhpc.evaluation.summary import describe_sample, interval, result_table, verdict
 from galmerhpc.metrics import to_json
 from galmerhpc.parameters import NAMES, encode_classes
 from tests.browser import browser, require_browser
@@ -188,10 +189,11 @@ def test_a_classification_s_classes_have_a_table_of_their_own(metrics: dict[str,
     random = np.random.default_rng(0)
     true = np.stack([random.integers(0, 2, 40), random.choice(SIMULATED, 40),
                      random.uniform(0, 180, 40), random.uniform(0, 90, 40)], axis=1)  # fmt: skip
-    classes = class_scores(NAMES, true, encode_classes(true, 5), 5)
+    classes = to_json(class_scores(NAMES, true, encode_classes(true, 5), 5))
+    assert json.loads(json.dumps(classes, allow_nan=False)) == classes  # as metrics.json holds it
     for part in (metrics, metrics["sky"]):
         for scores in part["scores"].values():
-            scores["classes"] = to_json(classes)
+            scores["classes"] = classes
     text = Page(html_of(metrics)).text
     for words in ("93.63 %", "93.33 %", "always says no", "three most probable", "100.00 %"):
         assert words in text
@@ -273,6 +275,12 @@ def test_what_is_not_defined_is_a_dash(metrics: dict[str, Any]) -> None:
     network = result_table(metrics).partition("\nR2")[2].splitlines()[1].split()
     assert network[:3] == ["network", network[1], "-"]
     assert ">-<" in html_of(metrics)
+
+
+def test_an_interval_is_read_one_way_only() -> None:
+    assert interval([9.42, 11.9], "mae") == "9.42\N{EN DASH}11.9"
+    assert interval([-0.708, -0.002], "r2") == "-0.708, -0.002"
+    assert interval([None, None], "r2") == "-"
 
 
 def test_the_table_fits_a_terminal(metrics: dict[str, Any]) -> None:
