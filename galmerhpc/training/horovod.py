@@ -121,8 +121,8 @@ def gather_objects(value: T) -> list[T]:
 def elastic_state(variables: Sequence[Any], **values: Any) -> Any:
     """Return what an elastic run commits and goes back to: Keras variables, and values by name.
 
-    Horovod's own ``TensorFlowState`` shares variables once, when it is made, where a worker that
-    comes later waits for the others in vain; this one shares rank 0's whenever ranks have changed.
+    Horovod's own ``TensorFlowState`` shares variables once, when it is made; this one shares rank
+    0's whenever ranks have changed.
 
     Raises
     ------

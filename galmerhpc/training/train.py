@@ -411,10 +411,7 @@ class Trainer:
         self._take_position(meta, arrays)
 
     def resume_alone(self) -> None:
-        """Take up the newest checkpoint on this rank, from which an elastic state shares it.
-
-        A worker that comes later would wait in vain for the others to do `resume` with it.
-        """
+        """Take up the newest checkpoint on this rank, from which an elastic state shares it."""
         if found := self._newest():
             self.network.state.take(found[0], found[1]["ranks"], self._folder)
             self._take_position(found[1], found[0])
@@ -448,8 +445,7 @@ def run_elastic(trainer: Trainer, stop: StopRequest) -> None:
     """Train to the end with the ranks that are left: a lost one costs the steps since a checkpoint.
 
     What is committed at each checkpoint stands in every rank's memory, so that nothing is read from
-    disk and no process starts anew; a worker that comes later gets it too. The global batch stays,
-    and with it the order of samples.
+    disk and no process starts anew. The global batch stays, and with it the order of samples.
 
     Parameters
     ----------

@@ -314,32 +314,6 @@ def test_an_elastic_training_goes_on_with_the_worker_that_is_left(
     assert [seen for _, _, seen in left[4:]] == expected[2:]
 
 
-@pytest.mark.soak
-def test_an_elastic_training_takes_in_a_worker_that_comes_later(
-    preprocessed: Path, tmp_path: Path
-) -> None:
-    epochs = 100
-    config = small_run(preprocessed, tmp_path, batch_size=10, epochs=epochs)
-    rows, script, hosts = (tmp_path / name for name in ("rows", "hosts.sh", "hosts"))
-    rows.mkdir()
-    hosts.write_text("localhost:1\n")
-    script.write_text(f"#!/bin/sh\ncat {hosts}\n")
-    script.chmod(0o755)
-    job = subprocess.Popen(
-        [str(BIN / "horovodrun"), "-np", "1", "--min-np", "1", "--max-np", "2",
-         "--host-discovery-script", str(script), "--network-interface", "lo",
-         *WORKER, "train", str(rows), str(config), "", "--elastic"],
-        env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    wait_for(lambda: bool(checkpoints(config)), job)
-    hosts.write_text("localhost:1\n127.0.0.1:1\n")
-    output, _ = job.communicate(timeout=900)
-    assert job.returncode == 0, output
-    seen, ranks = steps_of(rows)
-    assert seen == expected_steps(config, 10, epochs)
-    assert set(ranks) == {1, 2}
-
-
 def test_the_time_limit_saves_the_work(preprocessed: Path, tmp_path: Path) -> None:
     config = small_run(preprocessed, tmp_path)
     done = galmerhpc("train", str(config), "training.time_limit_s=0.001")
