@@ -193,7 +193,7 @@ def verdict(metrics: dict[str, Any]) -> str:
     if lost_to_lookup(metrics):
         texts.insert(1, _why(metrics))
     if metrics["sky"] and not metrics["training"]["augmented"]:
-        texts.append("It was trained on images without such changes (training.augment).")
+        texts.append("The network was trained on images without such changes (training.augment).")
     return " ".join(texts)
 
 
