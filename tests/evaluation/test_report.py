@@ -248,7 +248,9 @@ def test_the_verdict_says_who_wins_on_which_images(metrics: dict[str, Any]) -> N
     assert text.startswith("The look-up beats the network on every parameter of clean images")
     assert "The network beats the look-up on every parameter of sky-like images" in text
     assert "6 epochs of 1,500 images" in text
-    assert text.endswith("The network was trained on images without such changes (training.augment).")
+    assert text.endswith(
+        "The network was trained on images without such changes (training.augment)."
+    )
     for name in ("spin", "viewing_angle"):
         metrics["against_lookup"][name] = {"mae_difference": -1.0, "interval": [-2.0, 0.5]}
     assert (
