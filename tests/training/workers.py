@@ -208,7 +208,7 @@ def train(out: Path, config: str, fault: str = "", *more: str) -> None:
         mock.patch.object(checkpoint, "save", save),
         mock.patch.object(checkpoint.files, "write_json", write),
     ):
-        sys.exit(cli.main(["train", *more, config]))
+        sys.exit(cli.main(["train", config, *more]))
 
 
 def _all_pids() -> dict[int, int]:
