@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from galmerhpc.cluster import slurm
-from galmerhpc.cluster.stages import progress
+from galmerhpc.cluster.stages import STAGES, is_complete, progress
 from galmerhpc.config import Config, load
 from galmerhpc.errors import ExitCode, GalmerhpcError, InputError
 
@@ -53,13 +53,15 @@ class Lives:
         self._path = config.run_dir / "logs" / f"{stage}-{number}.lives"
 
     def begin(self) -> None:
-        """Write down a new life.
+        """Write down a new life, unless the work is done, as an array's last tasks find it.
 
         Raises
         ------
         GalmerhpcError
             The job does not get on, or had lives enough.
         """
+        if self._stage in STAGES and is_complete(self._config, self._stage):
+            return
         made = progress(self._config, self._stage)
         self._check(made)
         self._path.parent.mkdir(parents=True, exist_ok=True)

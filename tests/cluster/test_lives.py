@@ -7,6 +7,7 @@ import pytest
 from galmerhpc.cluster.lives import PATIENCE, Lives
 from galmerhpc.config import Config
 from galmerhpc.errors import ExitCode, GalmerhpcError
+from galmerhpc.files import StageRecord
 
 SITE = {"MAX_LIVES": "5", "REQUEUE_FAILED": "no", "CONTINUATION": "array"}
 ARRAY = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_MAX": "9"}
@@ -37,6 +38,14 @@ def test_lives_without_a_new_step_end_the_job(config):
     checkpoint(config, 1)
     task(config, 2).end(ExitCode.INTERRUPTED, warned=False)
     task(config, 3).begin()
+
+
+def test_an_array_s_tasks_that_find_the_training_done_are_no_failure(config):
+    record = StageRecord(config.run_dir / "checkpoints", config.inputs("train"))
+    record.begin()
+    record.finish({})
+    for number in range(1, PATIENCE + 3):
+        task(config, number).begin()
 
 
 def test_lives_are_counted(config):
