@@ -32,8 +32,7 @@ setup: $(VENV)/.horovod  ## the environment that the main job runs in
 demo: $(VENV)/.horovod  ## the main job on two ranks: scrape, preprocess, train ResNet50, evaluate, report
 	$(BIN)/mpirun -np 2 --oversubscribe --bind-to none $(BIN)/galmerhpc run configs/demo.yaml
 
-# Four epochs see 187,000 images, which is what two cores do in half an hour; as much again goes into
-# drawing the views and into evaluation.
+# Four epochs see 187,000 images: an hour or so on two cores, with the drawing of the views (not yet timed).
 model: $(VENV)/.horovod  ## the model of the README's predict example, for photographs: configs/real_sky.yaml in short
 	$(BIN)/mpirun -np 2 --oversubscribe --bind-to none $(BIN)/galmerhpc run configs/real_sky.yaml \
 		run_dir=runs/model training.epochs=4
