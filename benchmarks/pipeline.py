@@ -12,7 +12,6 @@ that was killed goes on: finished measurements are kept there, stages go on by t
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from galmerhpc.dataset.batches import SplitReader, training_batches
 from galmerhpc.dataset.preprocess import preprocess
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.simulate.library import Library, library_path
+from galmerhpc.training.memory import peak_bytes
 
 PICTURE_PX, BATCH = 400, 32
 STAGES = ("scrape", "preprocess", "read")
@@ -102,7 +102,7 @@ def measure(stage: str, path: Path) -> None:
         images = read(config)
     parallel.barrier()
     seconds = time.perf_counter() - start
-    peaks = parallel.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    peaks = parallel.gather(peak_bytes() / 2**20)
     if parallel.rank() == 0:
         print(json.dumps({"images": images, "seconds": seconds, "peak_rss_mb": max(peaks)}))
 

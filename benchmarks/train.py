@@ -59,8 +59,9 @@ def measure(path: Path, size: int) -> dict[str, Any]:
     from galmerhpc.dataset.shards import Dataset
     from galmerhpc.interrupt import StopRequest
     from galmerhpc.training.checkpoint import Writer
-    from galmerhpc.training.dry_run import grown_bytes, memory_estimate, resident_bytes
-    from galmerhpc.training.train import Trainer, peak_memory_gb
+    from galmerhpc.training.dry_run import grown_bytes, memory_estimate
+    from galmerhpc.training.memory import peak_bytes, resident_bytes
+    from galmerhpc.training.train import Trainer
     from galmerhpc.training.watchdog import Watchdog
 
     config = load(path)
@@ -103,7 +104,7 @@ def measure(path: Path, size: int) -> dict[str, Any]:
             "full_per_s": short / statistics.median(full_s),
             "full_over_synthetic": ratio(synthetic_s, full_s) * short / (steps * batch_size),
             "io_only_per_s": reader.count / statistics.median(reading_s),
-            "peak_memory_gb": peak_memory_gb(),
+            "peak_memory_gb": peak_bytes() / 1e9,
             "memory_gb": grown / 1e9,
             "memory_estimate_gb": estimate,
         }

@@ -1,9 +1,7 @@
 """What a training would be: network, memory, steps; and whether one batch goes through."""
 
 import math
-import resource
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +12,9 @@ from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import GalmerhpcError
 from galmerhpc.models.targets import make_targets
 from galmerhpc.training import horovod
+from galmerhpc.training.memory import peak_bytes, resident_bytes
 from galmerhpc.training.network import Network
-from galmerhpc.training.train import check_batch_size, peak_memory_gb
+from galmerhpc.training.train import check_batch_size
 
 if TYPE_CHECKING:
     import keras
@@ -88,19 +87,13 @@ def describe_memory(model: "keras.Model", training: Training) -> str:
     return f"memory of a rank, estimated: {sum(parts.values()) / 1e9:.2f} GB ({listed})"
 
 
-def resident_bytes() -> int:
-    """Return the memory that this process has now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
-
-
 def grown_bytes(before: int) -> int:
     """Return the most that a rank has taken on its GPU, or since then of its node's memory."""
     import tensorflow as tf
 
     if tf.config.list_logical_devices("GPU"):
         return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
-    return int(peak_memory_gb() * 1e9) - before
+    return peak_bytes() - before
 
 
 def memory_estimate(model: "keras.Model", training: Training) -> dict[str, int]:

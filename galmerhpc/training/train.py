@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import logging
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from galmerhpc.interrupt import StopRequest
 from galmerhpc.metrics import ClassifierSums, PartialSums, Sums, describe_answers
 from galmerhpc.models.targets import make_targets
 from galmerhpc.training import checkpoint, history, horovod
+from galmerhpc.training.memory import peak_bytes
 from galmerhpc.training.network import Network
 from galmerhpc.training.state import GO_ON, Progress
 from galmerhpc.training.step import Outcome
@@ -97,7 +97,7 @@ def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = Fals
                 trainer.run(stop)
             writer.wait()
             trainer.export()
-            peaks = horovod.gather_objects(peak_memory_gb())
+            peaks = horovod.gather_objects(peak_bytes() / 1e9)
             if horovod.rank() == 0:
                 log.info("peak memory of a rank: %.2f GB", max(peaks))
                 record.finish(
@@ -474,11 +474,6 @@ def run_elastic(trainer: Trainer, stop: StopRequest) -> None:
 def merged(sums: Sums) -> Sums:
     """Return the sums over all ranks."""
     return type(sums).from_vector(horovod.sum_array(sums.as_vector()))
-
-
-def peak_memory_gb() -> float:
-    """Return the largest memory that this process has had, 1e9 bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
 
 
 def versions() -> dict[str, str]:
