@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import os
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-from isal import isal_zlib  # its CRC-32 is zlib's, in a fifth of the time
 from numpy.typing import NDArray
 
 from galmerhpc import __version__, files
@@ -195,7 +195,7 @@ def write_shard(
                     images[first : first + len(block)] = block
                 device.raise_fault()
                 sources += source_sha256
-                checksums += map(isal_zlib.crc32, block)
+                checksums += map(zlib.crc32, block)
             late = {
                 "source_sha256": text_column(sources, 64),
                 "image_crc32": np.array(checksums, np.uint32),
@@ -450,7 +450,7 @@ class Shard:
             images = np.empty((count, *self.shape[1:]), np.uint8)
             file.read(np.arange(first, first + count), [image.data for image in images])
             for row, image in enumerate(images, first):
-                if isal_zlib.crc32(image.data) != crc32[row]:
+                if zlib.crc32(image.data) != crc32[row]:
                     raise _another_checksum(self.path, row)
 
 
@@ -787,7 +787,7 @@ class Dataset:
             An image is not what was written; the message names the file and the row in it.
         """
         for row, image, expected in zip(rows.tolist(), images, crc32.tolist(), strict=True):
-            if isal_zlib.crc32(image.data) != expected:
+            if zlib.crc32(image.data) != expected:
                 number = int(np.searchsorted(self._ends, row, side="right"))
                 raise _another_checksum(self.shards[number].path, row - self._start(number))
 
