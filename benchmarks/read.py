@@ -29,11 +29,12 @@ h5py
 
 Warm: all is in the page cache, and of galmerhpc it is an epoch after the first, whose checksums
 are compared; TFRecord compares its own always. Cold: posix_fadvise(DONTNEED) on the contender's
-files, and its opening counts; free memory stands ready for all alike (`take_memory`). galmerhpc and TFRecord deliver whole epochs; of the slower ones as
-many batches as come in the time given by SLICE_S. Runs alternate, medians count. The bar: in its
-default configuration galmerhpc is at least as fast as the best of the others, at every size. The
-plain memory copy moves the same bytes in order, in one thread, into one batch's memory; the disk
-alone is TFRecord's files read in order, cold, into 1 MB of memory.
+files, and its opening counts; free memory stands ready for all alike (`take_memory`). galmerhpc and
+TFRecord deliver whole epochs; of the slower ones as many batches as come in the time given by
+SLICE_S. Runs alternate, medians count. The bar: in its default configuration galmerhpc is at least
+as fast as the best of the others, at every size. The plain memory copy moves the same bytes in
+order, in one thread, into one batch's memory; the disk alone is TFRecord's files read in order,
+cold, into 1 MB of memory.
 
 Last, the reader's private memory (RssAnon, the most of a rank over an epoch, with one rank and with
 two), at 1 GB and at 8 GB of 64-pixel images in sparse shards, neither held in memory; and what is
