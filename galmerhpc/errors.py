@@ -14,6 +14,14 @@ class ExitCode(IntEnum):
     """Stopped by a signal or a time limit, the work saved: run again (sysexits' EX_TEMPFAIL)."""
 
 
+_LONGEST = 120
+
+
+def brief(what: object) -> str:
+    """Return what another library's error says, or any text, in one short line."""
+    return " ".join(str(what).split())[:_LONGEST]
+
+
 class GalmerhpcError(Exception):
     """A failure that one line explains: it names the file or key, the fault and the remedy.
 

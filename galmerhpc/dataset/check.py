@@ -20,7 +20,7 @@ from tqdm import tqdm
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import Places, View, Views
 from galmerhpc.config import Config, digest, require_catalogue
-from galmerhpc.dataset import shards
+from galmerhpc.dataset import hdf5, shards
 from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.preprocess import (
     Plan,
@@ -29,9 +29,9 @@ from galmerhpc.dataset.preprocess import (
     sources_of,
     stage_inputs,
 )
-from galmerhpc.dataset.raw import HDF5_ERRORS, RawShard, open_store
+from galmerhpc.dataset.raw import RawShard, open_store
 from galmerhpc.dataset.split import SPLITS, TRAIN
-from galmerhpc.errors import InputError
+from galmerhpc.errors import InputError, brief
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -404,8 +404,8 @@ def _check_virtual(path: Path, names: list[str]) -> list[Fault]:
                 sources = [source.file_name for source in dataset.virtual_sources()]
                 if sources != names:
                     return [Fault(path, f"the sources of {name} are not the shards of {_RECORD}")]
-    except HDF5_ERRORS as error:
-        return [Fault(path, " ".join(str(error).split())[:120])]
+    except hdf5.ERRORS as error:
+        return [Fault(path, brief(error))]
     return []
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from galmerhpc.dataset import raw, shards
+from galmerhpc.dataset import hdf5, raw, shards
 from galmerhpc.dataset.split import SPLITS
-from galmerhpc.errors import InputError
+from galmerhpc.errors import InputError, brief
 
 _FIRST_VIEWS = 3
 _RANGES = ("simulation", "snapshot_id", "time_myr", "copy")
@@ -33,10 +33,9 @@ def describe(path: Path) -> list[str]:
             if form not in (raw.FORMAT, shards.FORMAT):
                 raise InputError(f"{path}: HDF5, but no shard or library of galmerhpc")
             return [*_head(path, form, file), *_datasets(file), "", *_content(file)]
-    except raw.HDF5_ERRORS as error:
+    except hdf5.ERRORS as error:
         raise InputError(
-            f"{path}: no shard, spool or library, or a damaged one "
-            f"({' '.join(str(error).split())[:120]})"
+            f"{path}: no shard, spool or library, or a damaged one ({brief(error)})"
         ) from None
 
 

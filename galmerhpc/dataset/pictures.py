@@ -5,10 +5,10 @@ import warnings
 
 from PIL import Image, UnidentifiedImageError
 
+from galmerhpc.errors import brief
+
 FORMATS = ("GIF", "PNG", "JPEG")
 """What is decoded; Pillow's other formats are no previews, and some start programs."""
-
-_LONGEST_REASON = 120
 
 # A picture of more pixels than Pillow's limit is refused, not warned of.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -70,8 +70,7 @@ def decode(body: bytes, nbins: int, still: bool = False) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise WrongSizeError("a picture of far more pixels than asked for") from None
     except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
-        why = " ".join(str(error).split())[:_LONGEST_REASON]
-        raise BrokenPictureError(f"a broken picture ({why})") from None
+        raise BrokenPictureError(f"a broken picture ({brief(error)})") from None
     if (width, height) != (nbins, nbins):
         raise WrongSizeError(f"a picture of {width} x {height} pixels, not {nbins} x {nbins}")
     raise PictureError("an animated picture")

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from galmerhpc import __version__, files
 from galmerhpc.catalogue import Places
 from galmerhpc.config import Config
+from galmerhpc.dataset import hdf5
 from galmerhpc.dataset.slices import WHOLE, Slice
 from galmerhpc.errors import GalmerhpcError, InputError
 
@@ -45,9 +46,6 @@ _HEADER = struct.Struct("<4sIII")  # magic, bytes of metadata, bytes of body, CR
 _LIBVER = ("v110", "v110")
 _TEXTS = ("view", "url", "sha256", "content_type", "fetched_utc")
 _NUMBERS = {"simulation": np.int64, "snapshot_id": np.int64, "time_myr": np.float64}
-
-# What h5py raises on files that are damaged or not HDF5.
-HDF5_ERRORS = (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError)
 
 Rows = NDArray[np.signedinteger[Any]]
 
@@ -518,7 +516,7 @@ class RawShard:
         InputError
             It is damaged or of another format; the message says what to do.
         """
-        with _opened(path) as file:
+        with hdf5.opened(path, damaged) as file:
             version = int(file.attrs["format_version"])
             if version != FORMAT_VERSION:
                 raise InputError(
@@ -560,7 +558,7 @@ class RawShard:
         InputError
             The shard is damaged.
         """
-        with _opened(self.path) as file:
+        with hdf5.opened(self.path, damaged) as file:
             return read_column(file, name)
 
     def parameters(self) -> tuple[str, ...]:
@@ -571,7 +569,7 @@ class RawShard:
         InputError
             The shard is damaged.
         """
-        with _opened(self.path) as file:
+        with hdf5.opened(self.path, damaged) as file:
             return tuple(name.decode() for name in file["labels"].attrs["parameters"])
 
     def texts(self, name: str) -> list[str]:
@@ -625,22 +623,6 @@ class RawShard:
         """Read consecutive rows of a column."""
         position, size = self.columns[name]
         return os.pread(file.fileno(), (high - low) * size, position + low * size)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[h5py.File]:
-    """Give a shard's HDF5 file; whatever h5py finds wrong with it is an InputError.
-
-    Raises
-    ------
-    InputError
-        The shard is damaged.
-    """
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except HDF5_ERRORS as error:
-        raise damaged(path, " ".join(str(error).split())[:120]) from None
 
 
 def damaged(path: Path, why: str) -> InputError:

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from galmerhpc import __version__, files
 from galmerhpc.config import digest
+from galmerhpc.dataset import hdf5
 from galmerhpc.dataset.split import SPLITS
-from galmerhpc.errors import InputError
+from galmerhpc.errors import InputError, brief
 
 FORMAT = "galmerhpc training"
 FORMAT_VERSION = 1
@@ -43,9 +44,6 @@ _MOST_BUFFERS = os.sysconf("SC_IOV_MAX")
 _ANNOUNCED_BYTES = 1 << 20
 # Shards held open at once; a process may have 1,024 files open on most systems.
 _OPEN_FILES = 256
-
-# What h5py raises on files that are damaged or not HDF5.
-_HDF5_ERRORS = (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError)
 
 _COLUMNS = (
     "labels", "view", "group", "split", "copy", "simulation", "snapshot_id", "time_myr",
@@ -377,26 +375,23 @@ class Shard:
         """
         if not path.is_file():
             raise InputError(f"{path}: no such shard; run galmerhpc preprocess again")
-        try:
-            with h5py.File(path, "r", locking=False) as file:
-                identity = _attributes(file)
-                version = identity.get("format_version")
-                if identity.get("format") != FORMAT or version != FORMAT_VERSION:
-                    raise InputError(
-                        f"{path}: not a training shard of format {FORMAT_VERSION}; run the "
-                        "galmerhpc that made it, or remove the folder and preprocess again"
-                    )
-                images = file["images"]
-                shape, offset = images.shape, images.id.get_offset()
-                parameters = _attributes(file["labels"])["parameters"]
-                lengths = {len(file[name]) for name in ("images", *_COLUMNS)}
-                labels, counts = _column(file, "labels"), np.bincount(_column(file, "split"))
-                fits = images.ndim == 4 and images.dtype == np.uint8
-                fits = fits and (offset is not None or images.chunks is not None)
-                fits = fits and len(counts) <= len(SPLITS)
-                missing = _missing_filters(images)
-        except _HDF5_ERRORS as error:
-            raise _broken(path, error) from None
+        with hdf5.opened(path, damaged) as file:
+            identity = _attributes(file)
+            version = identity.get("format_version")
+            if identity.get("format") != FORMAT or version != FORMAT_VERSION:
+                raise InputError(
+                    f"{path}: not a training shard of format {FORMAT_VERSION}; run the "
+                    "galmerhpc that made it, or remove the folder and preprocess again"
+                )
+            images = file["images"]
+            shape, offset = images.shape, images.id.get_offset()
+            parameters = _attributes(file["labels"])["parameters"]
+            lengths = {len(file[name]) for name in ("images", *_COLUMNS)}
+            labels, counts = _column(file, "labels"), np.bincount(_column(file, "split"))
+            fits = images.ndim == 4 and images.dtype == np.uint8
+            fits = fits and (offset is not None or images.chunks is not None)
+            fits = fits and len(counts) <= len(SPLITS)
+            missing = _missing_filters(images)
         if not fits or lengths != {shape[0]}:
             raise damaged(path, "its datasets do not fit together")
         if not np.isfinite(labels).all():
@@ -559,8 +554,8 @@ class _FilteredImages:
             # Images are a chunk each: HDF5's cache of chunks would only hold memory.
             self._file = h5py.File(shard.path, "r", locking=False, rdcc_nbytes=0)
             self._images = self._file["images"]
-        except _HDF5_ERRORS as error:
-            raise _broken(shard.path, error) from None
+        except hdf5.ERRORS as error:
+            raise damaged(shard.path, brief(error)) from None
 
     def announce(self, rows: Rows) -> None:
         """Do nothing: HDF5 alone knows where an image lies."""
@@ -570,8 +565,8 @@ class _FilteredImages:
         try:
             for row, image in zip(rows.tolist(), into, strict=True):
                 self._images.read_direct(np.asarray(image), np.s_[row])
-        except _HDF5_ERRORS as error:
-            raise _broken(self._path, error) from None
+        except hdf5.ERRORS as error:
+            raise damaged(self._path, brief(error)) from None
 
 
 def _missing_filters(images: h5py.Dataset) -> list[str]:
@@ -596,11 +591,8 @@ def read_columns(path: Path, names: Iterable[str]) -> Table:
     InputError
         The shard is damaged.
     """
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return {name: _column(file, name) for name in names}
-    except _HDF5_ERRORS as error:
-        raise _broken(path, error) from None
+    with hdf5.opened(path, damaged) as file:
+        return {name: _column(file, name) for name in names}
 
 
 def _column(file: h5py.File, name: str) -> NDArray[Any]:
@@ -617,11 +609,6 @@ def damaged(path: Path, why: str) -> InputError:
         f"{path}: damaged training shard ({why}); remove this file and run galmerhpc preprocess "
         "again, which makes it anew"
     )
-
-
-def _broken(path: Path, error: Exception) -> InputError:
-    """Return the error for what h5py says of a file."""
-    return damaged(path, " ".join(str(error).split())[:120])
 
 
 def _another_checksum(path: Path, row: int) -> InputError:

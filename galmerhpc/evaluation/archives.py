@@ -20,7 +20,7 @@ from tqdm import tqdm
 from urllib3.util import Retry
 
 from galmerhpc import __version__, files
-from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.errors import GalmerhpcError, InputError, brief
 from galmerhpc.evaluation.pairs import Disc, Pair, write_pairs
 
 SKYSERVER = "https://skyserver.sdss.org/dr18/SkyServerWS"
@@ -258,8 +258,9 @@ def _get(address: str, **query: object) -> bytes:
                 headers={"User-Agent": f"galmerhpc/{__version__}"},
             )  # fmt: skip
         except requests.RequestException as error:
-            why = " ".join(str(error).split())[:160]
-            raise GalmerhpcError(f"{address}: cannot be reached ({why}); try again later") from None
+            raise GalmerhpcError(
+                f"{address}: cannot be reached ({brief(error)}); try again later"
+            ) from None
     if answer.status_code != requests.codes.ok:
         raise GalmerhpcError(
             f"{address}: answers {answer.status_code} {answer.reason}: {_quote(answer.text)}; "
@@ -278,4 +279,4 @@ def _number(cell: str) -> float | None:
 
 
 def _quote(text: str) -> str:
-    return repr(" ".join(text.split())[:100])
+    return repr(brief(text))

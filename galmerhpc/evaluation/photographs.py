@@ -27,7 +27,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from galmerhpc.config import Config
 from galmerhpc.dataset.preprocess import finished
 from galmerhpc.dataset.shards import Images
-from galmerhpc.errors import InputError
+from galmerhpc.errors import InputError, brief
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF")
 """Of Pillow's; some of the others start programs. NumPy and FITS have readers of their own."""
@@ -149,7 +149,7 @@ def read(path: Path) -> Image.Image:
             else:
                 picture = _pillow(path)
     except OSError as error:
-        raise ValueError(f"cannot be read ({_line(error.strerror or error)})") from None
+        raise ValueError(f"cannot be read ({brief(error.strerror or error)})") from None
     if picture.getcolors(1) is not None:
         raise ValueError("a blank picture")
     return picture
@@ -226,9 +226,9 @@ def _numpy(path: Path) -> NDArray[Any]:
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # noqa: BLE001 - NumPy has Python parse the header
-        raise ValueError(f"a broken NumPy file ({_line(error)})") from None
+        raise ValueError(f"a broken NumPy file ({brief(error)})") from None
     if values.dtype.kind not in "uif":
-        raise ValueError(f"a NumPy array of {_line(values.dtype)}, not of numbers")
+        raise ValueError(f"a NumPy array of {brief(values.dtype)}, not of numbers")
     if values.ndim not in (2, 3) or values.shape[2:] not in ((), (1,), (3,), (4,)):
         raise ValueError(f"a NumPy array of shape {values.shape}, not (H, W) or (H, W, 3)")
     _check_size(values.shape[1], values.shape[0])
@@ -255,7 +255,7 @@ def _fits(path: Path) -> NDArray[Any]:
     except (OSError, ValueError):
         raise
     except Exception as error:  # noqa: BLE001 - astropy raises nearly anything on damaged files
-        raise ValueError(f"a broken FITS file ({_line(error)})") from None
+        raise ValueError(f"a broken FITS file ({brief(error)})") from None
     if values.dtype.kind not in "uif":
         raise ValueError(f"a FITS image of {values.dtype}, not of numbers")
     return np.moveaxis(values, 0, 2)[::-1]
@@ -277,7 +277,7 @@ def _pillow(path: Path) -> Image.Image:
     except ValueError:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
-        raise ValueError(f"a broken picture ({_line(error)})") from None
+        raise ValueError(f"a broken picture ({brief(error)})") from None
 
 
 def _decoded(picture: Image.Image) -> Image.Image:
@@ -303,8 +303,3 @@ def shown(path: Path) -> str:
     """Return a file's name as it can be printed: bytes and control characters escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _line(what: object) -> str:
-    """Return a message in one short line."""
-    return " ".join(str(what).split())[:120]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from galmerhpc.config import Config, Model
-from galmerhpc.errors import InputError
+from galmerhpc.errors import InputError, brief
 from galmerhpc.models.resnet50 import resnet50_map
 from galmerhpc.models.table1_cnn import table1_map
 from galmerhpc.models.targets import Targets
@@ -62,7 +62,7 @@ def load(path: Path) -> "keras.Model":
     try:
         return keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # noqa: BLE001 - Keras raises whatever its parts raise
-        why = " ".join(str(error).split())[:120] or type(error).__name__
+        why = brief(error) or type(error).__name__
         raise InputError(f"{path}: cannot be loaded ({why}); train again") from None
 
 

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from galmerhpc import tables
 from galmerhpc.config import Run, Snapshot
-from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.errors import GalmerhpcError, InputError, brief
 from galmerhpc.simulate.galaxies import Component
 from galmerhpc.simulate.library import Attribute, Encounter, write_library
 
@@ -192,7 +192,7 @@ def _read_columns(path: Path) -> dict[str, Array]:
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - astropy raises nearly anything on damaged files
-        why = " ".join(str(error).split())[:120]
+        why = brief(error)
         raise InputError(f"{path}: damaged, or no FITS file ({why})") from None
 
 

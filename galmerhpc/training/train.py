@@ -350,7 +350,7 @@ class Trainer:
         best = self.progress.best_name
         if best and best != self._checkpoint_name():
             path = self._folder / best
-            found = checkpoint.load(path) if horovod.rank() == 0 else None
+            found = load_best(path) if horovod.rank() == 0 else None
             ranks = horovod.broadcast_object(found[1]["ranks"] if found else 0)
             self.network.state.restore(found[0] if found else None, ranks, path)
         batches = self._watchdog.watched(self._batches(self._training.epochs))
@@ -439,6 +439,24 @@ class Trainer:
             log.info("resumed after epoch %d, step %d", self.progress.epoch, self.progress.step)
             if meta["versions"] != versions():
                 log.info("it was made with %s, this is %s", meta["versions"], versions())
+
+
+def load_best(path: Path) -> tuple[checkpoint.Arrays, dict[str, Any]]:
+    """Read the best epoch's checkpoint.
+
+    Raises
+    ------
+    InputError
+        It is damaged or gone; the message says how to do without it.
+    """
+    try:
+        return checkpoint.load(path)
+    except InputError as error:
+        raise InputError(
+            f"{error}, and it holds the best epoch; to go on to the last one's network: "
+            "galmerhpc train --allow-change training.best_metric --allow-change training.patience "
+            "CONFIG training.best_metric=null training.patience=null"
+        ) from None
 
 
 def run_elastic(trainer: Trainer, stop: StopRequest) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -461,3 +462,28 @@ def test_every_option_of_the_regression_trains_together_until_patience_ends(
     assert float(rows[2]["validation_mae_azimuth"]) < 180  # degrees, decoded
     r2 = [float(row["validation_r2_spin"]) for row in rows]
     assert len(rows) == 50 or len(rows) == 1 + r2.index(max(r2)) + 3
+
+
+def test_a_damaged_best_checkpoint_is_named_with_a_way_to_do_without(tiny_run: Path) -> None:
+    set_keys(
+        tiny_run, model={"architecture": "table1_cnn"},
+        training={"epochs": 12, "best_metric": "validation_r2_spin", "patience": 1},
+    )  # fmt: skip
+    assert galmerhpc("train", str(tiny_run)).returncode == 0
+    folder = tiny_run.parent / "run/checkpoints"
+    best, last = checkpoints(tiny_run)[0], checkpoints(tiny_run)[-1]
+    assert best != last  # one epoch without a better one ended it
+    (folder / best / "state.npz").write_bytes(b"damaged")
+    (folder.parent / "model.keras").unlink()  # as if it had ended before it was written
+
+    done = galmerhpc("train", str(tiny_run))
+    assert done.returncode == 2
+    assert f"{best}: damaged" in done.stderr
+    assert "holds the best epoch" in done.stderr
+    named = re.search(
+        r"galmerhpc train (--allow-change .*) CONFIG (.*)$", done.stderr, re.MULTILINE
+    )
+    assert named
+    done = galmerhpc("train", *named[1].split(), str(tiny_run), *named[2].split())
+    assert done.returncode == 0, done.stderr
+    assert (folder.parent / "model.keras").exists()
