@@ -4,6 +4,7 @@ import queue
 import subprocess
 import sys
 import threading
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def judge(kind: str, folder: Path, count: int) -> int:
         lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         errors: list[str] = []
         readers = [
-            threading.Thread(target=lambda: [lines.put(line) for line in [*process.stdout, ""]]),
+            threading.Thread(target=lambda: [lines.put(x) for x in chain(process.stdout, [""])]),
             threading.Thread(target=lambda: errors.extend(process.stderr)),
         ]
         verdicts = []
