@@ -193,6 +193,8 @@ def write_shard(
                     images[first : first + len(block)] = block
                 device.raise_fault()
                 sources += source_sha256
+                # Not isal's, five times as fast: it leaves vector registers in a state in which
+                # Pillow resizes the next images a fifth slower (isal 1.9.1, AMD EPYC).
                 checksums += map(zlib.crc32, block)
             late = {
                 "source_sha256": text_column(sources, 64),
