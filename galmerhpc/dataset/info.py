@@ -8,7 +8,7 @@ import numpy as np
 
 from galmerhpc.dataset import hdf5, raw, shards
 from galmerhpc.dataset.split import SPLITS
-from galmerhpc.errors import InputError, brief
+from galmerhpc.errors import InputError
 
 _FIRST_VIEWS = 3
 _RANGES = ("simulation", "snapshot_id", "time_myr", "copy")
@@ -26,17 +26,16 @@ def describe(path: Path) -> list[str]:
         raise InputError(f"{path}: no such file")
     if path.suffix == ".spool":
         return list(_spool(path))
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            form = file.attrs.get("format", b"")
-            form = form.decode() if isinstance(form, bytes) else form
-            if form not in (raw.FORMAT, shards.FORMAT):
-                raise InputError(f"{path}: HDF5, but no shard or library of galmerhpc")
-            return [*_head(path, form, file), *_datasets(file), "", *_content(file)]
-    except hdf5.ERRORS as error:
-        raise InputError(
-            f"{path}: no shard, spool or library, or a damaged one ({brief(error)})"
-        ) from None
+    with hdf5.opened(path, _unknown) as file:
+        form = file.attrs.get("format", b"")
+        form = form.decode() if isinstance(form, bytes) else form
+        if form not in (raw.FORMAT, shards.FORMAT):
+            raise InputError(f"{path}: HDF5, but no shard or library of galmerhpc")
+        return [*_head(path, form, file), *_datasets(file), "", *_content(file)]
+
+
+def _unknown(path: Path, why: str) -> InputError:
+    return InputError(f"{path}: no shard, spool or library, or a damaged one ({why})")
 
 
 def _spool(path: Path) -> Iterator[str]:
