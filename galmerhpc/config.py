@@ -754,6 +754,8 @@ class Lookup(Section):
     components: Count = 40
     """Principal components kept."""
     neighbours: Count = 4
+    draws: Count = 4
+    """Sky-like versions of each training image among which sky-like images are looked up."""
 
 
 class SkyLike(OnlineAugment):

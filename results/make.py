@@ -65,6 +65,11 @@ def is_made(line: Line, root: Path) -> bool:
 def make(line: Line, root: Path) -> int:
     """Run a line's commands in a folder and write its JSON there; return an exit code."""
     begin = time.monotonic()
+    if missing := [name for name in line.needs if not (root / name).exists()]:
+        print(
+            f"line {line.number}: {root / missing[0]}: no such file; put it there", file=sys.stderr
+        )
+        return ExitCode.WRONG_INPUT
     for command in line.commands:
         print(f"== line {line.number}: {command}", flush=True)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -106,7 +111,10 @@ def write_json(line: Line, found: Found, session_s: float, root: Path) -> None:
             "title": line.title,
             "commands": line.commands,
             "configurations": configurations(line, root),
-            "runs": {run["run"]["name"]: run["repeat"]["configuration"] for run in found.runs},
+            "runs": [
+                {"name": run["run"]["name"], "configuration": run["repeat"]["configuration"]}
+                for run in found.runs
+            ],
             "machine": repeats[-1]["machine"],
             "versions": repeats[-1]["versions"],
             "date": max(repeat["date"] for repeat in repeats),

@@ -21,6 +21,8 @@ from urllib3.util import Retry
 
 from galmerhpc import __version__, files
 from galmerhpc.errors import GalmerhpcError, InputError, brief
+from galmerhpc.evaluation import photographs
+from galmerhpc.evaluation.pair_image import kpc_per_arcsec
 from galmerhpc.evaluation.pairs import Disc, Pair, write_pairs
 
 SKYSERVER = "https://skyserver.sdss.org/dr18/SkyServerWS"
@@ -32,6 +34,10 @@ RADIUS_ARCSEC = 6.0
 CUTOUT_PX = 512
 CUTOUT_SEPARATIONS = 8.0
 """Width of a cut-out in separations of its pair: training fields are 3 to 5 of them."""
+
+CUTOUT_KPC = 100.0
+"""Its least width where the redshift is known: that of the widest training field, so that close
+pairs have no black frame either."""
 
 FINEST_ARCSEC = 0.1
 """Smallest pixel of a cut-out: a quarter of SDSS's own."""
@@ -217,9 +223,14 @@ def _with_cutout(
     """Return a pair with a picture of the sky around it, and its discs' places there."""
     ra = first[0] + _wrapped(second[0] - first[0]) / 2
     dec = (first[1] + second[1]) / 2
-    scale = max(CUTOUT_SEPARATIONS * separation_arcsec(first, second) / CUTOUT_PX, FINEST_ARCSEC)
+    width = CUTOUT_SEPARATIONS * separation_arcsec(first, second)
+    if pair.redshift:
+        width = max(width, CUTOUT_KPC / kpc_per_arcsec(pair.redshift))
+    scale = max(width / CUTOUT_PX, FINEST_ARCSEC)
     path = images / pair.image
-    if not path.exists():
+    if path.exists():
+        refuse_other(path, pair, scale)
+    else:
         picture = archives.cutout(ra % 360, dec, scale)
         with files.atomic_path(path) as temporary:
             temporary.write_bytes(picture)
@@ -234,6 +245,25 @@ def _with_cutout(
         for disc, place in zip(pair.discs, (first, second), strict=True)
     )
     return replace(pair, discs=(discs[0], discs[1]), scale_arcsec_per_px=scale)
+
+
+def refuse_other(path: Path, pair: Pair, scale_arcsec: float) -> None:
+    """Refuse a picture that is no cut-out of ours: its places are not known.
+
+    Raises
+    ------
+    InputError
+        It has another size, or the table gives it another scale.
+    """
+    try:
+        ours = photographs.read(path).size == (CUTOUT_PX, CUTOUT_PX)
+    except ValueError:
+        ours = False
+    if not ours or pair.scale_arcsec_per_px not in (None, scale_arcsec):
+        raise InputError(
+            f"pair {pair.name}: {path} is there and not from --fetch; give x1_px, y1_px, x2_px and "
+            "y2_px in the table, or move the picture away"
+        )
 
 
 def separation_arcsec(first: tuple[float, float], second: tuple[float, float]) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from galmerhpc.config import OnlineAugment
+from galmerhpc.config import Config, OnlineAugment
 from galmerhpc.evaluation.sample import Views
 from galmerhpc.models.sky import make_augment
 from galmerhpc.parameters import AZIMUTH, VIEWING_ANGLE
@@ -57,9 +57,18 @@ def sky_like(ranges: OnlineAugment, seed: int, image_shape: tuple[int, int, int]
     return lambda images, draws: augment(images, np.int64(0), draws).numpy()
 
 
-def draws(views: Views) -> NDArray[np.int64]:
-    """Return the number that each image's changes follow from, (N,): a hash of view and copy."""
-    names = (f"{view} {copy}".encode() for view, copy in zip(views.id, views.copy, strict=True))
+def draws(views: Views, again: int = 0) -> NDArray[np.int64]:
+    """Return the number that each image's changes follow from, (N,).
+
+    Parameters
+    ----------
+    views : Views
+        The images; the number is a hash of view and copy.
+    again : int
+        Another one gives other changes.
+    """
+    both = zip(views.id, views.copy, strict=True)
+    names = (f"{view} {copy} {again}".encode() for view, copy in both)
     return np.array(
         [int.from_bytes(hashlib.sha256(name).digest()[:8], "big", signed=True) for name in names],
         np.int64,
@@ -70,6 +79,14 @@ def surviving(parameters: Sequence[str], ranges: OnlineAugment | None) -> list[s
     """Return the labels that an image keeps under some changes; None are no changes."""
     lost = (AZIMUTH.name, VIEWING_ANGLE.name) if ranges and ranges.mirror else ()
     return [name for name in parameters if name not in lost]
+
+
+def trained_sky_like(config: Config) -> bool:
+    """Tell whether training made every kind of change that makes images sky-like."""
+    trained, sky = config.training.augment, config.evaluation.sky
+    if sky is None:
+        return False
+    return all(getattr(trained, name) for name, value in sky.model_dump().items() if value)
 
 
 def describe(ranges: OnlineAugment) -> str:

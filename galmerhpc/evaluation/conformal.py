@@ -19,7 +19,7 @@ better the more groups there are; `halved_coverage` measures how well on those t
          "intervals": {                           all parameters but the spin
            "azimuth": {
              "circular": true,                    an arc: bounds wrap, and low, high bind nothing
-             "low": 0.0, "high": 180.0,           range of the labels; bounds are cut there
+             "low": 0.0, "high": 180.0,           range of the parameter; bounds are cut there
              "theta_deg": [7.5, 22.5, ...],       predicted viewing angles, and ...
              "usual_error": [9.1, 7.3, ...],      ... the usual error there, between them linear
              "quantiles": [1.1, 2.4]}},           half width of a level's interval in usual errors
@@ -42,7 +42,7 @@ from scipy.special import expit
 
 from galmerhpc import files
 from galmerhpc.errors import InputError
-from galmerhpc.parameters import AZIMUTH, SPIN, VIEWING_ANGLE, circular_error
+from galmerhpc.parameters import AZIMUTH, SPIN, VIEWING_ANGLE, circular_error, named
 
 FORMAT = 1
 FILE = "intervals.json"
@@ -285,10 +285,14 @@ def calibrate(labels: Labels, levels: Sequence[float]) -> Calibration:
         errors = _errors(name, true[:, k], predicted[:, k])
         nodes, usual = _usual_error(errors, theta, weights)
         ratio = errors / np.interp(theta, nodes, usual)
+        # A held-out grid seldom reaches the ends of a range: where it is known, it is the limit.
+        parameter = named(name)
+        known = [limit for limit in (parameter.low, parameter.high) if np.isfinite(limit)]
+        limits = [*true[:, k].tolist(), *known]
         intervals[name] = Interval(
             name == AZIMUTH.name,
-            float(true[:, k].min()),
-            float(true[:, k].max()),
+            min(limits),
+            max(limits),
             tuple(nodes.tolist()),
             tuple(usual.tolist()),
             tuple(_quantiles(ratio, weights, levels).tolist()),

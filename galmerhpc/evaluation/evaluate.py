@@ -9,6 +9,7 @@ import datetime as dt
 import importlib.metadata
 import io
 import logging
+import math
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,8 +34,10 @@ from galmerhpc.evaluation.conditions import (
     draws,
     sky_like,
     surviving,
+    trained_sky_like,
     unchanged,
 )
+from galmerhpc.evaluation.pair_image import BRIGHT_PERCENTILE
 from galmerhpc.evaluation.sample import (
     Sample,
     Views,
@@ -55,8 +58,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Of metrics.json."""
+
+BRIGHTNESS_SAMPLE = 256
+"""Training images from which their brightness is measured."""
 
 REPORT = "report.html"
 
@@ -175,7 +181,10 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
             "sky": {"changes": describe(config.evaluation.sky), **found[SKY]}
             if config.evaluation.sky
             else None,
-            "repeat": describe_origin(config, sample.dataset, model_sha256),
+            "repeat": {
+                "split": split,
+                **describe_origin(config, sample.dataset, model_sha256),
+            },
         }
     )
 
@@ -310,8 +319,9 @@ def predict(
 ) -> Predictions:
     """Predict a sample's labels with the network and with the baselines.
 
-    The look-up's training images are changed as those that it is asked for, each by a draw of its
-    own: it gets as much of the conditions as a network that trained under them.
+    The look-up's training images are changed as those that it is asked for, each
+    `evaluation.lookup.draws` times: a network that trained under the conditions saw as many as it
+    had epochs.
 
     Parameters
     ----------
@@ -334,19 +344,22 @@ def predict(
         The network predicts something that is no number.
     """
     settings, training = config.evaluation.lookup, dataset.rows("train")
+    repeats = 1 if change is unchanged else settings.draws
 
     def over(
         what: str, images_of: Dataset, rows: NDArray[np.int64], views: Views,
-        function: Callable[[NDArray[np.uint8]], Any],
+        function: Callable[[NDArray[np.uint8]], Any], repeats: int = 1,
     ) -> Any:  # fmt: skip
-        """Apply a function to the changed images of rows, a batch at a time."""
-        size, numbers, results = config.training.evaluation_batch, draws(views), []
-        with tqdm(total=len(rows), desc=what, unit=" images", disable=None) as progress:
-            for place, images in images_of.in_order(rows):
-                own = numbers[place]
-                batches = (slice(k, k + size) for k in range(0, len(images), size))
-                results += [function(change(images[batch], own[batch])) for batch in batches]
-                progress.update(len(images))
+        """Apply a function to the changed images of rows, a batch at a time; then once more."""
+        size, results = config.training.evaluation_batch, []
+        with tqdm(total=repeats * len(rows), desc=what, unit=" images", disable=None) as progress:
+            for repeat in range(repeats):
+                numbers = draws(views, repeat)
+                for place, images in images_of.in_order(rows):
+                    own = numbers[place]
+                    batches = (slice(k, k + size) for k in range(0, len(images), size))
+                    results += [function(change(images[batch], own[batch])) for batch in batches]
+                    progress.update(len(images))
         return np.concatenate(results)
 
     def thumbs(images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -360,8 +373,8 @@ def predict(
             "train again with a lower training.learning_rate"
         )
     labels = dataset.labels[training]
-    known = over("look-up, training images", dataset, training, trained, thumbs)
-    lookup = LookUp(known, labels, config.parameters, settings)
+    known = over("look-up, training images", dataset, training, trained, thumbs, repeats)
+    lookup = LookUp(known, np.tile(labels, (repeats, 1)), config.parameters, settings)
     return Predictions(
         outputs,
         {
@@ -506,6 +519,8 @@ def describe_run(config: Config, dataset: Dataset, split: str) -> dict[str, Any]
         rows = dataset.rows(name)
         samples[name] = len(rows)
         simulations[name] = np.unique(simulation[rows]).tolist()
+    training = dataset.rows("train")
+    means = dataset.labels[training].mean(axis=0, dtype=np.float64)
     return {
         "name": config.run_dir.name,
         "architecture": config.model.architecture,
@@ -517,7 +532,20 @@ def describe_run(config: Config, dataset: Dataset, split: str) -> dict[str, Any]
         "evaluated": split,
         "samples": samples,
         "simulations": simulations,
+        "training_mean": dict(zip(config.parameters, means, strict=True)),
+        "bright_level": bright_level(dataset, training),
     }
+
+
+def bright_level(dataset: Dataset, rows: NDArray[np.int64]) -> float:
+    """Return the grey level that one pixel in a hundred of a typical image exceeds.
+
+    It is the median over `BRIGHTNESS_SAMPLE` images at most, and tells the brightness at which a
+    photograph looks like them (`pair_image.prepare`).
+    """
+    images = dataset.images(rows[:: math.ceil(len(rows) / BRIGHTNESS_SAMPLE)])
+    levels = np.percentile(images.mean(axis=-1), BRIGHT_PERCENTILE, axis=(1, 2))
+    return float(np.median(levels))
 
 
 def describe_data(other: Config, sample: Sample) -> dict[str, Any]:
@@ -568,7 +596,7 @@ def describe_training(config: Config, history: dict[str, Floats]) -> dict[str, A
         "images_per_s": last["images_per_s"],
         "training_mae": last["training_mae"],
         "training_mse": last["training_mse"],
-        "augmented": config.training.augment != OnlineAugment(),
+        "sky_like": trained_sky_like(config),
         "changes": describe(config.training.augment),
     }
 

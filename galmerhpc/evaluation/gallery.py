@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CAPTIONS = {
     "montage": "Images with true values (white, top left) and the network's predictions (yellow, "
-    "bottom right), as in the paper's figure 4: P or R, i, φ, θ; angles in degrees.",
+    "bottom right), as in the paper's figure 4; spin as P or R, angles in degrees.",
     "montage_sky": "The same as sky-like images.",
     "predicted_against_true": "The network's predictions over the true values. Darker: more "
     "images; repeated true values are spread sideways a little. Black: median and central 68 %.",

@@ -1,8 +1,8 @@
 """From a photograph of a pair to an image as the network was trained on.
 
 Training images show a pair in the middle of a field of known width in kpc, on a black sky, alone.
-So a photograph loses its sky, is cut and scaled about the pair, and what is neither of the two
-galaxies is taken out. Every step can be looked at (`Steps`).
+So a photograph loses its sky, is cut and scaled about the pair, what is neither of the two galaxies
+is taken out, and what is left is made as bright. Every step can be looked at (`Steps`).
 """
 
 import math
@@ -40,6 +40,9 @@ STAR_LEVELS = 25.0
 STAR_PX = 11
 """Side of the surroundings that it is compared with, pixels of the working image."""
 
+BRIGHT_PERCENTILE = 99.0
+"""Percentile of an image's levels that tells how bright it is: of the nuclei and their bulges."""
+
 NUCLEUS = 0.15
 """Radius of a nucleus, which is no star, in separations of the pair."""
 
@@ -64,6 +67,8 @@ class Steps:
         Cut and scaled about the pair.
     alone : Image
         Without other objects.
+    bright : Image
+        As bright as training images are; the same where that is not known.
     image : ndarray, shape (H, W, C), uint8
         What the network sees.
     separation_kpc : float
@@ -74,6 +79,7 @@ class Steps:
     dark_sky: Image.Image
     field: Image.Image
     alone: Image.Image
+    bright: Image.Image
     image: Images
     separation_kpc: float | None
 
@@ -84,11 +90,12 @@ class Steps:
             "dark_sky": self.dark_sky,
             "field": self.field,
             "alone": self.alone,
+            "bright": self.bright,
             "network": Image.fromarray(np.squeeze(self.image)),
         }
 
 
-def prepare(picture: Image.Image, pair: Pair, config: Config) -> Steps:
+def prepare(picture: Image.Image, pair: Pair, config: Config, bright_level: float | None) -> Steps:
     """Bring a photograph of a pair into the form of a run's training images.
 
     Parameters
@@ -99,6 +106,9 @@ def prepare(picture: Image.Image, pair: Pair, config: Config) -> Steps:
         With the places of its galaxies in the picture.
     config : Config
         The run.
+    bright_level : float, optional
+        Level that one pixel in a hundred of its training images exceeds; a photograph is made as
+        bright, since nobody knows how it was stretched. None: it stays as bright as it is.
 
     Raises
     ------
@@ -128,13 +138,17 @@ def prepare(picture: Image.Image, pair: Pair, config: Config) -> Steps:
     field = cut(dark, centre, field_px)
     nuclei = (places - centre) * (WORKING_PX / field_px) + (WORKING_PX - 1) / 2
     alone = without_others(field, nuclei, noise)
-    alone_image = _picture(alone)
+    bright = alone
+    if bright_level is not None:
+        level = np.percentile(training_form(_picture(alone), config), BRIGHT_PERCENTILE)
+        bright = alone * np.float32(bright_level / max(level, 1.0))
     return Steps(
         _marked(picture, places, centre, field_px),
         _picture(dark),
         _picture(field),
-        alone_image,
-        training_form(alone_image, config),
+        _picture(alone),
+        _picture(bright),
+        training_form(_picture(bright), config),
         kpc * apart if kpc else None,
     )
 
@@ -167,12 +181,19 @@ def kpc_per_arcsec(redshift: float) -> float:
 
 
 def without_sky(levels: Levels) -> tuple[Levels, float]:
-    """Return grey levels with the sky, as it is near the picture's edges, at 0; and its noise."""
-    height, width = levels.shape
-    y, x = max(1, round(_BORDER * height)), max(1, round(_BORDER * width))
-    inner = np.zeros(levels.shape, bool)
-    inner[y:-y, x:-x] = True
-    sky, noise = sky_of(levels[~inner])
+    """Return grey levels with the sky, as it is near the picture's edges, at 0; and its noise.
+
+    The edges are those of what was exposed: a picture may have a black frame.
+    """
+    exposed = levels > FAINTEST_LEVELS
+    rows, columns = (np.flatnonzero(exposed.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return np.zeros_like(levels), 0.0
+    inside = levels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    y, x = (max(1, round(_BORDER * length)) for length in inside.shape)
+    border = np.ones(inside.shape, bool)
+    border[y:-y, x:-x] = False
+    sky, noise = sky_of(inside[border])
     return np.maximum(levels - np.float32(sky), 0), noise
 
 

@@ -201,6 +201,8 @@ def _pair(cells: dict[str, str]) -> Pair:
 
 def _disc(cells: dict[str, str], number: int) -> Disc:
     inclination = _number(cells, f"i{number}_deg")
+    if inclination is not None and not 0 <= inclination <= 90:
+        raise ValueError(f"i{number}_deg: must be in 0..90, not {inclination:g}")
     major, minor = (_positive(cells, f"{axis}{number}_px") for axis in "ab")
     if inclination is None and major and minor:
         inclination = inclination_of_axes(min(major, minor) / max(major, minor))

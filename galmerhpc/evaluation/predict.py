@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from galmerhpc import files
-from galmerhpc.config import RESOLVED, Config, OnlineAugment, load
+from galmerhpc.config import RESOLVED, Config, load
 from galmerhpc.dataset.shards import Images
 from galmerhpc.errors import GalmerhpcError, InputError
 from galmerhpc.evaluation import conformal, figures, photographs
-from galmerhpc.evaluation.conditions import CLEAN, SKY
+from galmerhpc.evaluation.conditions import CLEAN, SKY, trained_sky_like
 from galmerhpc.evaluation.conformal import Calibration
 from galmerhpc.models import build
 from galmerhpc.models.targets import labels_of, prediction_width, retrograde_score
@@ -95,8 +95,7 @@ class Predictor:
         model : Path
             The folder or the file.
         condition : str, optional
-            As in `condition`; by default what the network was trained for, ``sky`` where training
-            changed its images.
+            As in `condition`; by default what the network was trained for (`trained_sky_like`).
 
         Raises
         ------
@@ -123,7 +122,7 @@ class Predictor:
                 f"{wanted[0][1:]} and {wanted[1][1:]}; they are of different runs"
             )
         if condition is None:
-            condition = CLEAN if config.training.augment == OnlineAugment() else SKY
+            condition = SKY if trained_sky_like(config) else CLEAN
         intervals, calibration = path.parent / "evaluation" / conformal.FILE, None
         if intervals.is_file():
             calibration = conformal.read_calibration(intervals, files.sha256(path), condition)

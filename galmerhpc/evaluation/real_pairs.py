@@ -5,6 +5,11 @@ a picture does not tell which side of a disc is the near one. Where the two disc
 senses the relative inclination is another one. It is listed beside the first, and never scored: to
 take for each pair the solution that is nearer to the prediction would flatter any network.
 
+Eq. 3 takes position angles as they are in the table, but they are known up to 180 degrees only, and
+where two of them are more than 90 apart it is this that decides which solution comes first. So the
+network is scored once more with the angles brought within 90 degrees: then the first solution is
+the smaller one, whatever the network says.
+
 The paper (arXiv:2112.12604, section 4) tested on the 15 pairs of SDSS in ``data/paper_pairs.csv``:
 position angles and inclinations of HyperLEDA, and the predictions that its authors published.
 """
@@ -26,7 +31,7 @@ from galmerhpc import files, tables
 from galmerhpc.errors import InputError
 from galmerhpc.evaluation import archives, photographs
 from galmerhpc.evaluation.pair_image import Steps, field_kpc, prepare
-from galmerhpc.evaluation.pairs import MOST_UNEQUAL, Pair, read_pairs
+from galmerhpc.evaluation.pairs import MOST_UNEQUAL, Pair, folded, read_pairs
 from galmerhpc.evaluation.predict import Predictor
 from galmerhpc.metrics import regression_metrics, to_json
 from galmerhpc.parameters import INCLINATION
@@ -37,12 +42,16 @@ PAPER_PAIRS = Path(galmerhpc.__file__).parent / "data" / "paper_pairs.csv"
 
 PREDICTORS = {
     "network": "network",
-    "constant": "best constant",
+    "trained": "mean of the training",
+    "constant": "median of these pairs",
+    "network_within": "network, PA within 90°",
+    "constant_within": "median there",
     "paper": "paper, its text",
     "published": "paper, its authors' table",
-    "published_constant": "best constant there",
+    "published_constant": "median there",
 }
-"""What stands in the table, and what it is called."""
+"""What stands in the table, and what it is called. The medians are the best constants, and know the
+answers; the mean of the training's labels does not."""
 
 PAPER_CLAIM = {"pairs": 15, "mae": 5.44, "mse": 46.69, "r2": 0.8048}
 """What the paper's text says of its 15 pairs."""
@@ -66,6 +75,11 @@ class Answer:
     predicted_deg: float
     separation_kpc: float | None
 
+    @property
+    def scored_deg(self) -> float:
+        """What is compared with Eq. 3: min(i, 180 - i) of the network's inclination, in 0..90."""
+        return float(folded(abs(self.predicted_deg) % 180.0))
+
 
 def real_pairs(
     model: Path,
@@ -76,7 +90,7 @@ def real_pairs(
 ) -> None:
     """Print a network's inclinations of real pairs, and how far they are from those of the sky.
 
-    Writes ``real_pairs/scores.json`` beside the model.
+    Writes ``real_pairs/TABLE.json`` beside the model, TABLE being the table's name.
 
     Parameters
     ----------
@@ -104,10 +118,11 @@ def real_pairs(
         raise InputError(f"{predictor.path}: does not estimate the inclination")
     if ask:
         pairs = archives.fetch(pairs, images, ask)
-    answers, left_out = answer(predictor, pairs, images, explain)
+    known = training_facts(predictor)
+    answers, left_out = answer(predictor, pairs, images, known.get("bright_level"), explain)
     if not answers:
         raise InputError(f"{table}: none of its pairs can be used; the reasons are named above")
-    scores = {"network": score(answers), **baselines(answers)}
+    scores = score(answers, known.get("training_mean", {}).get(INCLINATION.name))
     print(describe(answers, scores, field_kpc(predictor.config)))
     if left_out:
         print(f"\n{len(left_out)} of {len(pairs)} pairs are left out: {', '.join(left_out)}")
@@ -117,12 +132,42 @@ def real_pairs(
         "left_out": left_out,
         "table": table_of(scores),
     }
-    path = predictor.path.parent / "real_pairs" / "scores.json"
+    path = predictor.path.parent / "real_pairs" / f"{table.stem}.json"
     files.write_text(path, json.dumps(to_json(values), indent=1) + "\n")
 
 
+def training_facts(predictor: Predictor) -> dict[str, Any]:
+    """Return what the run's evaluation tells of its training images: ``run`` of metrics.json.
+
+    Raises
+    ------
+    InputError
+        The evaluation is damaged or of another model.
+    """
+    path = predictor.path.parent / "evaluation" / "metrics.json"
+    if not path.is_file():
+        log.warning(
+            "%s: no such file; photographs stay as bright as they are, which may be brighter or "
+            "darker than the training images; run galmerhpc evaluate first", path,
+        )  # fmt: skip
+        return {}
+    try:
+        content = files.read_json(path)
+        facts: dict[str, Any] = content["run"]
+        same = content["repeat"]["model"] == files.sha256(predictor.path)
+        if same and {"bright_level", "training_mean"} <= facts.keys():
+            return facts
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise InputError(f"{path}: damaged or of another model; run galmerhpc evaluate again")
+
+
 def answer(
-    predictor: Predictor, pairs: Sequence[Pair], images: Path, explain: Path | None
+    predictor: Predictor,
+    pairs: Sequence[Pair],
+    images: Path,
+    bright_level: float | None,
+    explain: Path | None,
 ) -> tuple[list[Answer], dict[str, str]]:
     """Return the network's inclinations; and why pairs are left out, by name, named at once."""
     answers, left_out = [], {}
@@ -130,7 +175,8 @@ def answer(
         try:
             if pair.solutions_deg is None:
                 raise ValueError("its position angles or inclinations are not known")
-            steps = prepare(photographs.read(images / pair.image), pair, predictor.config)
+            picture = photographs.read(images / pair.image)
+            steps = prepare(picture, pair, predictor.config, bright_level)
         except ValueError as error:
             left_out[pair.name] = str(error)
             log.warning("%s: left out: %s", images / pair.image, error)
@@ -164,26 +210,38 @@ def errors_of(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> dict
     return {"pairs": len(true), **errors, "rank_correlation": ranks}
 
 
-def score(answers: Sequence[Answer]) -> dict[str, float]:
-    """Return the network's errors against Eq. 3."""
-    return errors_of(_sky(answers), np.array([one.predicted_deg for one in answers]))
+def score(answers: Sequence[Answer], training_mean: float | None) -> dict[str, Any]:
+    """Return the errors of the network and of what stands beside it against Eq. 3.
 
+    Parameters
+    ----------
+    answers : sequence of Answer
+        The pairs.
+    training_mean : float, optional
+        Mean inclination of the training images.
 
-def baselines(answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return what stands beside the network.
-
-    ``constant``: one inclination for all, the very one with the least MAE on these pairs, which
-    nobody can know before. ``paper``: the claim of the paper's text, ``published``: its authors'
-    table, ``published_constant``: the best constant on that table's pairs.
+    Returns
+    -------
+    dict
+        By `PREDICTORS`, without what needs a training mean that is not known.
     """
+    solutions = np.array([one.pair.solutions_deg for one in answers])  # (N, 2)
+    predicted = np.array([one.scored_deg for one in answers])
+    first, smaller = solutions[:, 0], solutions.min(axis=1)
     paper, predictions = paper_pairs()
-    true = np.array([pair.solutions_deg[0] for pair in paper if pair.solutions_deg])
-    return {
-        "constant": best_constant(_sky(answers)),
+    published = np.array([pair.solutions_deg[0] for pair in paper if pair.solutions_deg])
+    found = {
+        "network": errors_of(first, predicted),
+        "constant": best_constant(first),
+        "network_within": errors_of(smaller, predicted),
+        "constant_within": best_constant(smaller),
         "paper": PAPER_CLAIM,
-        "published": errors_of(true, predictions),
-        "published_constant": best_constant(true),
+        "published": errors_of(published, predictions),
+        "published_constant": best_constant(published),
     }
+    if training_mean is not None:
+        found["trained"] = errors_of(first, np.full(len(first), training_mean))
+    return found
 
 
 def best_constant(true: NDArray[np.float64]) -> dict[str, float]:
@@ -199,10 +257,6 @@ def paper_pairs() -> tuple[list[Pair], NDArray[np.float64]]:
         PAPER_PAIRS, content, (column,), None, lambda cells: float(cells[column])
     )
     return read_pairs(PAPER_PAIRS), np.array(published)
-
-
-def _sky(answers: Sequence[Answer]) -> NDArray[np.float64]:
-    return np.array([one.pair.solutions_deg[0] for one in answers if one.pair.solutions_deg])
 
 
 # --- what is printed ------------------------------------------------------------------------------
@@ -229,7 +283,7 @@ def describe(answers: Sequence[Answer], scores: dict[str, Any], width_kpc: float
     ]
     for one in answers:
         values = as_values(one)
-        error = one.predicted_deg - values["inclination_deg"]
+        error = one.scored_deg - values["inclination_deg"]
         lines.append(
             f"{one.pair.name[:28]:28} {values['inclination_deg']:7.2f} "
             f"{values['other_solution_deg']:7.2f} {one.predicted_deg:8.2f} {error:+7.2f}   "
@@ -258,6 +312,7 @@ def table_of(scores: dict[str, Any]) -> list[dict[str, Any]]:
             "rank correlation": scores[name].get("rank_correlation", np.nan),
         }
         for name, title in PREDICTORS.items()
+        if name in scores
     ]
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -26,7 +27,7 @@ from galmerhpc.evaluation.summary import (
     verdict,
     what_is_new,
 )
-from galmerhpc.parameters import named
+from galmerhpc.parameters import NAMES, named
 
 log = logging.getLogger(__name__)
 
@@ -362,17 +363,23 @@ def facts(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
 
 def commands(config: Config, metrics: dict[str, Any]) -> str:
     """Return the commands that repeat the run."""
-    run, data = metrics["run"], metrics["data"]
+    data, split = metrics["data"], metrics["repeat"]["split"]
     ranks = metrics["repeat"]["machine"]["ranks"]
     launch = f"mpirun -np {ranks} " if ranks > 1 else ""
-    options = f" --data {data['folder']} --split {run['evaluated']}" if data else ""
+    folder = config.run_dir
+    given = [
+        str(folder),
+        *(["--data", data["folder"]] if data else []),
+        *(["--split", "val" if split == "validation" else split] if split else []),
+    ]
+    whole = [f"{folder}/config.yaml", f"run_dir={folder}-again"]
     return "\n".join(
         [
             "# the whole job, into a folder of its own; the configuration stands below",
-            f"{launch}galmerhpc run {config.run_dir}/config.yaml run_dir={config.run_dir}-again",
+            f"{launch}galmerhpc run {shlex.join(whole)}",
             "# this page alone",
-            f"galmerhpc evaluate {config.run_dir}{options}",
-            f"galmerhpc report {config.run_dir}{options}",
+            f"galmerhpc evaluate {shlex.join(given)}",
+            f"galmerhpc report {shlex.join(given)}",
         ]
     )
 
@@ -422,13 +429,16 @@ def results_table(metrics: dict[str, Any], others: dict[str, dict[str, Any]]) ->
             text += f" [{interval(values['interval'][metric], metric)}]"
         return text
 
+    # The paper's averages are over its four parameters, estimated as numbers.
+    comparable = metrics["run"]["task"] == "regression"
+    comparable &= metrics["run"]["parameters"] == list(NAMES)
     rows = []
     for metric, title in MEASURES.items():
         rows.append([title])
         for name in metrics["run"]["parameters"]:
             cells = [cell(s["parameters"].get(name, {}), metric, more) for _, s, more in columns]
             rows.append([_name(name), *cells, "-"])
-        paper = "-" if "classes" in metrics["scores"]["network"] else f"{PAPER[metric]:.4f}"
+        paper = f"{PAPER[metric]:.4f}" if comparable else "-"
         rows.append(["average", *(cell(s["average"], metric, m) for _, s, m in columns), paper])
     rows.append(["Nearest value is the true one"])
     for name, values in metrics["scores"]["network"]["parameters"].items():

@@ -190,11 +190,11 @@ def listed(names: Sequence[str]) -> str:
 def verdict(metrics: dict[str, Any]) -> str:
     """Say whether the network beats the look-up on clean and on sky-like images, and why not."""
     texts = [_verdict_of(condition, found) for condition, found in conditions(metrics).items()]
-    if lost_to_lookup(metrics):
+    if set(lost_to_lookup(metrics)) - set(unclear(metrics)):
         texts.insert(1, _why(metrics))
-    if metrics["sky"] and not metrics["training"]["augmented"]:
+    if metrics["sky"] and not metrics["training"]["sky_like"]:
         texts.append("The network was trained on images without such changes (training.augment).")
-    return " ".join(texts)
+    return " ".join(filter(None, texts))
 
 
 def _verdict_of(condition: str, found: dict[str, Any]) -> str:
@@ -214,16 +214,16 @@ def _verdict_of(condition: str, found: dict[str, Any]) -> str:
 
 
 def _why(metrics: dict[str, Any]) -> str:
-    """Say why the look-up wins on clean images."""
+    """Say what lets the look-up win on clean images, as far as the run's facts tell."""
     training, run = metrics["training"], metrics["run"]
+    images = training["epochs"] * run["samples"]["train"]
     seen = f"{training['epochs']} epochs of {run['samples']['train']:,} images"
-    if training["epochs"] * run["samples"]["train"] >= SHORT_TRAINING:
+    if images < SHORT_TRAINING:
         return (
-            f"After {seen} the network has learned nothing there that is worth a GPU; more "
-            "realisations, blur and noise in training are what to try."
+            "The look-up has only to find what is most like an image at the same roll, while "
+            f"{training['seconds'] / 60:.0f} minutes ({seen}) of {run['architecture']} end long "
+            "before its error does."
         )
-    return (
-        "At a fixed roll clean images have near-copies among the training images, which a look-up "
-        f"has only to find, while {training['seconds'] / 60:.0f} minutes ({seen}) of "
-        f"{run['architecture']} end long before its error does."
-    )
+    if len(lost_to_lookup(metrics)) < len(metrics["against_lookup"]):
+        return ""
+    return f"After {seen} the network has learned nothing there that is worth a GPU."

@@ -116,6 +116,17 @@ def test_bounds_stay_where_labels_are() -> None:
     assert (cut | ~held).all()  # cutting them loses nothing
 
 
+def test_bounds_reach_the_ends_of_a_range_that_nothing_was_calibrated_at() -> None:
+    names = ("viewing_angle", "mass_ratio")
+    true = np.random.default_rng(4).uniform(10, 80, (400, 2))
+    predicted = true + np.random.default_rng(5).normal(0, 3, true.shape)
+    labels = Labels(names, true, predicted, None, np.repeat(np.arange(20), 20))
+    bounds = calibrate(labels, LEVELS).bounds(names, np.array([[2.0, 2.0], [89.0, 89.0]]))
+    assert bounds["viewing_angle"].min() == 0
+    assert bounds["viewing_angle"].max() == 90
+    assert bounds["mass_ratio"].min() == true[:, 1].min()  # whose range nobody knows
+
+
 def test_the_spin_s_probability_is_calibrated() -> None:
     random = np.random.default_rng(5)
     group = np.repeat(np.arange(200), 50)

@@ -113,7 +113,7 @@ def test_baselines_are_built_on_the_training_images_alone(evaluated: Config) -> 
 
 def test_every_condition_has_every_kind_of_result(evaluated: Config) -> None:
     metrics = metrics_of(evaluated)
-    assert metrics["format"] == 2
+    assert metrics["format"] == 3
     assert metrics["sample"]["images"] == len(predictions_of(evaluated))
     assert metrics["sample"]["groups"] == 8
     assert metrics["sample"]["trained_encounters"] == 0  # other realisations
@@ -188,6 +188,21 @@ def test_other_data_and_other_switches_are_evaluated_beside(
         for run in (evaluated.run_dir, tmp_path / "own/run")
     )
     assert before == after
+
+
+def test_sky_like_images_are_looked_up_among_several_versions_of_each(
+    evaluated: Config, tmp_path: Path
+) -> None:
+    shutil.copytree(evaluated.run_dir.parent, tmp_path / "own")
+    own = (str(tmp_path / "own/run.yaml"), f"run_dir={tmp_path / 'own/run'}")
+    done = galmerhpc("evaluate", *own, "evaluation.lookup.draws=1", "evaluation.bootstrap=50")
+    assert done.returncode == 0, done.stderr
+    once = json.loads((tmp_path / "own/run/evaluation/metrics.json").read_text())
+    several = metrics_of(evaluated)
+    mae = [part["scores"]["lookup"]["average"]["mae"] for part in (once, several)]
+    assert mae[0] == mae[1]  # clean images have one version
+    mae = [part["sky"]["scores"]["lookup"]["average"]["mae"] for part in (once, several)]
+    assert mae[1] < mae[0]
 
 
 def test_an_evaluation_with_other_keys_of_its_own_is_made_anew(evaluated: Config) -> None:

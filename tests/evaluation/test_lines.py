@@ -7,7 +7,7 @@ import pytest
 from galmerhpc import files
 from galmerhpc.config import Config
 from results.lines import LINES
-from results.make import json_path, write_json, write_page
+from results.make import json_path, make, write_json, write_page
 
 READ = [line for line in LINES if line.number in (1, 2, 4, 7, 8)]
 """Those that take one or two evaluations."""
@@ -64,3 +64,13 @@ def test_figures_are_those_of_the_evaluation(runs: Path, tmp_path: Path) -> None
     assert page.count("Not run.") == len(LINES) - len(READ)
     assert page.count("Machine: ") == len(READ)
     assert "| the paper | " in page
+
+
+def test_a_file_that_nothing_makes_is_missed_before_hours_of_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = (line for line in LINES if line.number == 6)
+    assert make(line, tmp_path) == 2
+    said = capsys.readouterr()
+    assert f"{tmp_path}/real_pairs/pairs.csv: no such file" in said.err
+    assert "==" not in said.out

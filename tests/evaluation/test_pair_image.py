@@ -37,7 +37,7 @@ def photograph(sky: float = 12.0) -> Image.Image:
 
 
 def test_the_pair_is_in_the_middle_at_its_scale_and_alone_on_a_black_sky() -> None:
-    steps = pair_image.prepare(photograph(), pair(), config())
+    steps = pair_image.prepare(photograph(), pair(), config(), None)
     field = 400 / 6  # kpc
     apart = np.hypot(70, 30)
     scale = 64 * pair_image.TYPICAL_SEPARATION_KPC / field / apart  # network pixels a pixel
@@ -79,9 +79,27 @@ def test_a_star_before_the_pair_is_filled_and_the_nuclei_stay() -> None:
         assert cleaned[row, column] == levels[row, column]
 
 
+def test_a_photograph_is_made_as_bright_as_training_images() -> None:
+    dim = photograph().point([level // 3 for level in range(256)])
+    images = [pair_image.prepare(p, pair(), config(), 140.0).image for p in (photograph(), dim)]
+    for image in images:
+        assert np.percentile(image, 99) == pytest.approx(140, abs=3)
+    assert np.abs(images[0].astype(float) - images[1]).mean() < 2
+
+
+def test_the_sky_is_measured_within_a_black_frame() -> None:
+    bare = photograph(sky=60.0)
+    framed = Image.new("L", (WIDTH + 400, HEIGHT + 100))
+    framed.paste(bare, (200, 50))
+    places = tuple((x + 200, y + 50) for x, y in PLACES)
+    without = pair_image.prepare(bare, pair(), config(), None).image
+    within = pair_image.prepare(framed, pair(places), config(), None).image
+    assert np.abs(within.astype(float) - without).max() <= 2
+
+
 def test_a_redshift_tells_the_scale() -> None:
     with_redshift = pair(redshift=0.05, scale_arcsec_per_px=0.4)
-    steps = pair_image.prepare(photograph(), with_redshift, config())
+    steps = pair_image.prepare(photograph(), with_redshift, config(), None)
     apart = np.hypot(70, 30) * 0.4 * pair_image.kpc_per_arcsec(0.05)
     assert steps.separation_kpc == pytest.approx(apart)
     image = steps.image[..., 0].astype(float)
@@ -116,4 +134,4 @@ def test_the_field_is_that_of_the_training_images() -> None:
 )
 def test_wrong_places_are_refused(places: tuple, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        pair_image.prepare(photograph(), pair(places), config())
+        pair_image.prepare(photograph(), pair(places), config(), None)

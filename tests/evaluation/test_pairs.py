@@ -17,7 +17,7 @@ from galmerhpc.evaluation.pairs import (
     read_pairs,
     write_pairs,
 )
-from galmerhpc.evaluation.real_pairs import PAPER_PAIRS, Answer, baselines, paper_pairs
+from galmerhpc.evaluation.real_pairs import PAPER_PAIRS, Answer, paper_pairs, score
 
 HEAD = "name,image,x1_px,y1_px,x2_px,y2_px,pa1_deg,pa2_deg,i1_deg,i2_deg"
 ROW = "a,a.jpg,10,20,30,40,15,75,60,45"
@@ -41,13 +41,30 @@ def test_equation_3_gives_the_15_published_relative_inclinations() -> None:
 
 
 def test_the_published_table_s_errors_are_not_those_of_the_paper_s_text() -> None:
-    scores = baselines([Answer(pair, 0.0, None) for pair in paper_pairs()[0]])
+    scores = score([Answer(pair, 0.0, None) for pair in paper_pairs()[0]], 30.0)
     assert scores["constant"] == scores["published_constant"]
     assert scores["published"]["mae"] == pytest.approx(6.59, abs=0.005)
     assert scores["published"]["mse"] == pytest.approx(79.3, abs=0.05)
     assert scores["published"]["r2"] == pytest.approx(0.674, abs=0.0005)
     assert scores["paper"]["mae"] == 5.44
     assert scores["published_constant"]["mae"] > 10
+    assert scores["trained"]["mae"] > scores["constant"]["mae"]
+    # All its position angles are within 90 degrees of each other.
+    assert scores["network_within"] == pytest.approx(scores["network"], nan_ok=True)
+
+
+def test_a_position_angle_is_known_up_to_half_a_turn() -> None:
+    pairs = [
+        Pair(
+            "a",
+            "a.jpg",
+            (Disc(pa_deg=87.5, inclination_deg=70), Disc(pa_deg=pa, inclination_deg=76)),
+        )
+        for pa in (-82.0, 98.0)
+    ]
+    first, turned = (score([Answer(pair, 10.0, None)], None) for pair in pairs)
+    assert first["network"]["mae"] > turned["network"]["mae"] + 10
+    assert first["network_within"]["mae"] == pytest.approx(turned["network_within"]["mae"])
 
 
 angle = st.floats(0, 180)

@@ -99,13 +99,13 @@ def metrics() -> dict[str, Any]:
             },
             "training": {
                 "epochs": 6, "steps": 282, "seconds": 270.0, "images_per_s": 94.0,
-                "training_mae": 7.0, "training_mse": 130.0, "augmented": False,
+                "training_mae": 7.0, "training_mse": 130.0, "sky_like": False,
                 "changes": "no change",
             },
             **found(9, 2),
             "sky": {"changes": "roll up to ±180°", **found(8, 20)},
             "repeat": {
-                "configuration": "c" * 64, "dataset": "d" * 64, "model": "e" * 64,
+                "split": None, "configuration": "c" * 64, "dataset": "d" * 64, "model": "e" * 64,
                 "versions": {"python": "3.11"},
                 "machine": {"cpu": "a CPU", "cpus": 2, "ranks": 2}, "date": "2026-01-01",
             },
@@ -183,6 +183,25 @@ def test_another_run_s_network_stands_beside_this_one_s(metrics: dict[str, Any])
     other["repeat"]["dataset"] = "f" * 64
     text = Page(page(config_of(), metrics, FIGURES, {"regressor": other})).text
     assert "network of regressor, on other images" in text
+
+
+def test_the_paper_stands_only_beside_averages_over_its_parameters(
+    metrics: dict[str, Any],
+) -> None:
+    assert "0.2012" in Page(html_of(metrics)).text
+    metrics["run"]["parameters"] = ["inclination"]
+    assert "0.2012" not in Page(html_of(metrics)).text
+
+
+def test_the_commands_repeat_this_very_evaluation(metrics: dict[str, Any]) -> None:
+    config = config_of(run_dir="runs/my run")
+    metrics["repeat"]["split"] = "validation"
+    text = Page(html_of(metrics, config)).text
+    assert "galmerhpc evaluate 'runs/my run' --split val" in text
+    metrics["data"] = {"name": "other", "folder": "runs/other", "source": "mirror", "samples": 9}
+    metrics["repeat"]["split"] = None
+    text = Page(html_of(metrics, config)).text
+    assert "galmerhpc report 'runs/my run' --data runs/other\n" in text
 
 
 def test_a_classification_s_classes_have_a_table_of_their_own(metrics: dict[str, Any]) -> None:
@@ -268,6 +287,14 @@ def test_a_long_training_has_no_shortness_to_excuse_it(metrics: dict[str, Any]) 
     metrics["training"] |= {"epochs": 500, "seconds": 30_000.0}
     assert "minutes" not in verdict(metrics)
     assert "After 500 epochs" in verdict(metrics)
+    # Lost on one parameter, or on none clearly, it has learned something.
+    better = {"mae_difference": -1.0, "interval": [-2.0, -0.5]}
+    metrics["against_lookup"] |= dict.fromkeys(("inclination", "azimuth", "viewing_angle"), better)
+    assert "After 500 epochs" not in verdict(metrics)
+    metrics["training"]["epochs"] = 6
+    assert "minutes" in verdict(metrics)
+    metrics["against_lookup"]["spin"] = {"mae_difference": 1e-4, "interval": [-1.0, 1.0]}
+    assert "minutes" not in verdict(metrics)
 
 
 def test_what_is_not_defined_is_a_dash(metrics: dict[str, Any]) -> None:
