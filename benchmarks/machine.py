@@ -17,7 +17,8 @@ def machine() -> dict[str, Any]:
     """Return processor, cores, versions and date."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+    distributions = importlib.metadata.distributions()
+    installed = {d.name.lower().replace("_", "-"): d.version for d in distributions}
     return {
         "processor": names[0] if names else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),

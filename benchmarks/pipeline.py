@@ -42,10 +42,8 @@ def write_config(folder: Path, views: int) -> Path:
     """Write a run of about so many views, an equal grid of each encounter of the library."""
     with Library(library_path("shipped")) as library:
         middle = [
-            (library.attributes(name), [i for i in library.snapshot_ids
-                                        if library.snapshot(i).encounter == name][1])
-            for name in library.encounters
-        ]  # fmt: skip
+            (library.attributes(name), library.snapshots_of(name)[1]) for name in library.encounters
+        ]
     rows = int((views / len(middle) / 2) ** 0.5)
     columns = views // (len(middle) * rows)
     runs = [

@@ -18,6 +18,7 @@ from galmerhpc.config import (
     Config,
     Render,
     Simulate,
+    Stage,
     dump,
     load,
     load_catalogue,
@@ -446,8 +447,17 @@ def read_config(given: argparse.Namespace) -> Config:
     return load(given.config, given.overrides)
 
 
-def open_run(config: Config) -> Config:
-    """Write the resolved configuration into the run folder."""
+def open_run(config: Config, allow_change: Sequence[str] = ()) -> Config:
+    """Write the resolved configuration into the run folder.
+
+    Raises
+    ------
+    InputError
+        A stage there was made from another one, to which the folder's configuration belongs.
+    """
+    made: dict[Stage, str] = {"scrape": "raw", "preprocess": "shards", "train": "checkpoints"}
+    for stage, folder in made.items():
+        files.StageRecord(config.run_dir / folder, config.inputs(stage), may_differ=allow_change)
     if parallel.rank() == 0:
         files.write_text(config.run_dir / RESOLVED, dump(config))
     return config
@@ -622,8 +632,8 @@ def train(given: argparse.Namespace) -> None:
     from galmerhpc.training.train import train
 
     with log_file(config.run_dir, "train"):
-        elastic = getattr(given, "elastic", False)
-        train(open_run(config), getattr(given, "allow_change", ()), elastic)
+        allow_change = getattr(given, "allow_change", ())
+        train(open_run(config, allow_change), allow_change, getattr(given, "elastic", False))
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -734,10 +744,9 @@ def check(given: argparse.Namespace) -> None:
     from galmerhpc.dataset.check import check, set_aside
 
     folder = Path(given.run)
-    if not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder}: not a run folder (it has no config.yaml)")
-    # The folder may have been moved since.
-    config = load(folder / "config.yaml").model_copy(update={"run_dir": folder})
+    if not folder.is_dir():
+        raise InputError(f"{folder}: not a run folder")
+    config = load(folder)
     report = check(config)
     if parallel.rank() == 0:
         for note in report.notes:

@@ -1006,8 +1006,9 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Parameters
     ----------
     path : path
-        YAML file, or a run folder, for its ``config.yaml``. A catalogue named in the file by path
-        is read too and becomes part of the result.
+        YAML file, or a run folder, for its ``config.yaml``; the folder may have been moved since,
+        so it is the result's ``run_dir``. A catalogue named in the file by path is read too and
+        becomes part of the result.
     overrides : sequence of str
         ``section.key=value``, the value in YAML; they win over the file.
 
@@ -1017,11 +1018,14 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
         The file cannot be read, or a key or value is wrong; the message names file and key.
     """
     path = Path(path)
-    if path.is_dir():
+    folder = path if path.is_dir() else None
+    if folder:
         path /= RESOLVED
         if not path.exists():
-            raise InputError(f"{path.parent}: not a run folder (it has no {RESOLVED})")
+            raise InputError(f"{folder}: not a run folder (it has no {RESOLVED})")
     values, catalogue = _read_yaml(path), None
+    if folder:
+        values["run_dir"] = str(folder)
     within = [override for override in overrides if override.startswith("catalogue.")]
     for override in overrides:
         if override not in within:
@@ -1106,7 +1110,10 @@ def _validated(path: Path, values: dict[str, Any], catalogue: Path | None) -> Co
 
 def dump(config: Config) -> str:
     """Write the resolved configuration as YAML that `load` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = config.model_dump(mode="json")
+    if config.scrape.source == "mirror" and config.scrape.rate_per_s is None:
+        del values["scrape"]["rate_per_s"]  # an address given instead gets the polite rate
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def require_catalogue(config: Config) -> Catalogue:

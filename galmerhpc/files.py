@@ -195,10 +195,13 @@ def _take(path: Path, wait: bool) -> IO[str]:
             holder = file.read().strip() or "another process"
             file.close()
             raise InputError(
-                f"{path.parent}: in use by {holder}; wait for it to end, or choose another run_dir"
+                f"{path.parent}: in use by {holder}; wait for it to end, or choose another folder"
             )
-        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-            break
+        try:
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                break
+        except FileNotFoundError:
+            pass
         file.close()  # its holder has just removed it
     job = os.environ.get("SLURM_JOB_ID")
     file.truncate(0)

@@ -31,7 +31,7 @@ HEAD = """# Results
 Written by `make results` from `results/*.json`; not edited by hand. Images are our collisionless
 N-body encounters, drawn by the mirror, and not GalMer's. Errors are in degrees, spin counts as 0 or
 1, and averages are plain means over parameters. The look-up learns nothing: it takes the most
-similar thumbnails among the training images. Lines 1 to 7 must exist, the others may.
+similar thumbnails among the training images. Lines 1 to 7 are the required ones, 8 to 11 optional.
 """
 
 
@@ -156,7 +156,8 @@ def section(line: Line, root: Path) -> str:
     text = [f"## {line.number}. {line.title}", ""]
     command = ["```sh", *line.commands, "```", ""]
     if not path.exists():
-        return "\n".join([*text, "Not run. Its commands:", "", *command])
+        needs = f" (they need {' and '.join(line.needs)}, not shipped)" if line.needs else ""
+        return "\n".join([*text, f"Not run. Its commands{needs}:", "", *command])
     result = files.read_json(path)
     for caption, rows in result["tables"].items():
         text += [f"{caption[0].upper()}{caption[1:]}:", "", *markdown(rows), ""]
@@ -176,8 +177,8 @@ def facts(line: Line, result: dict[str, Any], root: Path) -> str:
     machine = result["machine"]
     hashes = "; ".join(f"`{name}` {value[:12]}" for name, value in result["configurations"].items())
     text = (
-        f"Configurations: {hashes}. Machine: {machine['cpu']}, {machine['cpus']} CPUs, "
-        f"{machine['ranks']} ranks. Training {duration(result['training_s'])} in all, last session "
+        f"Configurations: {hashes}. Machine: {machine['cpu']}, {machine['cpus']} CPUs. "
+        f"Training {duration(result['training_s'])} in all, last session "
         f"{duration(result['last_session_s'])}; {result['date'][:10]}."
     )
     try:

@@ -51,6 +51,29 @@ def test_the_resolved_file_reads_back_as_the_same_configuration(path: Path, tmp_
     assert load(tmp_path / "config.yaml") == config
 
 
+def test_a_run_folder_may_have_been_moved(tmp_path: Path) -> None:
+    config = load(write(tmp_path, run_dir="runs/here"))
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved/config.yaml").write_text(dump(config))
+    assert load(tmp_path / "moved") == config.model_copy(update={"run_dir": tmp_path / "moved"})
+    assert load(tmp_path / "moved", ["run_dir=elsewhere"]).run_dir == Path("elsewhere")
+
+
+@pytest.mark.parametrize("resolved", [False, True])
+def test_an_address_gets_the_polite_rate_unless_one_is_given(
+    resolved: bool, tmp_path: Path
+) -> None:
+    path = write(tmp_path)
+    if resolved:
+        path.write_text(dump(load(path)))
+    assert load(path).scrape.rate_per_s is None
+    asked = "scrape.source=http://galmer.example"
+    assert load(path, [asked]).scrape.rate_per_s == 2
+    assert load(path, [asked, "scrape.rate_per_s=null"]).scrape.rate_per_s is None
+    path.write_text(dump(load(path, [asked, "scrape.rate_per_s=null"])))
+    assert load(path).scrape.rate_per_s is None
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

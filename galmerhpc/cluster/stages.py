@@ -8,6 +8,7 @@ from typing import Literal
 from galmerhpc import files
 from galmerhpc.config import Config
 from galmerhpc.errors import InputError
+from galmerhpc.training.checkpoint import step_of
 
 JobStage = Literal["scrape", "preprocess", "train", "evaluate"]
 
@@ -73,6 +74,8 @@ def progress(config: Config, command: str) -> str:
     else:
         stage = "evaluate" if command == "report" else command
         made = sorted((config.run_dir / FOLDERS[stage]).glob(_MADE[stage]))
+    if command == "train":
+        made = [path for path in made if step_of(path) is not None]  # not what was set aside
     if not made:
         return "nothing yet"
     if command == "train":
@@ -86,16 +89,14 @@ _DATA_OF_STUDIES = ("raw/raw-*", "shards/*.h5", "studies/raw/*/raw-*", "studies/
 def _progress_of_studies(run_dir: Path) -> str:
     """Return how far all points are; other tasks are at work on them, so nothing is opened."""
     data = [path for pattern in _DATA_OF_STUDIES for path in run_dir.glob(pattern)]
-    steps = [
-        int(path.name.split("-")[1]) for path in run_dir.glob("studies/*/*/checkpoints/step-*")
-    ]
+    steps = [step_of(path) or 0 for path in run_dir.glob("studies/*/*/checkpoints/step-*")]
     evaluated = list(run_dir.glob("studies/*/*/evaluation/metrics.json"))
     return f"{len(data)} files of data, {sum(steps)} steps, {len(evaluated)} points evaluated"
 
 
 def _position(checkpoint: Path) -> str:
     """Return where the training stands, from its newest checkpoint."""
-    step = int(checkpoint.name.split("-")[1])
+    step = step_of(checkpoint)
     try:
         epochs = files.read_json(checkpoint / "manifest.json")["epoch"]
     except (InputError, KeyError, TypeError):  # being replaced, or damaged: training says so

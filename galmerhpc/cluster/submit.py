@@ -128,9 +128,7 @@ def submit_study(config: Config, request: Request, name: str) -> None:
     if not left:
         print(f"{stage}: complete")
         return
-    if job := queued_jobs(config.run_dir).get(stage):
-        _refuse_ending(config, [job])
-        print(f"{stage}: job {job.id} is {job.state.lower()} already")
+    if _is_queued(config, stage):
         return
     command = study_command(config, request, site, name, left)
     check_environment()
@@ -141,9 +139,20 @@ def submit_study(config: Config, request: Request, name: str) -> None:
     _make_folder(config)
     open_study(STUDIES[name], config)
     with files.lock(config.run_dir / "logs" / "submit.lock"):
+        if _is_queued(config, stage):  # another submit was faster
+            return
         number = slurm.submit(command, site.environment)
         _note(config.run_dir, request, stage, number)
     print(f"{stage}: job {number}, points {', '.join(map(str, left))}", flush=True)
+
+
+def _is_queued(config: Config, stage: str) -> bool:
+    """Say whether a study's job is in the queue; if so, print it."""
+    job = queued_jobs(config.run_dir).get(stage)
+    if job:
+        _refuse_ending(config, [job])
+        print(f"{stage}: job {job.id} is {job.state.lower()} already")
+    return job is not None
 
 
 def after(previous: str, command: list[str]) -> list[str]:

@@ -340,7 +340,7 @@ def _check_shard(
         columns = shards.read_columns(path, [*wanted, "source_sha256"])
         for group, split in zip(columns["group"].tolist(), columns["split"].tolist(), strict=True):
             groups[group.decode()].add(split)
-        if shard.identity != plan.identity(number):
+        if shard.place != plan.place(number):
             return [Fault(path, "its attributes are another shard's")], groups
         if shard.shape != (samples.stop - samples.start, *plan.image_shape):
             return [Fault(path, f"its images have the shape {shard.shape}")], groups

@@ -4,6 +4,7 @@ What comes in is what preprocessing will take: one still picture of 8 bits a cha
 catalogue's size, its bytes untouched. docs/format.md describes the table of labels.
 """
 
+import contextlib
 import hashlib
 import itertools
 import logging
@@ -66,6 +67,21 @@ def import_images(config: Config) -> None:
     if parallel.broadcast(record.complete):
         log.info("import: complete, nothing to do")
         return
+    with _alone(folder):
+        _import(config, record, views)
+    parallel.barrier()
+
+
+def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep another import or scrape off the folder; rank 0 does it for all."""
+    if parallel.rank() > 0:
+        return contextlib.nullcontext()
+    return files.lock(folder / "scrape.lock")
+
+
+def _import(config: Config, record: files.StageRecord, views: Views) -> None:
+    """Read the pictures that are missing, and close the stage."""
+    folder = config.run_dir / "raw"
     old, missing = parallel.broadcast(
         _take_stock(config, record, views) if parallel.rank() == 0 else ([], [])
     )
@@ -88,7 +104,6 @@ def import_images(config: Config) -> None:
     if parallel.rank() == 0:
         record.finish({name: files.sha256(folder / name) for name in shards})
     log.info("import: %d pictures in %d raw shards", len(views), len(shards))
-    parallel.barrier()
 
 
 def _take_stock(

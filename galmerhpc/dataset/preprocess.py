@@ -83,9 +83,9 @@ class Plan:
         """Return which samples a shard holds."""
         return slice(int(self.ends[number]), int(self.ends[number + 1]))
 
-    def identity(self, number: int) -> dict[str, Any]:
-        """Return a shard's attributes."""
-        return shards.attributes(digest(self.inputs), int(self.ends[number]))
+    def place(self, number: int) -> tuple[str, int]:
+        """Return a shard's `shards.Shard.place`, which is the same for every version of us."""
+        return digest(self.inputs), int(self.ends[number])
 
 
 def preprocess(config: Config) -> None:
@@ -258,7 +258,7 @@ def _is_finished(path: Path, plan: Plan, number: int) -> bool:
         return False
     samples = plan.samples_of(number)
     return (
-        shard.identity == plan.identity(number)
+        shard.place == plan.place(number)
         and shard.shape == (samples.stop - samples.start, *plan.image_shape)
         and sources.tolist() == sources_of(plan, samples)
     )
@@ -275,7 +275,7 @@ def _make_shard(path: Path, plan: Plan, number: int, bar: "tqdm[None]") -> None:
     ids = [view.decode() for view in columns["view"].tolist()]
     shards.write_shard(
         path,
-        plan.identity(number),
+        shards.attributes(*plan.place(number)),
         plan.config.parameters,
         plan.image_shape,
         columns,

@@ -61,7 +61,7 @@ def shard_name(number: int) -> str:
 
 
 def attributes(configuration: str, first_sample: int) -> dict[str, Any]:
-    """Return what identifies a shard: the same attributes, the same content.
+    """Return a shard's attributes.
 
     Parameters
     ----------

@@ -364,8 +364,6 @@ def facts(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
 def commands(config: Config, metrics: dict[str, Any]) -> str:
     """Return the commands that repeat the run."""
     data, split = metrics["data"], metrics["repeat"]["split"]
-    ranks = metrics["repeat"]["machine"]["ranks"]
-    launch = f"mpirun -np {ranks} " if ranks > 1 else ""
     folder = config.run_dir
     given = [
         str(folder),
@@ -375,8 +373,9 @@ def commands(config: Config, metrics: dict[str, Any]) -> str:
     whole = [f"{folder}/config.yaml", f"run_dir={folder}-again"]
     return "\n".join(
         [
-            "# the whole job, into a folder of its own; the configuration stands below",
-            f"{launch}galmerhpc run {shlex.join(whole)}",
+            "# the whole job, into a folder of its own, under mpirun or srun if this one was;",
+            "# the configuration stands below",
+            f"galmerhpc run {shlex.join(whole)}",
             "# this page alone",
             f"galmerhpc evaluate {shlex.join(given)}",
             f"galmerhpc report {shlex.join(given)}",

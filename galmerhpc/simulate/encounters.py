@@ -6,6 +6,7 @@ and was made from the same parameters, so that it can be killed at any time, and
 extended by another realisation, spin or inclination.
 """
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -327,7 +328,21 @@ def simulate(config: Config) -> None:
     path, everything = _target(config), tasks(config.simulate)
     for task in everything:
         _check_start(task)
-    if parallel.rank() == 0 and _parts(path).is_dir():
+    with _alone(path):
+        _complete(path, everything)
+    parallel.barrier()
+
+
+def _alone(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep another job off the library; rank 0 does it for all."""
+    if parallel.rank() > 0:
+        return contextlib.nullcontext()
+    return files.lock(path.with_name(f"{path.name}.lock"))
+
+
+def _complete(path: Path, everything: Sequence[Task]) -> None:
+    """Make the encounters that are missing, then the library."""
+    if parallel.rank() == 0:
         files.remove_temporaries(_parts(path))
     held = parallel.broadcast(_held(path, everything) if parallel.rank() == 0 else {})
     missing = [task for task in everything if task.name not in held]
@@ -345,7 +360,6 @@ def simulate(config: Config) -> None:
             )
     if parallel.rank() == 0:
         _finish(path, everything, held | {task.name: _part(path, task) for task in missing})
-    parallel.barrier()
 
 
 def _target(config: Config) -> Path:

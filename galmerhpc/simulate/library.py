@@ -170,6 +170,10 @@ class Library:
         """Names of all encounters in the order of their snapshots' numbers."""
         return tuple(dict.fromkeys(self._places[number][0] for number in self.snapshot_ids))
 
+    def snapshots_of(self, encounter: str) -> tuple[int, ...]:
+        """Return the numbers of an encounter's snapshots, ascending."""
+        return tuple(number for number in self.snapshot_ids if self._places[number][0] == encounter)
+
     def attributes(self, encounter: str) -> dict[str, Attribute]:
         """Return the parameters and results of an encounter.
 
@@ -304,7 +308,7 @@ def describe(path: Path) -> list[str]:
             f"{'encounter':<24}{'particles':>10}{'snapshots':>10}  ids, times since pericentre",
         ]
         for name in library.encounters:
-            ids = [i for i in library.snapshot_ids if library.snapshot(i).encounter == name]
+            ids = library.snapshots_of(name)
             first, last = library.snapshot(ids[0]), library.snapshot(ids[-1])
             lines.append(
                 f"{name:<24}{len(first.mass):>10}{len(ids):>10}  {_ranges(ids)}, "

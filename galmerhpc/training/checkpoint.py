@@ -45,6 +45,12 @@ def checkpoint_name(step: int, epoch: int | None = None) -> str:
     return f"step-{step:08d}" + ("" if epoch is None else f"-epoch-{epoch:04d}")
 
 
+def step_of(path: Path) -> int | None:
+    """Return the steps that a checkpoint holds; None for what is no checkpoint."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
 def save(
     folder: Path, name: str, arrays: Arrays, meta: dict[str, Any], keep: int, best: str | None
 ) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 
 SMALL_LOCAL_BATCH = 8
 """Below this, a rank's batch normalisation sees too few images."""
+
+SLOWEST_READ_BYTES_PER_S = 20e6
+"""A disk slower than this counts as one that hangs."""
 
 _LIBRARIES = ("tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy")
 _ORDER_KEYS = ("training.batch_size", "training.seed")
@@ -84,6 +88,8 @@ def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = Fals
             Watchdog(training.stall_limit_s) as watchdog,
             checkpoint.Writer() as writer,
         ):
+            # Images are read, or copied to the node, before the first step.
+            watchdog.beat(ahead_s=_bytes_of(dataset) / SLOWEST_READ_BYTES_PER_S)
             trainer = Trainer(config, dataset, watchdog, writer)
             if not elastic:
                 trainer.resume()
@@ -126,6 +132,10 @@ def open_record(config: Config, allow_change: Sequence[str] = ()) -> files.Stage
                 f"way only these can change: {', '.join(allowed)}"
             )
     return files.StageRecord(config.run_dir / "checkpoints", inputs, may_differ=allow_change)
+
+
+def _bytes_of(dataset: Dataset) -> int:
+    return len(dataset) * math.prod(dataset.image_shape)
 
 
 def _alone(run_dir: Path) -> contextlib.AbstractContextManager[None]:
@@ -218,8 +228,10 @@ class Trainer:
             leave=False, disable=True if horovod.rank() else None,
         )  # fmt: skip
         with bar:
+            start = time.perf_counter()
             for batch in self._watchdog.watched(self._batches(progress.epoch, progress.step)):
                 stopped = self._do_step(batch, bool(stop.reason))
+                self._count_time(time.perf_counter() - start, batch.global_size)
                 bar.update(batch.global_size)
                 seen = min(progress.step * training.batch_size, self.reader.count)
                 bar.set_postfix(loss=f"{progress.loss / seen:.4f}", refresh=False)
@@ -236,6 +248,7 @@ class Trainer:
                 if every and progress.step % every == 0 and progress.step < self._steps:
                     self.save()
                 self._writer.check()
+                start = time.perf_counter()
 
     def _batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Return this rank's training batches."""
@@ -246,7 +259,7 @@ class Trainer:
 
     def _do_step(self, batch: Batch, stop: bool) -> bool:
         """Do one step and return whether any rank was asked to stop."""
-        progress, start = self.progress, time.perf_counter()
+        progress = self.progress
         step = progress.epoch * self._steps + progress.step
         outcome = self.network.step(batch, progress.epoch, step, stop)
         progress.step += 1
@@ -257,7 +270,6 @@ class Trainer:
             progress.sums += self._sums_of(batch.labels, outcome.predicted)
         if self._shown is None and horovod.rank() == 0:
             self._shown = history.montage_of(self.network.augmented(batch, progress.epoch))
-        self._count_time(time.perf_counter() - start, batch.global_size)
         return outcome.stop
 
     def _fail(self, batch: Batch, outcome: Outcome) -> None:
@@ -276,7 +288,10 @@ class Trainer:
         )
 
     def _count_time(self, seconds: float, images: int) -> None:
-        """Add a step's time; the first step of a session traces, and is left out of the rate."""
+        """Add the time of a step and of waiting for its images.
+
+        The first step of a session traces, and is left out of the rate.
+        """
         self.progress.seconds += seconds
         if self._traced:
             self._timed_seconds += seconds
@@ -435,6 +450,7 @@ class Trainer:
         )
         if meta["configuration"].get("training.best_metric") != self._training.best_metric:
             self.progress.best, self.progress.best_name = None, None
+            self.progress.epochs_since_best = 0
         if horovod.rank() == 0:
             log.info("resumed after epoch %d, step %d", self.progress.epoch, self.progress.step)
             if meta["versions"] != versions():
@@ -496,7 +512,8 @@ def merged(sums: Sums) -> Sums:
 
 def versions() -> dict[str, str]:
     """Return the versions of what decides a training's numbers."""
-    installed = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+    distributions = importlib.metadata.distributions()
+    installed = {d.name.lower().replace("_", "-"): d.version for d in distributions}
     found = {name: installed[name] for name in _LIBRARIES if name in installed}
     return {"galmerhpc": __version__, **found}
 

@@ -55,9 +55,9 @@ class Watchdog:
         """Watch no longer."""
         self._closed.set()
 
-    def beat(self) -> None:
-        """Note that this rank goes on."""
-        self._last = time.monotonic()
+    def beat(self, ahead_s: float = 0.0) -> None:
+        """Note that this rank goes on, and will be busy for so many seconds without a word."""
+        self._last = time.monotonic() + ahead_s
 
     def watched(self, steps: Iterable[T]) -> Iterator[T]:
         """Yield what is given, noting each."""

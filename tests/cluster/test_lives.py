@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from galmerhpc.cluster.lives import PATIENCE, Lives
+from galmerhpc.cluster.stages import progress
 from galmerhpc.config import Config
 from galmerhpc.errors import ExitCode, GalmerhpcError
 from galmerhpc.files import StageRecord
@@ -112,3 +113,12 @@ def test_tasks_of_a_scrape_are_jobs_of_their_own_and_those_of_a_training_one(con
     task(config, 2).begin()
     (record,) = (config.run_dir / "logs").glob("train-*.lives")
     assert record.read_text().splitlines() == ["nothing yet"] * 2
+
+
+def test_a_checkpoint_that_was_set_aside_is_no_step(config):
+    checkpoint(config, 3)
+    checkpoint(config, 5)
+    folder = config.run_dir / "checkpoints"
+    (folder / "step-00000005").rename(folder / "step-00000005.bad")
+    assert progress(config, "train") == "step 3"
+    task(config).begin()

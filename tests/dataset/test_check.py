@@ -368,3 +368,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     done = galmerhpc("check", str(tmp_path))
     assert done.returncode == ExitCode.WRONG_INPUT
     assert f"{tmp_path}: not a run folder" in done.stderr
+
+
+def test_shards_of_another_version_of_us_are_sound(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("galmerhpc.dataset.shards.__version__", "99.0")
+    assert check(config).faults == []

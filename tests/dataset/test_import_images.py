@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from galmerhpc import files
 from galmerhpc.catalogue import Views
 from galmerhpc.config import Catalogue, Images, load
 from galmerhpc.dataset.import_images import check, import_images
@@ -126,6 +127,30 @@ def test_what_was_imported_is_not_read_again_and_bad_pictures_are_listed(folder:
     assert done.returncode == 0, done.stderr
     assert not (folder / "run/raw/missing.csv").exists()
     preprocess(load(folder / "run.yaml"))
+
+
+def test_an_import_and_a_scrape_keep_off_each_other(folder: Path) -> None:
+    with files.lock(folder / "run/raw/scrape.lock"):
+        done = galmerhpc("images", "import", str(folder / "run.yaml"))
+    assert done.returncode == 2
+    assert "raw: in use by process" in done.stderr
+
+
+def test_a_refused_configuration_does_not_replace_the_run_s(folder: Path) -> None:
+    config = str(folder / "run.yaml")
+    for stage in (["images", "import"], ["preprocess"]):
+        assert galmerhpc(*stage, config).returncode == 0
+    before = (folder / "run/config.yaml").read_bytes()
+    for stage, key in (
+        (["images", "import"], "catalogue.render.nbins=20"),
+        (["preprocess"], "preprocess.image_size=32"),
+        (["train"], "preprocess.image_size=32"),
+    ):
+        done = galmerhpc(*stage, config, key)
+        assert done.returncode == 2
+        assert key.partition("=")[0] in done.stderr
+    assert (folder / "run/config.yaml").read_bytes() == before
+    assert galmerhpc("check", str(folder / "run")).returncode == 0
 
 
 def test_a_table_that_changed_is_noticed(folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from galmerhpc import config
+from galmerhpc import config, files
 from galmerhpc.config import Config, load
 from galmerhpc.errors import ExitCode, GalmerhpcError, InputError
 from galmerhpc.simulate import encounters
@@ -299,6 +299,15 @@ def test_a_complete_library_is_left_alone(tmp_path, counted):
     assert len(counted) == 8
     assert (tmp_path / "library.h5").stat() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml", "library.h5"]
+
+
+def test_a_second_job_on_a_library_says_so_and_stops(tmp_path, counted):
+    with (
+        files.lock(tmp_path / "library.h5.lock"),
+        pytest.raises(InputError, match="in use by process"),
+    ):
+        simulate(read(tmp_path, **SHORT))
+    assert counted == []
 
 
 def test_finished_encounters_are_reused_after_a_failure(tmp_path, counted, monkeypatch):

@@ -487,3 +487,25 @@ def test_a_damaged_best_checkpoint_is_named_with_a_way_to_do_without(tiny_run: P
     done = galmerhpc("train", *named[1].split(), str(tiny_run), *named[2].split())
     assert done.returncode == 0, done.stderr
     assert (folder.parent / "model.keras").exists()
+
+
+def test_patience_begins_anew_with_another_metric(tiny_run: Path) -> None:
+    set_keys(
+        tiny_run, model={"architecture": "table1_cnn"},
+        training={"epochs": 3, "best_metric": None, "patience": None},
+    )  # fmt: skip
+    assert galmerhpc("train", str(tiny_run)).returncode == 0
+    changed = {"epochs": "5", "best_metric": "validation_mae", "patience": "2"}
+    allowed = [word for key in changed for word in ("--allow-change", f"training.{key}")]
+    values = [f"training.{key}={value}" for key, value in changed.items()]
+    done = galmerhpc("train", *allowed, str(tiny_run), *values)
+    assert done.returncode == 0, done.stderr
+    assert len(history(tiny_run)) == 5
+
+
+def test_a_checkpoint_names_the_tensorflow_it_was_made_with(tiny_run: Path) -> None:
+    set_keys(tiny_run, model={"architecture": "table1_cnn"}, training={"epochs": 1})
+    assert galmerhpc("train", str(tiny_run)).returncode == 0
+    newest = tiny_run.parent / "run/checkpoints" / checkpoints(tiny_run)[-1]
+    made_with = files.read_json(newest / "manifest.json")["versions"]
+    assert {"tensorflow", "tensorflow-cpu"} & made_with.keys()
