@@ -242,17 +242,6 @@ def regression_metrics(true: ArrayLike, predicted: ArrayLike) -> dict[str, NDArr
     return PartialSums.of(true, predicted).metrics()
 
 
-def spin_accuracy(true: ArrayLike, predicted: ArrayLike) -> float:
-    """Return the share of spins on the right side of one half.
-
-    Parameters
-    ----------
-    true, predicted : array_like, shape (N,)
-        0 prograde, 1 retrograde.
-    """
-    return float(np.mean((np.asarray(predicted) > 0.5) == (np.asarray(true) > 0.5)))
-
-
 def to_json(values: Any) -> Any:
     """Turn arrays into lists, numbers into Python's and not-a-number into None, for JSON."""
     if isinstance(values, dict):

@@ -315,12 +315,13 @@ def real_pairs(runs: Path) -> Found:
             found.remarks.append(f"Left out with {run}: {', '.join(result['left_out'])}.")
     chance = 1.96 / math.sqrt(len(result["pairs"]) - 1)
     found.remarks += [
-        "The two networks differ in more than sky augmentation: real_sky_12 sees a wider field, has "
-        "the inclination as its only output, and was trained for fewer epochs. The medians know "
-        "the answers; a predictor is worth something on these pairs where it beats the mean of "
-        f"its training, and where its rank correlation exceeds {chance:.2f}, which chance stays "
-        "below in 95 of 100 cases. Eq. 3 is no truth: position angles and inclinations of warped "
-        "discs are uncertain, and the sign of a disc's tilt is not known.",
+        "The two networks differ in more than sky augmentation: real_sky_12 sees a wider field, "
+        "has the inclination as its only output, and was trained for fewer epochs.",
+        "The medians know the answers; a predictor is worth something on these pairs where it "
+        "beats the mean of its training, and where its rank correlation exceeds "
+        f"{chance:.2f}, which chance stays below in 95 of 100 cases. Eq. 3 is no truth: position "
+        "angles and inclinations of warped discs are uncertain, and the sign of a disc's tilt is "
+        "not known.",
         "The paper's rows are of its own 15 pairs.",
     ]
     return found

@@ -13,7 +13,6 @@ from galmerhpc.metrics import (
     PartialSums,
     describe_answers,
     regression_metrics,
-    spin_accuracy,
     to_json,
 )
 from galmerhpc.parameters import AZIMUTH, INCLINATION, NAMES, SPIN, VIEWING_ANGLE, encode_classes
@@ -167,14 +166,6 @@ def test_what_cannot_be_scored_is_refused() -> None:
         ClassifierSums.none(4).metrics()
     with pytest.raises(ValueError, match="no samples"):
         PartialSums.of(np.zeros((0, 2)), np.zeros((0, 2))).metrics()
-
-
-@untimed
-@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.floats(-1, 2)), min_size=1))
-def test_spin_accuracy_is_scikit_learn_s(pairs: list[tuple[float, float]]) -> None:
-    true, predicted = np.array(pairs).T
-    expected = sklearn_metrics.accuracy_score(true, (predicted > 0.5).astype(float))
-    assert spin_accuracy(true, predicted) == expected
 
 
 def test_json_has_no_nan() -> None:

@@ -92,7 +92,7 @@ def draw(
         drawn.append(name)
         return folder / name
 
-    figures.geometry(path("geometry"), "")
+    figures.geometry(path("geometry"))
     figures.learning_curve(
         history, config.parameters, path("learning_curve"), f"Evaluated on {note}"
     )

@@ -11,6 +11,7 @@ from typing import Any
 from galmerhpc import files
 from galmerhpc.config import Config, dump
 from galmerhpc.errors import InputError
+from galmerhpc.evaluation.conditions import CLEAN
 from galmerhpc.evaluation.evaluate import REPORT, folder_of, intact, record_of
 from galmerhpc.evaluation.gallery import CAPTIONS
 from galmerhpc.evaluation.summary import (
@@ -419,7 +420,7 @@ def results_table(metrics: dict[str, Any], others: dict[str, dict[str, Any]]) ->
             if condition in conditions(other)
         ]
         columns += own
-        spans.append((f"{condition} images" if condition == "clean" else "sky-like", len(own)))
+        spans.append((f"{condition} images" if condition == CLEAN else "sky-like", len(own)))
     spans.append(("paper", 1))
 
     def cell(values: dict[str, Any], metric: str, with_interval: bool) -> str:
@@ -460,7 +461,7 @@ def class_table(metrics: dict[str, Any]) -> str:
     if "classes" not in metrics["scores"]["network"]:
         return ""
     columns = [
-        (label if condition == "clean" else f"{label}, sky-like", part["scores"][k]["classes"])
+        (label if condition == CLEAN else f"{label}, sky-like", part["scores"][k]["classes"])
         for condition, part in conditions(metrics).items()
         for k, label in PREDICTORS.items()
     ]

@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from galmerhpc import files
-from galmerhpc.evaluation.figures import GREY, PREDICTOR_STYLES, STYLE, SUFFIXES, VERMILION
+from galmerhpc.evaluation.figures import PREDICTOR_STYLES, STYLE, VERMILION, finish
 from galmerhpc.evaluation.summary import PREDICTORS
 from galmerhpc.parameters import named
 from galmerhpc.studies import power_law
@@ -57,10 +56,7 @@ def draw(
             axes.set(title=f"{title} {unit}".strip(), xlabel=study.axis)
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-        figure.supxlabel(note, fontsize=8.5, color=GREY, wrap=True)
-        for suffix in SUFFIXES:
-            with files.atomic_path(path.with_suffix(suffix)) as temporary:
-                figure.savefig(temporary)
+        finish(figure, path, note)
 
 
 def _panel(axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: str) -> None:

@@ -122,6 +122,6 @@ def test_places_and_geometry_can_be_drawn(tmp_path: Path) -> None:
     maps = np.zeros((2, 1, 32, 32), np.float32)
     maps[:, :, 10:20, 10:20] = 1
     figures.grad_cam(images, maps, ["one", "two"], ["azimuth"], tmp_path / "places", "note")
-    figures.geometry(tmp_path / "geometry", "")
+    figures.geometry(tmp_path / "geometry")
     for name in ("places", "geometry"):
         assert len(np.unique(drawn(tmp_path / name))) > 10
