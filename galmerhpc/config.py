@@ -929,7 +929,7 @@ class Config(Section):
         A stage depends on its own sections and on all that the stages above it depend on; how
         fast or with how many connections something is done is no part of it.
         """
-        flat = _flatten(self.model_dump(mode="json"))
+        flat = flatten(self.model_dump(mode="json"))
         stages = get_args(Stage)
         wanted = [key for s in stages[: stages.index(stage) + 1] for key in _STAGE_KEYS[s]]
         # A table of images may move; its checksum says what is in it.
@@ -1224,11 +1224,12 @@ def _keys_at(place: tuple[int | str, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted key: ``{"training.epochs": 3}``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

@@ -1,7 +1,6 @@
 """The threads of one rank that ask for views and check what comes."""
 
 import contextlib
-import hashlib
 import queue
 import threading
 import time
@@ -165,10 +164,13 @@ class Crew:
 
     def _judge(self, came: "_Came") -> Result | Exception:
         try:
-            if isinstance(came.answer, Exception):
-                raise came.answer
-            check_picture(came.answer.body, came.answer.content_type, came.view.render.nbins)
-            response = _response(came.view, came.answer)
+            answer = came.answer
+            if isinstance(answer, Exception):
+                raise answer
+            check_picture(answer.body, answer.content_type, came.view.render.nbins)
+            response = Response.of(
+                came.view, answer.url, answer.content_type, answer.fetched_utc, answer.body
+            )
         except ViewFailedError as error:
             return Failed(came.number, str(error))
         except TryAgainError as error:
@@ -182,18 +184,3 @@ class Crew:
         if sha256 in self._duplicates:
             return Failed(came.number, duplicate(sha256))
         return Picture(came.number, response)
-
-
-def _response(view: View, answer: Answer) -> Response:
-    return Response(
-        view=view.id,
-        labels=view.labels,
-        simulation=view.run.simulation,
-        snapshot_id=view.snapshot.id,
-        time_myr=view.snapshot.time_myr,
-        url=answer.url,
-        content_type=answer.content_type,
-        fetched_utc=answer.fetched_utc,
-        sha256=hashlib.sha256(answer.body).hexdigest(),
-        body=answer.body,
-    )

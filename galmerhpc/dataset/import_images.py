@@ -5,7 +5,6 @@ catalogue's size, its bytes untouched. docs/format.md describes the table of lab
 """
 
 import contextlib
-import hashlib
 import itertools
 import logging
 from datetime import datetime, timezone
@@ -129,18 +128,8 @@ def _read(view: View) -> Response | Refused:
         return Refused(view.id, view.file, str(error.strerror))
     except PictureError as error:
         return Refused(view.id, view.file, str(error))
-    return Response(
-        view=view.id,
-        labels=view.labels,
-        simulation=view.run.simulation,
-        snapshot_id=view.snapshot.id,
-        time_myr=view.snapshot.time_myr,
-        url=view.file.as_uri(),
-        content_type=f"image/{kind.lower()}",
-        fetched_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        sha256=hashlib.sha256(body).hexdigest(),
-        body=body,
-    )
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Response.of(view, view.file.as_uri(), f"image/{kind.lower()}", now, body)
 
 
 def check(body: bytes, nbins: int) -> str:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from galmerhpc import __version__, files
-from galmerhpc.catalogue import Places
+from galmerhpc.catalogue import Places, View
 from galmerhpc.config import Config
 from galmerhpc.dataset import hdf5
 from galmerhpc.dataset.slices import WHOLE, Slice
@@ -84,6 +84,24 @@ class Response:
     fetched_utc: str
     sha256: str
     body: bytes
+
+    @classmethod
+    def of(
+        cls, view: View, url: str, content_type: str, fetched_utc: str, body: bytes
+    ) -> "Response":
+        """Return the response that a view's picture is."""
+        return cls(
+            view=view.id,
+            labels=view.labels,
+            simulation=view.run.simulation,
+            snapshot_id=view.snapshot.id,
+            time_myr=view.snapshot.time_myr,
+            url=url,
+            content_type=content_type,
+            fetched_utc=fetched_utc,
+            sha256=hashlib.sha256(body).hexdigest(),
+            body=body,
+        )
 
 
 class RawWriter:

@@ -5,7 +5,6 @@ is copied and verified. A lock keeps jobs on one node apart: the second waits, a
 """
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -98,11 +97,9 @@ def _copy(dataset: Dataset, place: Path, threads: int) -> Path:
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock that ends with this process, however it ends."""
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not files.hold(file):
             log.info("another job copies the shards to %s: waiting for it", path.parent)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            files.hold(file, wait=True)
         yield
 
 

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,19 +113,9 @@ class Task:
             ),
             "inclination2_deg": self.inclination2_deg,
             "realisation": self.realisation,
-            **_flatten(shared),
-            **_flatten({"galaxy1": galaxy1, "galaxy2": galaxy2}),
+            **config.flatten(shared),
+            **config.flatten({"galaxy1": galaxy1, "galaxy2": galaxy2}),
         }
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Attribute]:
-    flat: dict[str, Attribute] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def tasks(settings: config.Simulate) -> tuple[Task, ...]:

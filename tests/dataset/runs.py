@@ -1,6 +1,5 @@
 """What tests of the data path share: runs with a finished scrape, shards, and a full disk."""
 
-import hashlib
 import io
 import json
 import subprocess
@@ -84,18 +83,8 @@ def scraped(
 
 def response(view: View, body: bytes) -> Response:
     """Return a picture as if it had been fetched."""
-    return Response(
-        view=view.id,
-        labels=view.labels,
-        simulation=view.run.simulation,
-        snapshot_id=view.snapshot.id,
-        time_myr=view.snapshot.time_myr,
-        url="http://localhost/",
-        content_type="image/gif",
-        fetched_utc="2024-01-01T00:00:00+00:00",
-        sha256=hashlib.sha256(body).hexdigest(),
-        body=body,
-    )
+    fetched = "2024-01-01T00:00:00+00:00"
+    return Response.of(view, "http://localhost/", "image/gif", fetched, body)
 
 
 def held(folder: Path) -> dict[str, bytes]:
