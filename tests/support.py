@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,10 @@ def mpirun(
     ranks: int, *command: str, timeout: float = 900, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command on ranks and return what it printed and its exit code."""
-    return run(*mpirun_command(ranks, *command), timeout=timeout, env=env)
+    done = run(*mpirun_command(ranks, *command), timeout=timeout, env=env)
+    # Now and then mpirun puts a zero byte of its own before a line, or a rule right behind it.
+    done.stderr = re.sub(r"\0|(?<=[^-\n])-{70,}$", "", done.stderr, flags=re.MULTILINE)
+    return done
 
 
 def run(

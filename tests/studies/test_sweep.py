@@ -62,7 +62,7 @@ def test_points_share_what_is_there_and_are_not_done_twice(
     assert (study / "0.25/model.keras").stat().st_mtime_ns == model
     assert [row["value"] for row in table.read(study / "results.csv")] == [0, 0.25, 0.5]
     result = files.read_json(json_path(lines[0], root))
-    assert set(result["runs"]) == {"0", "0.25", "0.5"}
+    assert {run["name"] for run in result["runs"]} == {"0", "0.25", "0.5"}
     assert result["training_s"] > 0
     assert result["machine"]["ranks"] == 2
     write_page(lines, root)
