@@ -693,9 +693,12 @@ class Training(Section):
     """Train on targets of mean 0, variance 1 (the model undoes it); raw degrees drown the spin."""
     ema_momentum: Fraction = 0.0
     """Decay of the weights' exponential moving average that is evaluated and exported; 0: none."""
-    statistics_batches: Annotated[int, Field(ge=0)] = 32
+    statistics_batches: Annotated[int, Field(ge=0)] = 128
     """Training batches that re-estimate batch normalisation's statistics before each evaluation;
     0 takes the ranks' averaged moving statistics."""
+    freeze_batchnorm_epochs: Annotated[int, Field(ge=0)] = 0
+    """Last epochs in which batch normalisation keeps the statistics estimated at their beginning,
+    as in evaluation, so that the weights adapt to what they are evaluated with."""
     sync_batchnorm: bool = False
     """Batch normalisation over the images of all ranks, for small shares; it costs an all-reduce a
     layer, and model.keras holds plain layers."""

@@ -177,7 +177,10 @@ def random_split(runs: Path) -> Found:
         [
             f"A look-up among thumbnails, which learns nothing, has an average MAE of {lookup:.2f} "
             "here: under this split nearly every test view has training views one step away, and "
-            "the figure measures interpolation between near-duplicates."
+            "the figure measures interpolation between near-duplicates.",
+            "The present figures are of a training of 24 epochs without frozen statistics (average "
+            "MAE 0.655, R2 0.976), gone on with to 27; from the start, the learning rate falls a "
+            "little more slowly.",
         ],
         {"Predicted against true": runs / "random_split/evaluation/predicted_against_true"},
     )

@@ -77,17 +77,37 @@ class Network:
         """Return a batch's images as the training sees them in an epoch."""
         return np.asarray(self._augment(batch.images, np.int64(epoch), batch.rows))
 
-    @contextlib.contextmanager
-    def evaluated(self, batches: Iterator[Batch]) -> Iterator[None]:
-        """Context in which the model is what is evaluated; afterwards it is, to the bit, as it was.
+    def settle(self, batches: Iterator[Batch]) -> None:
+        """Set batch normalisation's statistics to those of the weights as they are.
 
-        The weights are the moving averages where these are kept. Batch normalisation's statistics
-        are estimated afresh on training batches, or are the mean of the ranks' moving ones.
+        They are estimated afresh on training batches, or are the mean of the ranks' moving ones.
 
         Parameters
         ----------
         batches : iterator of Batch
             This rank's training batches to estimate on.
+        """
+        training = self._config.training
+        if training.statistics_batches:
+            self._statistics.estimate(batches, training.epochs, training.statistics_batches)
+            return
+        own = horovod.gather_objects([v.numpy() for v in self.state.own])
+        for variable, mean in zip(self.state.own, mean_of(own), strict=True):
+            variable.assign(mean)
+
+    @contextlib.contextmanager
+    def evaluated(self, batches: Iterator[Batch], frozen: bool) -> Iterator[None]:
+        """Context in which the model is what is evaluated; afterwards it is, to the bit, as it was.
+
+        The weights are the moving averages where these are kept.
+
+        Parameters
+        ----------
+        batches : iterator of Batch
+            As in `settle`.
+        frozen : bool
+            Whether the weights were learnt with batch normalisation's present statistics, which
+            then stay; else they are settled.
         """
         variables = [*self.model.trainable_variables, *self.model.non_trainable_weights]
         before = [v.numpy() for v in variables]
@@ -96,13 +116,8 @@ class Network:
                 self.model.trainable_variables, averages_of(self.optimizer), strict=False
             ):
                 weight.assign(average)
-            training = self._config.training
-            if training.statistics_batches:
-                self._statistics.estimate(batches, training.epochs, training.statistics_batches)
-            else:
-                own = horovod.gather_objects([v.numpy() for v in self.state.own])
-                for variable, mean in zip(self.state.own, mean_of(own), strict=True):
-                    variable.assign(mean)
+            if not frozen:
+                self.settle(batches)
             yield
         finally:
             for variable, value in zip(variables, before, strict=True):

@@ -5,7 +5,9 @@ losses by the global batch size, and gradients are summed over ranks, so that un
 (25 images on 2 ranks: 13 + 12) weigh right.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +84,15 @@ class Step:
         training: Training,
     ) -> None:
         self._model, self._targets, self._training = model, targets, training
-        self._gradients = make_gradients(model, loss_scale, losses, augment, training)
+        self._gradients = {
+            frozen: make_gradients(model, loss_scale, losses, augment, training, frozen)
+            for frozen in (False, True)
+        }
         self._update = make_update(model, optimizer, loss_scale, training.compression)
 
-    def __call__(self, batch: Batch, epoch: int, step: int, stop: bool) -> Outcome:
+    def __call__(
+        self, batch: Batch, epoch: int, step: int, stop: bool, frozen: bool = False
+    ) -> Outcome:
         """Do the step of a batch.
 
         Parameters
@@ -96,6 +103,8 @@ class Step:
             The epoch, for the augmentation, and the step since the start, for dropout; from 0.
         stop : bool
             Whether this rank was asked to stop.
+        frozen : bool
+            Whether batch normalisation keeps its statistics.
         """
         import tensorflow as tf
 
@@ -112,7 +121,7 @@ class Step:
                 images = np.zeros((1, *images.shape[1:]), np.uint8)
                 labels, rows = np.zeros((1, labels.shape[1]), np.float32), np.zeros(1, np.int64)
             encoded = self._targets.encode(labels) if count else self._no_targets()
-            gradients, part, all_finite, answers = self._gradients(
+            gradients, part, all_finite, answers = self._gradients[frozen](
                 images, encoded, rows, np.int64(epoch), np.float32(count > 0),
                 np.float32(batch.global_size), self._dropout_key(step, k),
             )  # fmt: skip
@@ -150,13 +159,15 @@ def make_gradients(
     losses: Losses,
     augment: sky.Augment,
     training: Training,
+    frozen: bool,
 ) -> Any:
     """Return the compiled function from images to their part of the gradient.
 
     It takes images (n, H, W, C) uint8, targets (n, R) float32, the images' rows in the data set
     (n,) int64, the epoch, a weight (1, or 0 where the images only stand in for none), the global
     batch size and dropout's key (2,) uint32; it returns gradients times the loss scale, the part of
-    the mean loss, whether all of these are finite, and the predictions.
+    the mean loss, whether all of these are finite, and the predictions. Where it is `frozen`, batch
+    normalisation keeps its statistics.
     """
     import tensorflow as tf
 
@@ -167,6 +178,9 @@ def make_gradients(
     compile_it = training.xla and bool(tf.config.list_physical_devices("GPU"))
 
     def forward(images: "tf.Tensor", weight: "tf.Tensor") -> Any:
+        if frozen:
+            with frozen_batchnorm(model):
+                return model(images, training=True)
         if not training.sync_batchnorm:
             return model(images, training=True)
         from galmerhpc.training.sync_batchnorm import counting
@@ -211,6 +225,25 @@ def make_gradients(
         return result, tf.cast(share, tf.float32), finite, predicted
 
     return gradients
+
+
+@contextlib.contextmanager
+def frozen_batchnorm(model: "keras.Model") -> Iterator[None]:
+    """Let batch normalisation, while a step is traced, use its statistics and keep them.
+
+    A layer that is not trainable does so (Keras, "About setting layer.trainable = False on a
+    BatchNormalization layer"); its scale and shift go on learning, as the step knows them.
+    """
+    import keras
+
+    layers = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
+    for layer in layers:
+        layer.trainable = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.trainable = True
 
 
 def make_update(

@@ -222,6 +222,8 @@ class Trainer:
             A rank was asked to stop; all ranks stop after the same step, with a checkpoint.
         """
         training, progress = self._training, self.progress
+        if self._is_frozen(progress.epoch) and not progress.step:
+            self.network.settle(self._statistics_batches())
         bar = tqdm(
             desc=f"epoch {progress.epoch + 1}/{training.epochs}",
             total=self.reader.count, initial=progress.step * training.batch_size, unit="img",
@@ -250,6 +252,14 @@ class Trainer:
                 self._writer.check()
                 start = time.perf_counter()
 
+    def _is_frozen(self, epoch: int) -> bool:
+        """Tell whether batch normalisation keeps its statistics in an epoch, counted from 0."""
+        return epoch >= self._training.epochs - self._training.freeze_batchnorm_epochs
+
+    def _statistics_batches(self) -> Iterator[Batch]:
+        """Return batches of an epoch that no training has: they are nobody's next ones."""
+        return self._watchdog.watched(self._batches(self._training.epochs))
+
     def _batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Return this rank's training batches."""
         return training_batches(
@@ -261,7 +271,8 @@ class Trainer:
         """Do one step and return whether any rank was asked to stop."""
         progress = self.progress
         step = progress.epoch * self._steps + progress.step
-        outcome = self.network.step(batch, progress.epoch, step, stop)
+        frozen = self._is_frozen(progress.epoch)
+        outcome = self.network.step(batch, progress.epoch, step, stop, frozen)
         progress.step += 1
         if outcome.failed or not np.isfinite(outcome.loss):
             self._fail(batch, outcome)
@@ -303,9 +314,8 @@ class Trainer:
         progress = self.progress
         self.network.state.check()
         training_sums = merged(progress.sums)
-        # An epoch that no training has: the batches are nobody's next ones.
-        batches = self._watchdog.watched(self._batches(self._training.epochs))
-        with self.network.evaluated(batches):
+        frozen = self._is_frozen(progress.epoch)
+        with self.network.evaluated(self._statistics_batches(), frozen):
             validation_sums, validation_loss = self._validate()
         rate = self._timed_images / max(self._timed_seconds, 1e-9)
         row: history.Row = {
@@ -362,14 +372,15 @@ class Trainer:
 
     def export(self) -> None:
         """Write ``model.keras`` from rank 0: the last epoch's network, or the best one's."""
-        best = self.progress.best_name
+        best, epochs = self.progress.best_name, self.progress.epoch
         if best and best != self._checkpoint_name():
             path = self._folder / best
             found = load_best(path) if horovod.rank() == 0 else None
-            ranks = horovod.broadcast_object(found[1]["ranks"] if found else 0)
+            ranks, epochs = horovod.broadcast_object(
+                (found[1]["ranks"], found[1]["epoch"]) if found else (0, 0)
+            )
             self.network.state.restore(found[0] if found else None, ranks, path)
-        batches = self._watchdog.watched(self._batches(self._training.epochs))
-        with self.network.evaluated(batches):
+        with self.network.evaluated(self._statistics_batches(), self._is_frozen(epochs - 1)):
             if horovod.rank() == 0:
                 self.network.export(self._config.run_dir / "model.keras")
                 history.write_metrics(self._config.run_dir, self.progress.history)
