@@ -47,8 +47,9 @@ def is_complete(config: Config, stage: JobStage) -> bool:
         Its folder was made from another configuration, or is damaged.
     """
     folder, inputs = config.run_dir / FOLDERS[stage], config.inputs(stage)
-    # An evaluation with other keys of its own is made anew.
-    may_differ = [key for key in inputs if key.startswith("evaluation.")]
+    # An evaluation with other keys of its own is made anew, or of a training that has gone on.
+    own = ("evaluation.", "training.") if stage == "evaluate" else ()
+    may_differ = [key for key in inputs if key.startswith(own)]
     done = files.StageRecord(folder, inputs, may_differ).complete
     return done and (stage != "evaluate" or (folder / _REPORT).exists())
 

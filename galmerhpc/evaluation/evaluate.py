@@ -103,11 +103,15 @@ def folder_of(config: Config, split: str | None = None, other: Config | None = N
 def record_of(
     config: Config, split: str | None = None, other: Config | None = None
 ) -> files.StageRecord:
-    """Return the record of an evaluation; one made with other keys of `evaluation` is made anew."""
+    """Return the record of an evaluation.
+
+    One made with other keys of `evaluation`, or of a training that has gone on with others of its
+    own since (``--allow-change``), is made anew.
+    """
     inputs = config.inputs("evaluate")
     if other:
         inputs |= {"data": digest(other.inputs("preprocess"))}
-    keys = [key for key in inputs if key.startswith("evaluation.")]
+    keys = [key for key in inputs if key.startswith(("evaluation.", "training."))]
     return files.StageRecord(folder_of(config, split, other), inputs, may_differ=keys)
 
 

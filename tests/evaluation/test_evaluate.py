@@ -209,6 +209,8 @@ def test_an_evaluation_with_other_keys_of_its_own_is_made_anew(evaluated: Config
     changed = evaluated.evaluation.model_copy(update={"bootstrap": 50})
     assert record_of(evaluated).complete
     assert not record_of(evaluated.model_copy(update={"evaluation": changed})).complete
+    longer = evaluated.training.model_copy(update={"epochs": evaluated.training.epochs + 1})
+    assert not record_of(evaluated.model_copy(update={"training": longer})).complete
 
 
 def test_what_repeats_the_run_is_written_down(evaluated: Config) -> None:
