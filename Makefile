@@ -35,7 +35,7 @@ demo: $(VENV)/.horovod  ## the main job on two ranks: scrape, preprocess, train 
 # Four epochs see 187,000 images: an hour or so on two cores, with the drawing of the views (not yet timed).
 model: $(VENV)/.horovod  ## the model of the README's predict example, for photographs: configs/real_sky.yaml in short
 	$(BIN)/mpirun -np 2 --oversubscribe --bind-to none $(BIN)/galmerhpc run configs/real_sky.yaml \
-		run_dir=runs/model training.epochs=4
+		run_dir=runs/model training.epochs=4 training.freeze_batchnorm_epochs=1
 
 test: $(VENV)/.horovod $(VENV)/.dev  ## all tests but the long ones, with coverage; on SLURM where it is installed
 	$(BIN)/python -m pytest --cov

@@ -739,6 +739,11 @@ class Training(Section):
     def _check(self) -> "Training":
         if self.patience and not self.best_metric:
             raise ValueError("patience needs a best_metric")
+        if self.freeze_batchnorm_epochs >= self.epochs:
+            raise ValueError(
+                f"freeze_batchnorm_epochs: must be less than epochs ({self.epochs}), not "
+                f"{self.freeze_batchnorm_epochs}"
+            )
         if self.sync_batchnorm and self.xla:
             raise ValueError("sync_batchnorm cannot go with xla, which compiles no all-reduce")
         return self

@@ -380,10 +380,10 @@ NOT_INDEPENDENT = (
     "the intervals are not wholly independent: four realisations are a small sample."
 )
 
-HALF_HOUR = "training.epochs=5"
+HALF_HOUR = "training.epochs=5 training.freeze_batchnorm_epochs=1"
 """Of never_seen, in a point of a study; on two cores."""
 
-HALF_HOUR_RANDOM = "training.epochs=9"
+HALF_HOUR_RANDOM = "training.epochs=9 training.freeze_batchnorm_epochs=1"
 """Of random_split."""
 
 ON_NEVER_SEEN = (
@@ -394,10 +394,10 @@ ON_NEVER_SEEN = (
 """The data of never_seen in a wider field, where a rolled picture cuts off no light."""
 
 SKY_LIKE = (
-    f"configs/sky_like.yaml {ON_NEVER_SEEN} training.epochs=8 evaluation.lookup.draws=8 "
-    "run_dir=runs/never_seen_sky"
+    f"configs/sky_like.yaml {ON_NEVER_SEEN} training.epochs=8 training.freeze_batchnorm_epochs=1 "
+    "evaluation.lookup.draws=8 run_dir=runs/never_seen_sky"
 )
-REAL_SKY = f"configs/real_sky.yaml {ON_NEVER_SEEN} training.epochs=5 run_dir=runs/real_sky_12"
+REAL_SKY = f"configs/real_sky.yaml {ON_NEVER_SEEN} {HALF_HOUR} run_dir=runs/real_sky_12"
 
 SIMULATE = "mpirun -np 2 --oversubscribe --bind-to none galmerhpc simulate"
 REALISATIONS = f"{SIMULATE} configs/realisations.yaml"
@@ -498,7 +498,10 @@ LINES = (
     Line(
         10,
         "Resolution: 64, 96 and 128 pixels",
-        ("galmerhpc study resolution configs/random_split.yaml training.epochs=4",),
+        (
+            "galmerhpc study resolution configs/random_split.yaml training.epochs=4 "
+            "training.freeze_batchnorm_epochs=1",
+        ),
         lambda runs: study_found(runs, "random_split/studies/resolution"),
         must=False,
     ),

@@ -95,6 +95,10 @@ def test_an_address_gets_the_polite_rate_unless_one_is_given(
         ({"training": {"learning_rate": "fast"}}, "not 'fast'"),
         ({"training": {"patience": 3}}, "patience needs a best_metric"),
         (
+            {"training": {"epochs": 2, "freeze_batchnorm_epochs": 2}},
+            "freeze_batchnorm_epochs: must be less than epochs (2), not 2",
+        ),
+        (
             {"training": {"augment": {"mirror": True}}, "parameters": ["spin", "viewing_angle"]},
             "training.augment.mirror: a mirrored picture shows another viewing_angle; leave",
         ),

@@ -13,7 +13,7 @@ def points(config: Config) -> list[Point]:
             share,
             {
                 "split.training_fraction": share * whole,
-                "training.epochs": epochs_for(config, share),
+                **epochs_for(config, share),
             },
         )
         for share in config.studies.training_fractions

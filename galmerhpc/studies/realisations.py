@@ -41,7 +41,7 @@ def points(config: Config) -> list[Point]:
                 "split.training_simulations": trained[:count],
                 "split.validation_simulations": validated,
                 "split.test_simulations": tested,
-                "training.epochs": epochs_for(config, count / len(trained)),
+                **epochs_for(config, count / len(trained)),
             },
         )
         for count in config.studies.realisations

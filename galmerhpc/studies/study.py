@@ -65,9 +65,15 @@ def points_of(key: str, values: Sequence[float]) -> list[Point]:
     return [Point(f"{value:g}", value, {key: value}) for value in values]
 
 
-def epochs_for(config: Config, share: float) -> int:
-    """Return the epochs in which a share of the training images is seen as often as all of them.
+def epochs_for(config: Config, share: float) -> dict[str, int]:
+    """Return the keys with which a share of the training images is seen as often as all of them.
 
-    More data then means more different images, not more steps.
+    More data then means more different images, not more steps, and not more of them with frozen
+    statistics.
     """
-    return max(round(config.training.epochs / share), 1)
+    epochs = max(round(config.training.epochs / share), 1)
+    frozen = round(config.training.freeze_batchnorm_epochs / share)
+    return {
+        "training.epochs": epochs,
+        "training.freeze_batchnorm_epochs": min(frozen, epochs - 1),
+    }

@@ -53,6 +53,8 @@ def test_fewer_realisations_see_as_many_images_and_the_same_test() -> None:
         "1": (0,), "4": (0, 1, 2, 3), "12": tuple(range(12)),
     }  # fmt: skip
     assert {name: own.training.epochs for name, own in found.items()} == {"1": 48, "4": 12, "12": 4}
+    frozen = {name: own.training.freeze_batchnorm_epochs for name, own in found.items()}
+    assert frozen == {"1": 24, "4": 6, "12": 2}
     for own in found.values():
         assert own.split.validation_simulations == (12, 13)
         assert own.split.test_simulations == (14, 15, 16, 17)
