@@ -182,7 +182,10 @@ def random_split(runs: Path) -> Found:
             "MAE 0.655, R2 0.976), gone on with to 27; from the start, the learning rate falls a "
             "little more slowly.",
         ],
-        {"Predicted against true": runs / "random_split/evaluation/predicted_against_true"},
+        {
+            "Predicted against true": runs / "random_split/evaluation/predicted_against_true",
+            "Test images, true and predicted": runs / "random_split/evaluation/montage",
+        },
     )
 
 
