@@ -237,13 +237,14 @@ def frozen_batchnorm(model: "keras.Model") -> Iterator[None]:
     import keras
 
     layers = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
-    for layer in layers:
+    before = {layer: layer.trainable for layer in layers}
+    for layer in before:
         layer.trainable = False
     try:
         yield
     finally:
-        for layer in layers:
-            layer.trainable = True
+        for layer, trainable in before.items():
+            layer.trainable = trainable
 
 
 def make_update(

@@ -183,15 +183,15 @@ def train(out: Path, config: str, fault: str = "", *more: str) -> None:
     do_step, evaluated, replace = Step.__call__, Network.evaluated, files.write_json
     save_it = checkpoint.save
 
-    def step(self: Step, batch: Batch, epoch: int, number: int, stop: bool) -> Any:
+    def step(self: Step, batch: Batch, epoch: int, number: int, *more: Any) -> Any:
         with (out / f"rows-{os.getpid()}.jsonl").open("a") as file:
             file.write(json.dumps([number, horovod.rank(), batch.rows.tolist()]) + "\n")
         reached("step")
-        return do_step(self, batch, epoch, number, stop)
+        return do_step(self, batch, epoch, number, *more)
 
-    def evaluate(self: Network, batches: Any) -> Any:
+    def evaluate(self: Network, *more: Any) -> Any:
         reached("evaluation")
-        return evaluated(self, batches)
+        return evaluated(self, *more)
 
     def write(path: Path, value: Any) -> None:
         if path.name == "manifest.json":  # the state is there, its manifest and name are not
