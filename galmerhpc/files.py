@@ -185,6 +185,11 @@ def lock(path: Path, wait: bool = False) -> Iterator[None]:
         file.close()
 
 
+def job_lock(path: Path, rank: int, wait: bool = False) -> contextlib.AbstractContextManager[None]:
+    """`lock` for a job of many ranks: rank 0 is in there for all, the others only enter."""
+    return contextlib.nullcontext() if rank > 0 else lock(path, wait)
+
+
 def _take(path: Path, wait: bool) -> IO[str]:
     """Return the lock file, open and held."""
     path.parent.mkdir(parents=True, exist_ok=True)

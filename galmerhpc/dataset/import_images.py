@@ -4,7 +4,6 @@ What comes in is what preprocessing will take: one still picture of 8 bits a cha
 catalogue's size, its bytes untouched. docs/format.md describes the table of labels.
 """
 
-import contextlib
 import itertools
 import logging
 from datetime import datetime, timezone
@@ -66,16 +65,9 @@ def import_images(config: Config) -> None:
     if parallel.broadcast(record.complete):
         log.info("import: complete, nothing to do")
         return
-    with _alone(folder):
+    with files.job_lock(folder / "scrape.lock", parallel.rank()):  # no scrape beside it either
         _import(config, record, views)
     parallel.barrier()
-
-
-def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep another import or scrape off the folder; rank 0 does it for all."""
-    if parallel.rank() > 0:
-        return contextlib.nullcontext()
-    return files.lock(folder / "scrape.lock")
 
 
 def _import(config: Config, record: files.StageRecord, views: Views) -> None:

@@ -4,7 +4,6 @@ The list of samples and its division into shards follow from the configuration a
 has the same bytes whichever rank makes it, and whoever finds it finished keeps it.
 """
 
-import contextlib
 import io
 import logging
 from collections.abc import Iterator
@@ -117,7 +116,7 @@ def preprocess(config: Config) -> None:
     plan = parallel.broadcast(make_plan(config) if parallel.rank() == 0 else None)
     assert plan is not None
     _report(plan)
-    with _alone(folder):
+    with files.job_lock(folder / "preprocess.lock", parallel.rank()):
         if parallel.rank() == 0:
             record.begin()
             files.remove_temporaries(folder)
@@ -128,13 +127,6 @@ def preprocess(config: Config) -> None:
             made[shards.VIRTUAL] = files.sha256(folder / shards.VIRTUAL)
             record.finish(dict(sorted(made.items())))
         parallel.barrier()
-
-
-def _alone(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep another job off this folder."""
-    if parallel.rank() > 0:
-        return contextlib.nullcontext()
-    return files.lock(folder / "preprocess.lock")
 
 
 def _make_shards(folder: Path, plan: Plan) -> dict[str, str]:

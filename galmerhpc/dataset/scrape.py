@@ -134,9 +134,7 @@ def _alone(folder: Path, part: Slice) -> Iterator[None]:
 
 def _stage_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Let one slice at a time change what all slices share."""
-    if parallel.rank() > 0:
-        return contextlib.nullcontext()
-    return files.lock(folder / "stage.lock", wait=True)
+    return files.job_lock(folder / "stage.lock", parallel.rank(), wait=True)
 
 
 # --- what is missing: known to rank 0 ------------------------------------------------------------

@@ -6,7 +6,6 @@ and was made from the same parameters, so that it can be killed at any time, and
 extended by another realisation, spin or inclination.
 """
 
-import contextlib
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -317,16 +316,9 @@ def simulate(config: Config) -> None:
     path, everything = _target(config), tasks(config.simulate)
     for task in everything:
         _check_start(task)
-    with _alone(path):
+    with files.job_lock(path.with_name(f"{path.name}.lock"), parallel.rank()):
         _complete(path, everything)
     parallel.barrier()
-
-
-def _alone(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep another job off the library; rank 0 does it for all."""
-    if parallel.rank() > 0:
-        return contextlib.nullcontext()
-    return files.lock(path.with_name(f"{path.name}.lock"))
 
 
 def _complete(path: Path, everything: Sequence[Task]) -> None:

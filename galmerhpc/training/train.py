@@ -1,6 +1,5 @@
 """Training: the loop over global batches, from the first step or from a checkpoint."""
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -84,7 +83,7 @@ def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = Fals
         horovod.init(training.stall_limit_s)
         dataset = Dataset.open(config.run_dir / "shards")
         with (
-            _alone(config.run_dir),
+            files.job_lock(config.run_dir / "checkpoints" / "train.lock", horovod.rank()),
             Watchdog(training.stall_limit_s) as watchdog,
             checkpoint.Writer() as writer,
         ):
@@ -136,13 +135,6 @@ def open_record(config: Config, allow_change: Sequence[str] = ()) -> files.Stage
 
 def _bytes_of(dataset: Dataset) -> int:
     return len(dataset) * math.prod(dataset.image_shape)
-
-
-def _alone(run_dir: Path) -> contextlib.AbstractContextManager[None]:
-    """Keep another training off the run's checkpoints; rank 0 does it for all."""
-    if horovod.rank() > 0:
-        return contextlib.nullcontext()
-    return files.lock(run_dir / "checkpoints" / "train.lock")
 
 
 class Trainer:
