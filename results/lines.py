@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from galmerhpc import files
+from galmerhpc.evaluation.evaluate import read_history
 from galmerhpc.evaluation.report import PAPER
 from galmerhpc.evaluation.summary import PREDICTORS
 from galmerhpc.studies import power_law, table
@@ -178,15 +181,26 @@ def random_split(runs: Path) -> Found:
             f"A look-up among thumbnails, which learns nothing, has an average MAE of {lookup:.2f} "
             "here: under this split nearly every test view has training views one step away, and "
             "the figure measures interpolation between near-duplicates.",
-            "The present figures are of a training of 24 epochs without frozen statistics (average "
-            "MAE 0.655, R2 0.976), gone on with to 27; from the start, the learning rate falls a "
-            "little more slowly.",
+            *gone_on(runs / "random_split", metrics["run"]["parameters"]),
         ],
         {
             "Predicted against true": runs / "random_split/evaluation/predicted_against_true",
             "Test images, true and predicted": runs / "random_split/evaluation/montage",
         },
     )
+
+
+def gone_on(run: Path, parameters: Sequence[str]) -> list[str]:
+    """Say where a training whose learning rate had come to zero was gone on with."""
+    history = read_history(run / "metrics.csv", parameters)
+    epochs, errors = history["epoch"], history["validation_mae"]
+    return [
+        f"The training had come to its end after epoch {epochs[k]:.0f}, with an average MAE of "
+        f"{errors[k]:.3f} on validation, and was gone on with to epoch {epochs[-1]:.0f} with other "
+        f"keys (after one epoch {errors[k + 1]:.3f}); from the start, the learning rate falls more "
+        "slowly."
+        for k in np.flatnonzero(history["learning_rate"][:-1] == 0)
+    ]
 
 
 def never_seen(runs: Path) -> Found:

@@ -1,12 +1,14 @@
 """The results' lines read what an evaluation writes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from galmerhpc import files
 from galmerhpc.config import Config
-from results.lines import LINES
+from galmerhpc.parameters import NAMES
+from results.lines import LINES, gone_on
 from results.make import json_path, make, write_json, write_page
 
 READ = [line for line in LINES if line.number in (1, 2, 4, 7, 8)]
@@ -21,6 +23,7 @@ def runs(evaluated: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / run).mkdir()
         for name in ("", "-on-inclinations-all", "-on-out_of_family-all"):
             (folder / run / f"evaluation{name}").symlink_to(evaluated.run_dir / "evaluation")
+        shutil.copy(evaluated.run_dir / "metrics.csv", folder / run)
     return folder
 
 
@@ -38,6 +41,7 @@ def test_figures_are_those_of_the_evaluation(runs: Path, tmp_path: Path) -> None
     assert table[0]["MAE azimuth"] == network["parameters"]["azimuth"]["mae"]
     assert table[0]["average R2"] == network["average"]["r2"]
     assert first["bars"][0]["met"] == (network["average"]["mae"] <= 0.6)
+    assert not any("gone on with" in remark for remark in first["remarks"])
 
     sky = metrics["sky"]["scores"]
     better = [
@@ -64,6 +68,16 @@ def test_figures_are_those_of_the_evaluation(runs: Path, tmp_path: Path) -> None
     assert page.count("Not run.") == len(LINES) - len(READ)
     assert page.count("Machine: ") == len(READ)
     assert "| the paper | " in page
+
+
+def test_a_training_that_was_gone_on_with_is_told(runs: Path, tmp_path: Path) -> None:
+    table = (runs / "random_split/metrics.csv").read_text().splitlines()
+    cells = table[2].split(",")
+    cells[table[0].split(",").index("learning_rate")] = "0"
+    (tmp_path / "metrics.csv").write_text("\n".join([*table[:2], ",".join(cells), table[3]]) + "\n")
+    (remark,) = gone_on(tmp_path, NAMES)
+    assert "after epoch 2" in remark
+    assert "to epoch 3" in remark
 
 
 def test_a_file_that_nothing_makes_is_missed_before_hours_of_training(
