@@ -741,7 +741,7 @@ def library_import(given: argparse.Namespace) -> None:
 
 def check(given: argparse.Namespace) -> None:
     """Verify a run folder; set aside what is bad where that was asked for."""
-    from galmerhpc.dataset.check import check, set_aside
+    from galmerhpc.check import check, set_aside
 
     folder = Path(given.run)
     if not folder.is_dir():

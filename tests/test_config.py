@@ -1,5 +1,6 @@
 """The configuration: what is accepted, what is refused, and what the refusal says."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def refusal(folder: Path, *overrides: str, **values: object) -> str:
     with pytest.raises(InputError) as caught:
         load(write(folder, **values), overrides)
     return str(caught.value)
+
+
+def test_the_page_of_all_keys_is_that_of_the_code() -> None:
+    script = ROOT / "docs" / "configuration.py"
+    page = runpy.run_path(str(script))["page"]()
+    assert page == script.with_suffix(".md").read_text(), "run python docs/configuration.py"
+    # What a reader looks for: a key of each level with its default and its meaning.
+    assert "| `loss_weights` | `{}` | Weight of a parameter's loss by name" in page
+    assert page.count("| `thumbnail_px` | `16` |") == 1
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)

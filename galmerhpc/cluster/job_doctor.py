@@ -4,7 +4,6 @@ Runs under the job's launcher on every rank (``slurm/doctor.sbatch``). Rank 0 ga
 found and prints one report.
 """
 
-import importlib.metadata
 import os
 import socket
 import statistics
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from galmerhpc import __version__, parallel
+from galmerhpc import parallel, provenance
 from galmerhpc.cluster.doctor import Report
 from galmerhpc.errors import ExitCode, InputError
 from galmerhpc.training import horovod
@@ -100,20 +99,13 @@ def examine_rank(run_dir: Path) -> Findings:
     import tensorflow as tf
 
     visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
-    names = ("tensorflow", "tensorflow-cpu", "horovod", "mpi4py", "h5py")
-    versions = [f"galmerhpc {__version__}"]
-    for name in names:
-        try:
-            versions.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:  # noqa: PERF203
-            continue
     return Findings(
         rank=parallel.rank(),
         local_rank=parallel.local_rank(),
         host=socket.gethostname(),
         cpus=parallel.cpus_per_rank(parallel.local_size()),
         node_cpus=os.cpu_count() or 1,
-        versions=", ".join(versions),
+        versions=", ".join(f"{name} {v}" for name, v in provenance.versions().items()),
         device=parallel.own_device(visible, parallel.local_rank()) if visible else "",
         gpus=len(tf.config.list_physical_devices("GPU")),
         read_mb_s=read_rate(run_dir) / 1e6,

@@ -5,43 +5,32 @@ intervals.json (`evaluation.conformal`) and the figures.
 """
 
 import csv
-import datetime as dt
-import importlib.metadata
-import io
 import logging
-import math
-import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from galmerhpc import __version__, files, parallel
+from galmerhpc import files
 from galmerhpc.config import Config, OnlineAugment, digest
 from galmerhpc.dataset.shards import Dataset
-from galmerhpc.dataset.split import SPLITS
-from galmerhpc.errors import GalmerhpcError, InputError
-from galmerhpc.evaluation import conformal, gallery
-from galmerhpc.evaluation.baselines import LookUp, mean_prediction, thumbnails
+from galmerhpc.errors import InputError
+from galmerhpc.evaluation import conformal, facts, gallery
 from galmerhpc.evaluation.conditions import (
     CLEAN,
     SKY,
     Change,
     describe,
-    draws,
     sky_like,
     surviving,
-    trained_sky_like,
     unchanged,
 )
-from galmerhpc.evaluation.pair_image import BRIGHT_PERCENTILE
+from galmerhpc.evaluation.predictors import Predictions, as_csv, class_choices, predict
 from galmerhpc.evaluation.sample import (
     Sample,
     Views,
-    nearest_training_view,
     open_dataset,
     read_sample,
     read_views,
@@ -50,8 +39,8 @@ from galmerhpc.evaluation.scores import Scorer, breakdown, class_scores, sky_wei
 from galmerhpc.evaluation.summary import PREDICTORS, conditions, describe_sample
 from galmerhpc.metrics import to_json
 from galmerhpc.models.build import load
-from galmerhpc.models.targets import labels_of, prediction_width, retrograde_score
-from galmerhpc.parameters import class_groups, encode_classes, named
+from galmerhpc.models.targets import prediction_width, retrograde_score
+from galmerhpc.parameters import class_groups, encode_classes
 
 if TYPE_CHECKING:
     import keras
@@ -61,27 +50,12 @@ log = logging.getLogger(__name__)
 FORMAT = 3
 """Of metrics.json."""
 
-BRIGHTNESS_SAMPLE = 256
-"""Training images from which their brightness is measured."""
-
 REPORT = "report.html"
-
-PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy", "scipy", "h5py", "mpi4py")
-"""Packages whose versions are written down, where they are installed."""
 
 CURVE = tuple(round(0.1 * k, 1) for k in range(1, 10))
 """Levels of the coverage figure, beside the configured ones."""
 
 Floats = NDArray[np.float64]
-
-
-class Predictions(NamedTuple):
-    """What is predicted for N images under one condition."""
-
-    outputs: Floats
-    """What the network gives, (N, P) or (N, classes)."""
-    labels: dict[str, Floats]
-    """Labels (N, P) by name of `summary.PREDICTORS`."""
 
 
 def folder_of(config: Config, split: str | None = None, other: Config | None = None) -> Path:
@@ -177,17 +151,17 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
     metrics = to_json(
         {
             "format": FORMAT,
-            "run": describe_run(config, dataset, sample.split),
-            "data": describe_data(other, sample) if other else None,
-            "sample": describe_views(sample, trained),
-            "training": describe_training(config, history),
+            "run": facts.run(config, dataset, sample.split),
+            "data": facts.data(other, sample) if other else None,
+            "sample": facts.views(sample, trained),
+            "training": facts.training(config, history),
             **found[CLEAN],
             "sky": {"changes": describe(config.evaluation.sky), **found[SKY]}
             if config.evaluation.sky
             else None,
             "repeat": {
                 "split": split,
-                **describe_origin(config, sample.dataset, model_sha256),
+                **facts.origin(config, sample.dataset, model_sha256),
             },
         }
     )
@@ -195,7 +169,7 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
     record.begin()
     clear(folder)
     files.write_text(
-        folder / "predictions.csv", predictions_csv(config.parameters, sample, trained, predictions)
+        folder / "predictions.csv", as_csv(config.parameters, sample, trained, predictions)
     )
     files.write_json(folder / conformal.FILE, conformal.as_file(model_sha256, calibrations))
     labels = {condition: predicted.labels for condition, predicted in predictions.items()}
@@ -310,101 +284,6 @@ def refuse_misfit(config: Config, dataset: Dataset, sample: Sample) -> None:
             raise InputError(f"{folder}: {error}, for which the network has no class") from None
 
 
-# --- predictions ----------------------------------------------------------------------------------
-
-
-def predict(
-    config: Config,
-    dataset: Dataset,
-    trained: Views,
-    sample: Sample,
-    network: "keras.Model",
-    change: Change,
-) -> Predictions:
-    """Predict a sample's labels with the network and with the baselines.
-
-    The look-up's training images are changed as those that it is asked for, each
-    `evaluation.lookup.draws` times: a network that trained under the conditions saw as many as it
-    had epochs.
-
-    Parameters
-    ----------
-    config : Config
-        The run.
-    dataset : Dataset
-        Its shards, whose training images the baselines know.
-    trained : Views
-        The training images' views.
-    sample : Sample
-        What to predict.
-    network : keras.Model
-        The network.
-    change : Change
-        What is done to every image first.
-
-    Raises
-    ------
-    GalmerhpcError
-        The network predicts something that is no number.
-    """
-    settings, training = config.evaluation.lookup, dataset.rows("train")
-    repeats = 1 if change is unchanged else settings.draws
-
-    def over(
-        what: str, images_of: Dataset, rows: NDArray[np.int64], views: Views,
-        function: Callable[[NDArray[np.uint8]], Any], repeats: int = 1,
-    ) -> Any:  # fmt: skip
-        """Apply a function to the changed images of rows, a batch at a time; then once more."""
-        size, results = config.training.evaluation_batch, []
-        with tqdm(total=repeats * len(rows), desc=what, unit=" images", disable=None) as progress:
-            for repeat in range(repeats):
-                numbers = draws(views, repeat)
-                for place, images in images_of.in_order(rows):
-                    own = numbers[place]
-                    batches = (slice(k, k + size) for k in range(0, len(images), size))
-                    results += [function(change(images[batch], own[batch])) for batch in batches]
-                    progress.update(len(images))
-        return np.concatenate(results)
-
-    def thumbs(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return thumbnails(images, settings.thumbnail_px)
-
-    asked = (sample.dataset, sample.rows, sample.views)
-    outputs = over("network", *asked, network.predict_on_batch).astype(np.float64)
-    if bad := int((~np.isfinite(outputs)).any(axis=1).sum()):
-        raise GalmerhpcError(
-            f"model.keras predicts no number for {bad} of {len(outputs)} images; "
-            "train again with a lower training.learning_rate"
-        )
-    labels = dataset.labels[training]
-    known = over("look-up, training images", dataset, training, trained, thumbs, repeats)
-    lookup = LookUp(known, np.tile(labels, (repeats, 1)), config.parameters, settings)
-    return Predictions(
-        outputs,
-        {
-            "network": labels_of(config, outputs).astype(np.float64),
-            "lookup": lookup.predict(over("look-up", *asked, thumbs)),
-            "mean": mean_prediction(labels, len(outputs)),
-        },
-    )
-
-
-def class_choices(
-    outputs: Floats, predictions: dict[str, Floats], names: Sequence[str], width_deg: float
-) -> dict[str, NDArray[np.floating]]:
-    """Return each predictor's probabilities of the classes, (N, classes).
-
-    The network's are its outputs; a baseline is sure of the classes that its predictions fall into.
-    """
-    low, high = np.transpose([(named(n).low, named(n).high) for n in names])
-    choices: dict[str, NDArray[np.floating]] = {
-        name: encode_classes(np.clip(predicted, low, high), width_deg, names)
-        for name, predicted in predictions.items()
-        if name != "network"
-    }
-    return {"network": outputs, **choices}
-
-
 # --- scores ---------------------------------------------------------------------------------------
 
 
@@ -510,162 +389,3 @@ def carry(
                 "levels": calibration.levels,
                 "coverage": {name: share for name, share in held.items() if name in names},
             }
-
-
-# --- facts ----------------------------------------------------------------------------------------
-
-
-def describe_run(config: Config, dataset: Dataset, split: str) -> dict[str, Any]:
-    """Return what was trained on what, and how it was split."""
-    samples, simulations = {}, {}
-    simulation = dataset.column("simulation")
-    for name in SPLITS:
-        rows = dataset.rows(name)
-        samples[name] = len(rows)
-        simulations[name] = np.unique(simulation[rows]).tolist()
-    training = dataset.rows("train")
-    means = dataset.labels[training].mean(axis=0, dtype=np.float64)
-    return {
-        "name": config.run_dir.name,
-        "architecture": config.model.architecture,
-        "task": config.model.task,
-        "parameters": list(config.parameters),
-        "image_shape": [int(n) for n in dataset.image_shape],
-        "source": config.scrape.source,
-        "split": config.split.kind,
-        "evaluated": split,
-        "samples": samples,
-        "simulations": simulations,
-        "training_mean": dict(zip(config.parameters, means, strict=True)),
-        "bright_level": bright_level(dataset, training),
-    }
-
-
-def bright_level(dataset: Dataset, rows: NDArray[np.int64]) -> float:
-    """Return the grey level that one pixel in a hundred of a typical image exceeds.
-
-    It is the median over `BRIGHTNESS_SAMPLE` images at most, and tells the brightness at which a
-    photograph looks like them (`pair_image.prepare`).
-    """
-    images = dataset.images(rows[:: math.ceil(len(rows) / BRIGHTNESS_SAMPLE)])
-    levels = np.percentile(images.mean(axis=-1), BRIGHT_PERCENTILE, axis=(1, 2))
-    return float(np.median(levels))
-
-
-def describe_data(other: Config, sample: Sample) -> dict[str, Any]:
-    """Return what else than the run's own data is evaluated."""
-    return {
-        "name": other.run_dir.name,
-        "folder": str(other.run_dir),
-        "source": other.scrape.source,
-        "split": other.split.kind,
-        "samples": len(sample.dataset),
-    }
-
-
-def describe_views(sample: Sample, trained: Views) -> dict[str, Any]:
-    """Return how many images are evaluated, of what, and how near to the training's they are."""
-    views = sample.views
-    distance = nearest_training_view(views, trained)
-    known = distance[~np.isnan(distance)]
-    encounters = set(zip(trained.simulation, trained.configuration, strict=True))
-    seen = [e in encounters for e in zip(views.simulation, views.configuration, strict=True)]
-    return {
-        "images": len(sample.rows),
-        "groups": len(np.unique(views.groups())),
-        "simulations": np.unique(views.simulation).tolist(),
-        "inclinations_deg": np.unique(views.inclination_deg),
-        "times_myr": np.unique(views.time_myr),
-        "trained_encounters": float(np.mean(seen)),
-        "never_trained_configurations": sorted(
-            set(views.configuration) - set(trained.configuration)
-        ),
-        "nearest_training_view_deg": {
-            "min": known.min(),
-            "median": np.median(known),
-            "max": known.max(),
-        }
-        if len(known)
-        else None,
-    }
-
-
-def describe_training(config: Config, history: dict[str, Floats]) -> dict[str, Any]:
-    """Return how long was trained, from the last row of metrics.csv."""
-    last = {name: values[-1] for name, values in history.items()}
-    return {
-        "epochs": int(last["epoch"]),
-        "steps": int(last["step"]),
-        "seconds": last["seconds"],
-        "images_per_s": last["images_per_s"],
-        "training_mae": last["training_mae"],
-        "training_mse": last["training_mse"],
-        "sky_like": trained_sky_like(config),
-        "changes": describe(config.training.augment),
-    }
-
-
-def describe_origin(config: Config, dataset: Dataset, model_sha256: str) -> dict[str, Any]:
-    """Return what repeats the evaluation: hashes, versions, machine and date."""
-    return {
-        "configuration": digest(config.inputs("evaluate")),
-        "dataset": dataset.fingerprint,
-        "model": model_sha256,
-        "versions": versions(),
-        "machine": machine(),
-        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python, of this package and of those it stands on."""
-    found = {"python": platform.python_version(), "galmerhpc": __version__}
-    installed = {
-        d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()
-    }
-    return found | {name: installed[name] for name in PACKAGES if name in installed}
-
-
-def machine() -> dict[str, Any]:
-    """Return what this job runs on: processor, its CPUs and the number of ranks."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cpus": parallel.cpu_count(),
-        "ranks": parallel.size(),
-    }
-
-
-def predictions_csv(
-    parameters: Sequence[str],
-    sample: Sample,
-    trained: Views,
-    predictions: dict[str, Predictions],
-) -> str:
-    """Return predictions.csv: a row an image, angles in degrees, float32's full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    views, distance = sample.views, nearest_training_view(sample.views, trained)
-    columns: dict[str, Any] = {
-        "view": views.id,
-        "split": [sample.split] * len(sample.rows),
-        **{name: getattr(views, name) for name in Views._fields[1:-3]},
-        "nearest_training_view_deg": distance,
-    }
-    for k, name in enumerate(parameters):
-        columns[f"true_{name}"] = sample.true[:, k]
-        for condition, predicted in predictions.items():
-            prefix = "" if condition == CLEAN else f"{condition}_"
-            columns[f"{prefix}predicted_{name}"] = predicted.labels["network"][:, k]
-    writer.writerow(columns)
-    for row in zip(*columns.values(), strict=True):
-        writer.writerow([_cell(value) for value in row])
-    return text.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:.9g}"
-    return value

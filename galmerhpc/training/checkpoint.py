@@ -90,7 +90,7 @@ def save(
             )
         manifest = {**meta, "sha256": file.sha256}
         files.write_json(temporary / _MANIFEST, {**manifest, _OWN_SHA256: digest(manifest)})
-    for old in _all(folder)[:-keep]:
+    for old in listed(folder)[:-keep]:
         if old.name != best:
             files.remove_folder(old)
 
@@ -108,7 +108,7 @@ def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
     InputError
         There are checkpoints, but all of them are damaged.
     """
-    found = _all(folder)
+    found = listed(folder)
     for path in reversed(found):
         try:
             return load(path)
@@ -129,19 +129,34 @@ def load(path: Path) -> tuple[Arrays, dict[str, Any]]:
     InputError
         It is damaged.
     """
+    meta = verify(path)
+    try:
+        with np.load(path / _STATE, allow_pickle=False) as state:
+            return {name: state[name] for name in state.files}, meta
+    except (OSError, LookupError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error})") from None
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's manifest, after both of its files have been compared with it.
+
+    Raises
+    ------
+    InputError
+        It is damaged.
+    """
     try:
         meta = files.read_json(path / _MANIFEST)
         if digest({k: v for k, v in meta.items() if k != _OWN_SHA256}) != meta[_OWN_SHA256]:
-            raise ValueError(f"the checksum of {_MANIFEST} is not the one in it")
+            raise ValueError(f"the SHA-256 of {_MANIFEST} is not the one in it")
         if files.sha256(path / _STATE) != meta["sha256"]:
-            raise ValueError(f"the checksum of {_STATE} is not the one in {_MANIFEST}")
-        with np.load(path / _STATE, allow_pickle=False) as state:
-            return {name: state[name] for name in state.files}, meta
+            raise ValueError(f"the SHA-256 of {_STATE} is not the one in {_MANIFEST}")
+        return meta
     except (InputError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: damaged ({error})") from None
 
 
-def _all(folder: Path) -> list[Path]:
+def listed(folder: Path) -> list[Path]:
     """Return the checkpoints in the order of training."""
     found = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step-*")]
     # An epoch's end comes after its last step.

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import functools
-import importlib.metadata
 import logging
 import math
 import time
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from galmerhpc import __version__, files, parallel
+from galmerhpc import files, parallel, provenance
 from galmerhpc.config import Config
 from galmerhpc.dataset.batches import (
     Batch,
@@ -44,7 +43,6 @@ SMALL_LOCAL_BATCH = 8
 SLOWEST_READ_BYTES_PER_S = 20e6
 """A disk slower than this counts as one that hangs."""
 
-_LIBRARIES = ("tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy")
 _ORDER_KEYS = ("training.batch_size", "training.seed")
 _NAMED_VIEWS = 4
 
@@ -406,7 +404,7 @@ class Trainer:
             inputs = self._config.inputs("train")
             meta = {
                 **progress.meta(), "ranks": horovod.size(), "configuration": inputs,
-                "dataset": self._dataset.fingerprint, "versions": versions(),
+                "dataset": self._dataset.fingerprint, "versions": provenance.versions(),
             }  # fmt: skip
             self._writer.start(
                 functools.partial(
@@ -456,8 +454,8 @@ class Trainer:
             self.progress.epochs_since_best = 0
         if horovod.rank() == 0:
             log.info("resumed after epoch %d, step %d", self.progress.epoch, self.progress.step)
-            if meta["versions"] != versions():
-                log.info("it was made with %s, this is %s", meta["versions"], versions())
+            if meta["versions"] != provenance.versions():
+                log.info("it was made with %s, this is %s", meta["versions"], provenance.versions())
 
 
 def load_best(path: Path) -> tuple[checkpoint.Arrays, dict[str, Any]]:
@@ -511,14 +509,6 @@ def run_elastic(trainer: Trainer, stop: StopRequest) -> None:
 def merged(sums: Sums) -> Sums:
     """Return the sums over all ranks."""
     return type(sums).from_vector(horovod.sum_array(sums.as_vector()))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what decides a training's numbers."""
-    distributions = importlib.metadata.distributions()
-    installed = {d.name.lower().replace("_", "-"): d.version for d in distributions}
-    found = {name: installed[name] for name in _LIBRARIES if name in installed}
-    return {"galmerhpc": __version__, **found}
 
 
 def check_batch_size(batch_size: int, images: int) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from galmerhpc.evaluation.evaluate import class_choices
+from galmerhpc.evaluation.predictors import class_choices
 from galmerhpc.evaluation.scores import Scorer, bins, breakdown, class_scores, sky_weights
 from galmerhpc.parameters import NAMES, decode_classes, encode_classes
 

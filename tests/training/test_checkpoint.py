@@ -125,7 +125,7 @@ def test_a_manifest_that_says_another_position_is_damaged(
     manifest = tmp_path / "step-00000002/manifest.json"
     manifest.write_text(manifest.read_text().replace('"step": 2', '"step": 3'))
     assert checkpoint.load_latest(tmp_path)[1]["step"] == 1  # type: ignore[index]
-    assert "the checksum of manifest.json" in caplog.text
+    assert "the SHA-256 of manifest.json" in caplog.text
 
 
 def test_a_damaged_checkpoint_is_written_anew_before_an_older_one_goes(tmp_path: Path) -> None:

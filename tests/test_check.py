@@ -14,9 +14,9 @@ import yaml
 
 from galmerhpc import files
 from galmerhpc.catalogue import Views
+from galmerhpc.check import Fault, check, set_aside
 from galmerhpc.config import Config, Split, load
 from galmerhpc.dataset import shards
-from galmerhpc.dataset.check import Fault, check, set_aside
 from galmerhpc.dataset.preprocess import preprocess
 from galmerhpc.dataset.raw import RawWriter
 from galmerhpc.dataset.split import TEST, TRAIN, Samples, ViewTable, assign
@@ -194,7 +194,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a record": (lambda run: damaged_record(run / "shards/stage.json"), "damaged"),
     "a checkpoint": (state_of, "the SHA-256 of state.npz"),
     "a checkpoint's position": (position, "the SHA-256 of manifest.json"),
-    "a checkpoint's manifest lost": (lambda run: removed(manifest(run)).parent, "unreadable"),
+    "a checkpoint's manifest lost": (lambda run: removed(manifest(run)).parent, "damaged"),
     "an evaluation": (metrics, "its SHA-256"),
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import Places, View, Views
-from galmerhpc.config import Config, digest, require_catalogue
+from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset import hdf5, shards
 from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.preprocess import (
@@ -32,6 +32,7 @@ from galmerhpc.dataset.preprocess import (
 from galmerhpc.dataset.raw import RawShard, open_store
 from galmerhpc.dataset.split import SPLITS, TRAIN
 from galmerhpc.errors import InputError, brief
+from galmerhpc.training import checkpoint
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -39,7 +40,7 @@ R = TypeVar("R")
 BAD = ".bad"
 """Suffix of what was set aside; nothing reads such files."""
 
-_RECORD, _MANIFEST, _STATE = "stage.json", "manifest.json", "state.npz"
+_RECORD = "stage.json"
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -205,8 +206,7 @@ def _take_stock(config: Config) -> tuple[Report, _Inventory]:
         ]
     if _belongs(run / "shards", lambda: stage_inputs(config), report):
         there.training = sorted((run / "shards").glob("shard-*.h5"))
-    there.checkpoints = sorted(run.glob("checkpoints/step-*"))
-    there.checkpoints = [path for path in there.checkpoints if BAD not in path.name]
+    there.checkpoints = checkpoint.listed(run / "checkpoints")
     known = {*there.raw, *there.training}
     there.others = sorted(path for path in there.sha256 if path not in known and path.exists())
     return report, there
@@ -411,11 +411,7 @@ def _check_virtual(path: Path, names: list[str]) -> list[Fault]:
 
 def _check_checkpoint(folder: Path) -> list[Fault]:
     try:
-        manifest = files.read_json(folder / _MANIFEST)
-        if manifest.pop("manifest_sha256") != digest(manifest):
-            return [Fault(folder, f"the SHA-256 of {_MANIFEST} is not the one in it")]
-        if files.sha256(folder / _STATE) != manifest["sha256"]:
-            return [Fault(folder, f"the SHA-256 of {_STATE} is not the one in {_MANIFEST}")]
-    except (InputError, OSError, LookupError, TypeError, AttributeError) as error:
-        return [Fault(folder, f"unreadable ({error})")]
+        checkpoint.verify(folder)
+    except InputError as error:
+        return [Fault(folder, _reason(folder, error))]
     return []

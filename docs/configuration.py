@@ -1,0 +1,132 @@
+"""Write docs/configuration.md: every key of a configuration, from galmerhpc/config.py.
+
+python docs/configuration.py
+"""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from galmerhpc.config import Config, Section
+
+PAGE = Path(__file__).with_suffix(".md")
+
+HEAD = """\
+# Configuration
+
+Every key of a configuration file with its default, as `docs/configuration.py` reads them from
+`galmerhpc/config.py`. A file names only what differs from the defaults, and `SECTION.KEY=VALUE` on
+the command line replaces one key more. A key that is not here, a value out of range and a
+combination that cannot be are refused, with the key's name. A dash stands where there is no
+default, *null* where it is YAML's null. `[]` in a section's name is a list of such sections,
+`<name>` a name of your own.
+"""
+
+
+class Part(NamedTuple):
+    """A section at its place in the file."""
+
+    path: str
+    kind: type[Section]
+    defaults: Section | None
+    """What stands there when the file says nothing; None where it must."""
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+    print(PAGE)
+
+
+def page() -> str:
+    """Return the page: a table a section, in the order of the file."""
+    return "\n".join([HEAD, *map(describe, parts(Part("", Config, None)))])
+
+
+def parts(part: Part) -> Iterator[Part]:
+    """Yield a section and all that it holds."""
+    yield part
+    for name, field in part.kind.model_fields.items():
+        if kind := section_of(field.annotation):
+            default = value_of(part, name)
+            path = ".".join([part.path, name]).lstrip(".") + place_of(field.annotation)
+            yield from parts(Part(path, kind, default if isinstance(default, kind) else None))
+
+
+def describe(part: Part) -> str:
+    """Return a section's heading, what it is, and a row for each of its keys."""
+    rows = [
+        f"| `{name}` | {default_of(part, name)} | {meaning(field)} |"
+        for name, field in part.kind.model_fields.items()
+        if not section_of(field.annotation)
+    ]
+    lines = [f"## `{part.path}`" if part.path else "## The whole", "", about(part.kind), ""]
+    if rows:
+        lines += ["| key | default | what it is |", "|---|---|---|", *rows, ""]
+    return "\n".join(lines)
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """Return the section that an annotation holds, one or many; None for plain values."""
+    if inspect.isclass(annotation) and issubclass(annotation, Section):
+        return annotation
+    found = (section_of(inner) for inner in get_args(annotation))
+    return next((kind for kind in found if kind), None)
+
+
+def place_of(annotation: Any) -> str:
+    """Return how a path goes on in a section's place: in a list, under a name, or by itself."""
+    return {tuple: "[]", dict: ".<name>"}.get(get_origin(annotation), "")
+
+
+def value_of(part: Part, name: str) -> Any:
+    """Return what a key is when the file says nothing of it; Ellipsis where it must."""
+    if part.defaults is not None:
+        return getattr(part.defaults, name)
+    field = part.kind.model_fields[name]
+    return ... if field.is_required() else field.default
+
+
+def default_of(part: Part, name: str) -> str:
+    """Return a default as YAML has it."""
+    value = value_of(part, name)
+    return {"...": "-", "null": "*null*"}.get(yaml(value), f"`{yaml(value)}`")
+
+
+def yaml(value: Any) -> str:
+    """Return a value as YAML has it, in one line."""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(yaml, value)) + "]"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if value is ... or value is None or isinstance(value, bool):
+        return {...: "...", None: "null", True: "true", False: "false"}[value]
+    return str(value) if value != "" else "''"
+
+
+def about(kind: type[Section]) -> str:
+    """Return what a section's docstring says."""
+    return " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
+
+
+def meaning(field: FieldInfo) -> str:
+    """Return what a key is, and its choices where the text names none of them."""
+    text = " ".join((field.description or "").replace("``", "`").replace("|", "\\|").split())
+    choices = choices_of(field.annotation)
+    if choices and not all(str(choice) in text for choice in choices):
+        text = f"{' or '.join(map(str, choices))}. {text}".rstrip()
+    return text
+
+
+def choices_of(annotation: Any) -> tuple[Any, ...]:
+    """Return the values that an annotation lists."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return tuple(choice for inner in get_args(annotation) for choice in choices_of(inner))
+
+
+if __name__ == "__main__":
+    main()

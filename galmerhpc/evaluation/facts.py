@@ -1,0 +1,125 @@
+"""What stands in metrics.json beside the scores: run, data, and what repeats the evaluation."""
+
+import datetime as dt
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from galmerhpc import parallel, provenance
+from galmerhpc.config import Config, digest
+from galmerhpc.dataset.shards import Dataset
+from galmerhpc.dataset.split import SPLITS
+from galmerhpc.evaluation.conditions import describe, trained_sky_like
+from galmerhpc.evaluation.pair_image import BRIGHT_PERCENTILE
+from galmerhpc.evaluation.sample import Sample, Views, nearest_training_view
+
+BRIGHTNESS_SAMPLE = 256
+"""Training images from which their brightness is measured."""
+
+
+def run(config: Config, dataset: Dataset, split: str) -> dict[str, Any]:
+    """Return what was trained on what, and how it was split."""
+    samples, simulations = {}, {}
+    simulation = dataset.column("simulation")
+    for name in SPLITS:
+        rows = dataset.rows(name)
+        samples[name] = len(rows)
+        simulations[name] = np.unique(simulation[rows]).tolist()
+    training = dataset.rows("train")
+    means = dataset.labels[training].mean(axis=0, dtype=np.float64)
+    return {
+        "name": config.run_dir.name,
+        "architecture": config.model.architecture,
+        "task": config.model.task,
+        "parameters": list(config.parameters),
+        "image_shape": [int(n) for n in dataset.image_shape],
+        "source": config.scrape.source,
+        "split": config.split.kind,
+        "evaluated": split,
+        "samples": samples,
+        "simulations": simulations,
+        "training_mean": dict(zip(config.parameters, means, strict=True)),
+        "bright_level": bright_level(dataset, training),
+    }
+
+
+def bright_level(dataset: Dataset, rows: NDArray[np.int64]) -> float:
+    """Return the grey level that one pixel in a hundred of a typical image exceeds.
+
+    It is the median over `BRIGHTNESS_SAMPLE` images at most, and tells the brightness at which a
+    photograph looks like them (`pair_image.prepare`).
+    """
+    images = dataset.images(rows[:: math.ceil(len(rows) / BRIGHTNESS_SAMPLE)])
+    levels = np.percentile(images.mean(axis=-1), BRIGHT_PERCENTILE, axis=(1, 2))
+    return float(np.median(levels))
+
+
+def data(other: Config, sample: Sample) -> dict[str, Any]:
+    """Return what else than the run's own data is evaluated."""
+    return {
+        "name": other.run_dir.name,
+        "folder": str(other.run_dir),
+        "source": other.scrape.source,
+        "split": other.split.kind,
+        "samples": len(sample.dataset),
+    }
+
+
+def views(sample: Sample, trained: Views) -> dict[str, Any]:
+    """Return how many images are evaluated, of what, and how near to the training's they are."""
+    views = sample.views
+    distance = nearest_training_view(views, trained)
+    known = distance[~np.isnan(distance)]
+    encounters = set(zip(trained.simulation, trained.configuration, strict=True))
+    seen = [e in encounters for e in zip(views.simulation, views.configuration, strict=True)]
+    return {
+        "images": len(sample.rows),
+        "groups": len(np.unique(views.groups())),
+        "simulations": np.unique(views.simulation).tolist(),
+        "inclinations_deg": np.unique(views.inclination_deg),
+        "times_myr": np.unique(views.time_myr),
+        "trained_encounters": float(np.mean(seen)),
+        "never_trained_configurations": sorted(
+            set(views.configuration) - set(trained.configuration)
+        ),
+        "nearest_training_view_deg": {
+            "min": known.min(),
+            "median": np.median(known),
+            "max": known.max(),
+        }
+        if len(known)
+        else None,
+    }
+
+
+def training(config: Config, history: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Return how long was trained, from the last row of metrics.csv."""
+    last = {name: values[-1] for name, values in history.items()}
+    return {
+        "epochs": int(last["epoch"]),
+        "steps": int(last["step"]),
+        "seconds": last["seconds"],
+        "images_per_s": last["images_per_s"],
+        "training_mae": last["training_mae"],
+        "training_mse": last["training_mse"],
+        "sky_like": trained_sky_like(config),
+        "changes": describe(config.training.augment),
+    }
+
+
+def origin(config: Config, dataset: Dataset, model_sha256: str) -> dict[str, Any]:
+    """Return what repeats the evaluation: hashes, versions, machine and date."""
+    return {
+        "configuration": digest(config.inputs("evaluate")),
+        "dataset": dataset.fingerprint,
+        "model": model_sha256,
+        "versions": provenance.versions(),
+        "machine": {
+            "cpu": provenance.processor(),
+            "cpus": parallel.cpu_count(),
+            "ranks": parallel.size(),
+        },
+        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+    }

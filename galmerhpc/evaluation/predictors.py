@@ -1,0 +1,158 @@
+"""What the network and the baselines predict, and predictions.csv."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from galmerhpc.config import Config
+from galmerhpc.dataset.shards import Dataset
+from galmerhpc.errors import GalmerhpcError
+from galmerhpc.evaluation.baselines import LookUp, mean_prediction, thumbnails
+from galmerhpc.evaluation.conditions import CLEAN, Change, draws, unchanged
+from galmerhpc.evaluation.sample import Sample, Views, nearest_training_view
+from galmerhpc.models.targets import labels_of
+from galmerhpc.parameters import encode_classes, named
+
+if TYPE_CHECKING:
+    import keras
+
+Floats = NDArray[np.float64]
+
+
+class Predictions(NamedTuple):
+    """What is predicted for N images under one condition."""
+
+    outputs: Floats
+    """What the network gives, (N, P) or (N, classes)."""
+    labels: dict[str, Floats]
+    """Labels (N, P) by name of `summary.PREDICTORS`."""
+
+
+def predict(
+    config: Config,
+    dataset: Dataset,
+    trained: Views,
+    sample: Sample,
+    network: "keras.Model",
+    change: Change,
+) -> Predictions:
+    """Predict a sample's labels with the network and with the baselines.
+
+    The look-up's training images are changed as those that it is asked for, each
+    `evaluation.lookup.draws` times: a network that trained under the conditions saw as many as it
+    had epochs.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    dataset : Dataset
+        Its shards, whose training images the baselines know.
+    trained : Views
+        The training images' views.
+    sample : Sample
+        What to predict.
+    network : keras.Model
+        The network.
+    change : Change
+        What is done to every image first.
+
+    Raises
+    ------
+    GalmerhpcError
+        The network predicts something that is no number.
+    """
+    settings, training = config.evaluation.lookup, dataset.rows("train")
+    repeats = 1 if change is unchanged else settings.draws
+
+    def over(
+        what: str, images_of: Dataset, rows: NDArray[np.int64], views: Views,
+        function: Callable[[NDArray[np.uint8]], Any], repeats: int = 1,
+    ) -> Any:  # fmt: skip
+        """Apply a function to the changed images of rows, a batch at a time; then once more."""
+        size, results = config.training.evaluation_batch, []
+        with tqdm(total=repeats * len(rows), desc=what, unit=" images", disable=None) as progress:
+            for repeat in range(repeats):
+                numbers = draws(views, repeat)
+                for place, images in images_of.in_order(rows):
+                    own = numbers[place]
+                    batches = (slice(k, k + size) for k in range(0, len(images), size))
+                    results += [function(change(images[batch], own[batch])) for batch in batches]
+                    progress.update(len(images))
+        return np.concatenate(results)
+
+    def thumbs(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return thumbnails(images, settings.thumbnail_px)
+
+    asked = (sample.dataset, sample.rows, sample.views)
+    outputs = over("network", *asked, network.predict_on_batch).astype(np.float64)
+    if bad := int((~np.isfinite(outputs)).any(axis=1).sum()):
+        raise GalmerhpcError(
+            f"model.keras predicts no number for {bad} of {len(outputs)} images; "
+            "train again with a lower training.learning_rate"
+        )
+    labels = dataset.labels[training]
+    known = over("look-up, training images", dataset, training, trained, thumbs, repeats)
+    lookup = LookUp(known, np.tile(labels, (repeats, 1)), config.parameters, settings)
+    return Predictions(
+        outputs,
+        {
+            "network": labels_of(config, outputs).astype(np.float64),
+            "lookup": lookup.predict(over("look-up", *asked, thumbs)),
+            "mean": mean_prediction(labels, len(outputs)),
+        },
+    )
+
+
+def class_choices(
+    outputs: Floats, predictions: dict[str, Floats], names: Sequence[str], width_deg: float
+) -> dict[str, NDArray[np.floating]]:
+    """Return each predictor's probabilities of the classes, (N, classes).
+
+    The network's are its outputs; a baseline is sure of the classes that its predictions fall into.
+    """
+    low, high = np.transpose([(named(n).low, named(n).high) for n in names])
+    choices: dict[str, NDArray[np.floating]] = {
+        name: encode_classes(np.clip(predicted, low, high), width_deg, names)
+        for name, predicted in predictions.items()
+        if name != "network"
+    }
+    return {"network": outputs, **choices}
+
+
+def as_csv(
+    parameters: Sequence[str],
+    sample: Sample,
+    trained: Views,
+    predictions: dict[str, Predictions],
+) -> str:
+    """Return predictions.csv: a row an image, angles in degrees, float32's full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    views, distance = sample.views, nearest_training_view(sample.views, trained)
+    columns: dict[str, Any] = {
+        "view": views.id,
+        "split": [sample.split] * len(sample.rows),
+        **{name: getattr(views, name) for name in Views._fields[1:-3]},
+        "nearest_training_view_deg": distance,
+    }
+    for k, name in enumerate(parameters):
+        columns[f"true_{name}"] = sample.true[:, k]
+        for condition, predicted in predictions.items():
+            prefix = "" if condition == CLEAN else f"{condition}_"
+            columns[f"{prefix}predicted_{name}"] = predicted.labels["network"][:, k]
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([_cell(value) for value in row])
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.9g}"
+    return value
