@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
+from scipy.integrate import trapezoid
 
 from galmerhpc.config import Config, Render
 from galmerhpc.dataset.shards import Images
@@ -176,7 +177,7 @@ def kpc_per_arcsec(redshift: float) -> float:
     """
     z = np.linspace(0.0, redshift, 513)
     rate = np.sqrt(MATTER * (1 + z) ** 3 + 1 - MATTER)
-    comoving_mpc = _SPEED_OF_LIGHT_KM_S / HUBBLE_KM_S_MPC * np.trapezoid(1 / rate, z)
+    comoving_mpc = _SPEED_OF_LIGHT_KM_S / HUBBLE_KM_S_MPC * trapezoid(1 / rate, z)
     return float(1000 * comoving_mpc / (1 + redshift) * math.radians(1 / 3600))
 
 
