@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import Places, View, Views
-from galmerhpc.config import Config, require_catalogue
+from galmerhpc.config import Config, Stage, require_catalogue
 from galmerhpc.dataset import hdf5, shards
 from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.preprocess import (
@@ -27,9 +27,9 @@ from galmerhpc.dataset.preprocess import (
     columns_of,
     lay_out,
     sources_of,
-    stage_inputs,
 )
 from galmerhpc.dataset.raw import RawShard, open_store
+from galmerhpc.dataset.records import FOLDERS, stage_record
 from galmerhpc.dataset.split import SPLITS, TRAIN
 from galmerhpc.errors import InputError, brief
 from galmerhpc.training import checkpoint
@@ -198,13 +198,13 @@ def _take_stock(config: Config) -> tuple[Report, _Inventory]:
     report, there, run = Report(), _Inventory(), config.run_dir
     for record in sorted(run.glob(f"*/{_RECORD}")):
         _read_record(record, report, there)
-    if _belongs(run / "raw", lambda: config.inputs("scrape"), report):
+    if _belongs(config, "scrape", report):
         there.raw = sorted((run / "raw").glob("raw-*.h5"))
         report.notes += [
             f"{spool}: of a scrape that was killed or is running; galmerhpc scrape packs it"
             for spool in sorted((run / "raw").glob("raw-*.spool"))
         ]
-    if _belongs(run / "shards", lambda: stage_inputs(config), report):
+    if _belongs(config, "preprocess", report):
         there.training = sorted((run / "shards").glob("shard-*.h5"))
     there.checkpoints = checkpoint.listed(run / "checkpoints")
     known = {*there.raw, *there.training}
@@ -231,12 +231,13 @@ def _listed(record: Path, name: str) -> Path:
     return Path(os.path.normpath(record.parent / name))
 
 
-def _belongs(folder: Path, inputs: Callable[[], dict[str, Any]], report: Report) -> bool:
+def _belongs(config: Config, stage: Stage, report: Report) -> bool:
     """Tell whether a stage's folder is this configuration's."""
+    folder = config.run_dir / FOLDERS[stage]
     if not folder.is_dir() or any(fault.path.name == _RECORD for fault in report.faults):
         return folder.is_dir()  # what the configuration was cannot be told
     try:
-        files.StageRecord(folder, inputs())
+        stage_record(config, stage)
     except InputError as error:
         report.faults.append(Fault(folder / _RECORD, str(error), repairable=False))
         return False
@@ -296,7 +297,7 @@ def _check_raw(path: Path, there: _Inventory, catalogue: _Catalogue) -> list[Fau
             if row := _first_difference(shard.column(name), values):
                 return [Fault(path, f"{name} of view {ids[row - 1]} is not the catalogue's")]
     except InputError as error:
-        return [Fault(path, _reason(path, error))]
+        return [_fault(path, error)]
     return _check_file(path, there)
 
 
@@ -317,9 +318,10 @@ def _first_difference(column: NDArray[Any], wanted: NDArray[Any]) -> int:
     return int(differs.argmax()) + 1 if differs.any() else 0
 
 
-def _reason(path: Path, error: InputError) -> str:
-    """Return what an error says of a file without its name."""
-    return str(error).removeprefix(f"{path}: ")
+def _fault(path: Path, error: InputError) -> Fault:
+    """Return what an error says of a file, without its name."""
+    why = str(error).removeprefix(f"{path}: ")
+    return Fault(path, why, repairable=not isinstance(error, files.UnreadableError))
 
 
 # --- training shards ------------------------------------------------------------------------------
@@ -348,7 +350,7 @@ def _check_shard(
             if row := _first_difference(columns[name], values):
                 return [Fault(path, f"{name} of image {row - 1} is not the catalogue's")], groups
     except InputError as error:
-        return [Fault(path, _reason(path, error))], groups
+        return [_fault(path, error)], groups
     sources = columns["source_sha256"].tolist()
     for row, (made_from, there_now) in enumerate(
         zip(sources, sources_of(plan, samples), strict=True)
@@ -388,8 +390,11 @@ def _leaks(
 
 def _check_file(path: Path, there: _Inventory) -> list[Fault]:
     recorded = there.sha256.get(path)
-    if recorded and files.sha256(path) != recorded:
-        return [Fault(path, f"its SHA-256 is not the one in {_RECORD}")]
+    try:
+        if recorded and files.sha256(path) != recorded:
+            return [Fault(path, f"its SHA-256 is not the one in {_RECORD}")]
+    except OSError as error:
+        return [_fault(path, files.unreadable(path, error))]
     if path.name != shards.VIRTUAL:
         return []
     beside = [other.name for other in there.sha256 if other.parent == path.parent]
@@ -413,5 +418,5 @@ def _check_checkpoint(folder: Path) -> list[Fault]:
     try:
         checkpoint.verify(folder)
     except InputError as error:
-        return [Fault(folder, _reason(folder, error))]
+        return [_fault(folder, error)]
     return []

@@ -455,9 +455,11 @@ def open_run(config: Config, allow_change: Sequence[str] = ()) -> Config:
     InputError
         A stage there was made from another one, to which the folder's configuration belongs.
     """
-    made: dict[Stage, str] = {"scrape": "raw", "preprocess": "shards", "train": "checkpoints"}
-    for stage, folder in made.items():
-        files.StageRecord(config.run_dir / folder, config.inputs(stage), may_differ=allow_change)
+    from galmerhpc.dataset.records import stage_record
+
+    stages: tuple[Stage, ...] = ("scrape", "preprocess", "train")
+    for stage in stages:
+        stage_record(config, stage, may_differ=allow_change)
     if parallel.rank() == 0:
         files.write_text(config.run_dir / RESOLVED, dump(config))
     return config
@@ -548,7 +550,7 @@ def scrape(given: argparse.Namespace) -> None:
 
 
 def require_snapshots(config: Config) -> None:
-    """Refuse a catalogue with snapshots that the mirror's library does not hold.
+    """Refuse a catalogue with snapshots that the mirror's library does not hold as it says.
 
     Which ones a service elsewhere has, only asking it can tell.
     """
@@ -559,13 +561,27 @@ def require_snapshots(config: Config) -> None:
 
     with Library(library_path(config.library)) as library:
         known = set(library.snapshot_ids)
-    for number, run in enumerate(catalogue.runs):
-        for snapshot in run.all_snapshots():
-            if snapshot.id not in known:
-                raise InputError(
-                    f"catalogue.runs.{number}: the library ({config.library}) holds no snapshot "
-                    f"{snapshot.id}; it holds {len(known)}, from {min(known)} to {max(known)}"
-                )
+        for number, run in enumerate(catalogue.runs):
+            key = f"catalogue.runs.{number}: the library ({config.library})"
+            for snapshot in run.all_snapshots():
+                if snapshot.id not in known:
+                    raise InputError(
+                        f"{key} holds no snapshot {snapshot.id}; it holds {len(known)}, from "
+                        f"{min(known)} to {max(known)}"
+                    )
+                held = library.describe(snapshot.id)
+                wanted = {
+                    "spin": run.spin,
+                    "inclination_deg": run.inclination_deg,
+                    "realisation": run.simulation,
+                    "time_myr": snapshot.time_myr,
+                }
+                for name, value in wanted.items():
+                    if held[name] != value:
+                        raise InputError(
+                            f"{key} holds snapshot {snapshot.id} with {name} {held[name]}, the "
+                            f"catalogue says {value}; correct one of them"
+                        )
 
 
 @contextlib.contextmanager

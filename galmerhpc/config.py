@@ -992,6 +992,11 @@ _STAGE_KEYS: dict[str, tuple[str, ...]] = {
 }
 
 
+def default_inputs() -> dict[str, Any]:
+    """Return every key that has a default, with that default, as `Config.inputs` has them."""
+    return flatten(Config(run_dir=Path()).model_dump(mode="json"))
+
+
 def grid(start: float, stop: float, step: float) -> NDArray[np.float64]:
     """Return start, start + step, ... up to and including stop."""
     return start + step * np.arange(_count(start, stop, step), dtype=np.float64)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from galmerhpc import __version__
+from galmerhpc.config import default_inputs
 from galmerhpc.errors import GalmerhpcError, InputError
 
 log = logging.getLogger(__name__)
@@ -224,6 +225,18 @@ def is_locked(path: Path) -> bool:
         return False
 
 
+class UnreadableError(InputError):
+    """A file that may be whole but cannot be reached: permissions, a disk or a server."""
+
+
+def unreadable(path: Path, error: OSError) -> UnreadableError:
+    """Return the error of a file that the system refuses to read; nothing says it is damaged."""
+    return UnreadableError(
+        f"{path}: cannot be read: {os.strerror(error.errno or 0)}; see to its permissions, or "
+        "to the file system"
+    )
+
+
 class StageRecord:
     """The record of a stage in its folder, ``stage.json``: what it was made from, and what it made.
 
@@ -257,8 +270,19 @@ class StageRecord:
                 and isinstance(record.get("files"), dict | None)
             ):
                 raise InputError(f"{self._path}: damaged; remove {folder} and run the stage again")
-            self._compare(record["inputs"], may_differ)
-            self._files = record.get("files") if record["inputs"] == self._inputs else None
+            recorded = self._completed(record["inputs"])
+            self._compare(recorded, may_differ)
+            self._files = record.get("files") if recorded == self._inputs else None
+
+    def _completed(self, recorded: dict[str, Any]) -> dict[str, Any]:
+        """Return recorded inputs with the defaults of keys that came into being after them."""
+        defaults = json.loads(json.dumps(default_inputs()))
+        new = {
+            key: defaults[key]
+            for key in self._inputs
+            if key in defaults and not any(f"{key}.".startswith(f"{old}.") for old in recorded)
+        }
+        return new | recorded
 
     def _compare(self, recorded: dict[str, Any], may_differ: Sequence[str]) -> None:
         keys = sorted(

@@ -364,6 +364,17 @@ def test_bad_files_of_one_name_do_not_replace_each_other(config: Config) -> None
         preprocess(config)
 
 
+@pytest.mark.parametrize("where", ["raw/raw-0000-00000.h5", "shards/shard-00000.h5"])
+def test_a_shard_out_of_reach_is_not_called_damaged(config: Config, where: str) -> None:
+    path = config.run_dir / where
+    path.rename(config.run_dir / "elsewhere")
+    path.mkdir()  # root is refused nothing else
+    (fault,) = (fault for fault in check(config).faults if fault.path == path)
+    assert fault.why.startswith("cannot be read: Is a directory")
+    assert not fault.repairable
+    assert set_aside(config, [fault]) == {}
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     done = galmerhpc("check", str(tmp_path))
     assert done.returncode == ExitCode.WRONG_INPUT

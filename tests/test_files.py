@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galmerhpc import files
+from galmerhpc.config import Config
 from galmerhpc.errors import GalmerhpcError, InputError
 from tests.support import run
 
@@ -188,6 +189,20 @@ def test_a_folder_made_from_other_inputs_is_refused(
         files.StageRecord(tmp_path, INPUTS | changed)
     assert str(raised.value).startswith(f"{tmp_path}: {message}")
     assert str(raised.value).endswith("choose another run_dir or remove that folder")
+
+
+def test_a_record_from_before_a_key_existed_holds_with_its_default(tmp_path: Path) -> None:
+    inputs = Config(run_dir=tmp_path).inputs("evaluate")
+    old = {key: value for key, value in inputs.items() if key != "training.ema_momentum"}
+    files.StageRecord(tmp_path, old).finish({})
+    assert files.StageRecord(tmp_path, inputs).complete
+    with pytest.raises(InputError, match=r"training.ema_momentum: 0.0 there, 0.5 now"):
+        files.StageRecord(tmp_path, inputs | {"training.ema_momentum": 0.5})
+    # What was null as a whole had no keys below: their defaults say nothing of it.
+    without = {k: v for k, v in inputs.items() if not k.startswith("evaluation.sky")}
+    files.StageRecord(tmp_path / "sky", {**without, "evaluation.sky": None}).finish({})
+    with pytest.raises(InputError, match=r"evaluation.sky"):
+        files.StageRecord(tmp_path / "sky", inputs)
 
 
 @pytest.mark.parametrize(

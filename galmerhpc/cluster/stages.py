@@ -3,25 +3,15 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import Literal
 
 from galmerhpc import files
-from galmerhpc.config import Config
+from galmerhpc.config import Config, Stage
+from galmerhpc.dataset.records import FOLDERS, stage_record
 from galmerhpc.errors import InputError
 from galmerhpc.training.checkpoint import step_of
 
-JobStage = Literal["scrape", "preprocess", "train", "evaluate"]
-
-STAGES: tuple[JobStage, ...] = ("scrape", "preprocess", "train", "evaluate")
+STAGES: tuple[Stage, ...] = ("scrape", "preprocess", "train", "evaluate")
 """One job each; each needs what the one before it made."""
-
-FOLDERS = {
-    "scrape": "raw",
-    "preprocess": "shards",
-    "train": "checkpoints",
-    "evaluate": "evaluation",
-}
-"""Where a stage's files lie in the run folder."""
 
 _MADE = {"scrape": "raw-*", "preprocess": "*.h5", "train": "step-*", "evaluate": "*.html"}
 """What a stage adds to its folder while it gets on."""
@@ -38,7 +28,7 @@ def job_name(run_dir: Path, stage: str) -> str:
     return f"{stage}-{_NO_NAME.sub('-', run_dir.name)}-{place}"
 
 
-def is_complete(config: Config, stage: JobStage) -> bool:
+def is_complete(config: Config, stage: Stage) -> bool:
     """Say whether a stage has made all it makes.
 
     Raises
@@ -46,12 +36,11 @@ def is_complete(config: Config, stage: JobStage) -> bool:
     InputError
         Its folder was made from another configuration, or is damaged.
     """
-    folder, inputs = config.run_dir / FOLDERS[stage], config.inputs(stage)
     # An evaluation with other keys of its own is made anew, or of a training that has gone on.
     own = ("evaluation.", "training.") if stage == "evaluate" else ()
-    may_differ = [key for key in inputs if key.startswith(own)]
-    done = files.StageRecord(folder, inputs, may_differ).complete
-    return done and (stage != "evaluate" or (folder / _REPORT).exists())
+    may_differ = [key for key in config.inputs(stage) if key.startswith(own)]
+    done = stage_record(config, stage, may_differ).complete
+    return done and (stage != "evaluate" or (config.run_dir / FOLDERS[stage] / _REPORT).exists())
 
 
 def progress(config: Config, command: str) -> str:

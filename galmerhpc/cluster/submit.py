@@ -14,8 +14,8 @@ from typing import Any
 from galmerhpc import files
 from galmerhpc.cluster import slurm
 from galmerhpc.cluster.site import SITE_FILE, Site, check_environment, read_site
-from galmerhpc.cluster.stages import STAGES, JobStage, is_complete, job_name
-from galmerhpc.config import RESOLVED, Config, dump, require_catalogue
+from galmerhpc.cluster.stages import STAGES, is_complete, job_name
+from galmerhpc.config import RESOLVED, Config, Stage, dump, require_catalogue
 from galmerhpc.errors import GalmerhpcError, InputError
 from galmerhpc.studies.index import STUDIES
 
@@ -49,7 +49,7 @@ class Request:
 
     config_path: str
     overrides: Sequence[str] = ()
-    first: JobStage = "scrape"
+    first: Stage = "scrape"
     nodes: int | None = None
     gpus_per_node: int | None = None
     dry_run: bool = False
@@ -163,7 +163,7 @@ def after(previous: str, command: list[str]) -> list[str]:
     return [command[0], *waiting, *command[1:]]
 
 
-def _missing(config: Config, first: JobStage) -> list[JobStage]:
+def _missing(config: Config, first: Stage) -> list[Stage]:
     """Return the stages from the first one on that are not complete; those before it must be."""
     missing = [stage for stage in STAGES if not is_complete(config, stage)]
     begin = STAGES.index(first)
@@ -215,7 +215,7 @@ def queued_jobs(run_dir: Path) -> dict[str, slurm.Job]:
     return {stages[job.name]: job for job in jobs if job.reason != slurm.DEAD_DEPENDENCY}
 
 
-def sbatch_command(config: Config, request: Request, site: Site, stage: JobStage) -> list[str]:
+def sbatch_command(config: Config, request: Request, site: Site, stage: Stage) -> list[str]:
     """Return the sbatch command of a stage, without its dependency."""
     number = "%j"
     options: list[str]

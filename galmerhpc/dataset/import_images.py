@@ -18,6 +18,7 @@ from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset.missing import list_path, write
 from galmerhpc.dataset.pictures import PictureError, WrongSizeError, decode, is_blank
 from galmerhpc.dataset.raw import RawWriter, Response, open_store, tidy
+from galmerhpc.dataset.records import stage_record
 from galmerhpc.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def import_images(config: Config) -> None:
             "fetch the runs of this catalogue"
         )
     folder, views = config.run_dir / "raw", Views(catalogue)
-    record = files.StageRecord(folder, config.inputs("scrape"))
+    record = stage_record(config, "scrape")
     if parallel.broadcast(record.complete):
         log.info("import: complete, nothing to do")
         return

@@ -23,6 +23,7 @@ from galmerhpc.dataset import augment, shards
 from galmerhpc.dataset.missing import missing_views
 from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.raw import RawStore, open_store
+from galmerhpc.dataset.records import stage_inputs, stage_record
 from galmerhpc.dataset.split import Samples, ViewTable, assign
 from galmerhpc.errors import InputError
 
@@ -107,8 +108,10 @@ def preprocess(config: Config) -> None:
         The disk is full.
     """
     folder = config.run_dir / "shards"
-    inputs = parallel.broadcast(stage_inputs(config) if parallel.rank() == 0 else {})
-    record = files.StageRecord(folder, inputs)
+    record = parallel.broadcast(
+        stage_record(config, "preprocess") if parallel.rank() == 0 else None
+    )
+    assert record is not None
     if parallel.broadcast(record.complete):
         log.info("preprocess: complete, nothing to do")
         return
@@ -147,20 +150,6 @@ def _make_shards(folder: Path, plan: Plan) -> dict[str, str]:
     return {name: one for part in parallel.gather(made) for name, one in part.items()}
 
 
-def stage_inputs(config: Config) -> dict[str, Any]:
-    """Return what decides the shards' content: the configuration, and the views without a picture.
-
-    Raises
-    ------
-    InputError
-        The list of these is damaged.
-    """
-    inputs = config.inputs("preprocess")
-    if absent := missing_views(config.run_dir / "raw"):
-        inputs["raw.left_out"] = f"{len(absent)} views, SHA-256 {digest(sorted(absent))}"
-    return inputs
-
-
 def make_plan(config: Config) -> Plan:
     """Lay out samples and shards over the responses of a finished scrape.
 
@@ -170,7 +159,7 @@ def make_plan(config: Config) -> Plan:
         Scraping is not finished, a view is in no raw shard, or the split is impossible.
     """
     folder = config.run_dir / "raw"
-    if not files.StageRecord(folder, config.inputs("scrape")).complete:
+    if not stage_record(config, "scrape").complete:
         raise InputError(f"{folder}: not complete; run galmerhpc scrape first")
     plan = lay_out(config, open_store(config))
     missing = np.unique(plan.samples.view[plan.rows[plan.samples.view] < 0])
@@ -203,7 +192,7 @@ def lay_out(config: Config, store: RawStore) -> Plan:
     number = -(-count // config.preprocess.samples_per_shard)
     return Plan(
         config=config,
-        inputs=stage_inputs(config),
+        inputs=stage_inputs(config, "preprocess"),
         views=views,
         raw=store,
         rows=store.find(views.ids(), len(views)).astype(np.int32),

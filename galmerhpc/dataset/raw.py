@@ -229,7 +229,7 @@ def tidy(folder: Path, part: Slice = WHOLE) -> None:
 
     files.remove_temporaries(folder, ours)
     for spool in sorted(filter(ours, folder.glob("raw-*.spool"))):
-        with spool.open("rb") as file:
+        with spool.open("r+b") as file:  # NFS locks what is open for writing only
             if not files.hold(file):
                 raise InputError(f"{spool}: still being written by another job; wait for its end")
             _pack(spool)

@@ -23,6 +23,7 @@ from galmerhpc.dataset import missing
 from galmerhpc.dataset.crew import SPARE, Crew, Picture, Result
 from galmerhpc.dataset.pace import Pace
 from galmerhpc.dataset.raw import RawStore, RawWriter, open_store, read_spool, tidy
+from galmerhpc.dataset.records import stage_record
 from galmerhpc.dataset.schedule import Grant, Outcome, Report, Schedule, Stored, duplicate
 from galmerhpc.dataset.slices import WHOLE, Slice
 from galmerhpc.errors import InputError, InterruptedRunError, ViewsMissingError
@@ -95,7 +96,7 @@ def scrape(
 def is_done(config: Config, retry_failed: bool = False) -> bool:
     """Say whether there is nothing left to fetch; one rank should ask."""
     folder = config.run_dir / "raw"
-    record = files.StageRecord(folder, config.inputs("scrape"))
+    record = stage_record(config, "scrape")
     return record.complete and not (retry_failed and missing.missing_views(folder))
 
 
@@ -212,7 +213,7 @@ def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) ->
     """
     folder, settings = config.run_dir / "raw", config.scrape
     catalogue = require_catalogue(config)
-    files.StageRecord(folder, config.inputs("scrape"))  # refuses another configuration's folder
+    stage_record(config, "scrape")  # refuses another configuration's folder
     views = Views(catalogue)
     spools = sorted(folder.glob("raw-*.spool"))
     spooled = {response.view for spool in spools for response in read_spool(spool)}
@@ -252,7 +253,7 @@ def _open_desk(
     list_path = missing.list_path(folder, part)
     with _stage_lock(folder):
         if not is_done(config, retry_failed):  # a sibling may have finished meanwhile
-            files.StageRecord(folder, config.inputs("scrape")).begin()
+            stage_record(config, "scrape").begin()
         tidy(folder, part)
         stock = _take_stock(config, views, part, retry_failed)
         missing.write(list_path, stock.failed)
@@ -392,7 +393,7 @@ def _conclude(
         if verdict.complete:
             sums = _checksums(folder, verdict.files)
             if parallel.rank() == 0:
-                files.StageRecord(folder, config.inputs("scrape")).finish(sums)
+                stage_record(config, "scrape").finish(sums)
     if verdict.fault:
         raise ViewsMissingError(verdict.fault)
     log.info("scrape: %s", verdict.note)

@@ -25,7 +25,7 @@ from galmerhpc import __version__, files
 from galmerhpc.config import digest
 from galmerhpc.dataset import hdf5
 from galmerhpc.dataset.split import SPLITS
-from galmerhpc.errors import InputError, brief
+from galmerhpc.errors import InputError
 
 FORMAT = "galmerhpc training"
 FORMAT_VERSION = 1
@@ -557,7 +557,7 @@ class _FilteredImages:
             self._file = h5py.File(shard.path, "r", locking=False, rdcc_nbytes=0)
             self._images = self._file["images"]
         except hdf5.ERRORS as error:
-            raise damaged(shard.path, brief(error)) from None
+            raise hdf5.fault(shard.path, error, damaged) from None
 
     def announce(self, rows: Rows) -> None:
         """Do nothing: HDF5 alone knows where an image lies."""
@@ -568,7 +568,7 @@ class _FilteredImages:
             for row, image in zip(rows.tolist(), into, strict=True):
                 self._images.read_direct(np.asarray(image), np.s_[row])
         except hdf5.ERRORS as error:
-            raise damaged(self._path, brief(error)) from None
+            raise hdf5.fault(self._path, error, damaged) from None
 
 
 def _missing_filters(images: h5py.Dataset) -> list[str]:

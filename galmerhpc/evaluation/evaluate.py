@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from galmerhpc import files
 from galmerhpc.config import Config, OnlineAugment, digest
+from galmerhpc.dataset.records import stage_record
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import InputError
 from galmerhpc.evaluation import conformal, facts, gallery
@@ -124,7 +125,7 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
             return
     # These refuse shards and weights of another configuration.
     dataset = open_dataset(config)
-    files.StageRecord(config.run_dir / "checkpoints", config.inputs("train"))
+    stage_record(config, "train")
     history = read_history(config.run_dir / "metrics.csv", config.parameters)
     network = load_network(model_path, dataset, prediction_width(config))
     training = dataset.rows("train")

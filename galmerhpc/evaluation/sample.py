@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from galmerhpc import files
 from galmerhpc.config import Config, Run
-from galmerhpc.dataset.preprocess import stage_inputs
+from galmerhpc.dataset.records import stage_record
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.dataset.split import SPLITS, lines_of_sight
 from galmerhpc.errors import InputError
@@ -85,7 +84,7 @@ def open_dataset(config: Config) -> Dataset:
     InputError
         They are missing, unfinished, damaged or of another configuration.
     """
-    files.StageRecord(config.run_dir / "shards", stage_inputs(config))
+    stage_record(config, "preprocess")
     return Dataset.open(config.run_dir / "shards")
 
 

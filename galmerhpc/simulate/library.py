@@ -36,7 +36,7 @@ from scipy.spatial import KDTree
 
 from galmerhpc import __version__
 from galmerhpc.errors import InputError
-from galmerhpc.files import atomic_path
+from galmerhpc.files import atomic_path, unreadable
 from galmerhpc.simulate.galaxies import Component as Component
 
 FORMAT = 1
@@ -188,6 +188,12 @@ class Library:
             )
         return _read_attributes(self._file["encounters"][encounter])
 
+    def describe(self, snapshot_id: int) -> dict[str, Attribute]:
+        """Return the parameters and results of a snapshot's encounter, and its ``time_myr``."""
+        name, row = self._places[snapshot_id]
+        time = float(self._file["encounters"][name]["time_myr"][row])
+        return {**self.attributes(name), "time_myr": time}
+
     def snapshot(self, snapshot_id: int) -> Snapshot:
         """Read a snapshot.
 
@@ -253,8 +259,8 @@ def _open(path: Path) -> h5py.File:
         )
     try:
         file = h5py.File(path, "r", locking=False)
-    except OSError:
-        raise _damaged(path) from None
+    except OSError as error:
+        raise (unreadable(path, error) if error.errno else _damaged(path)) from None
     if file.attrs.get("format") != FORMAT or "encounters" not in file:
         file.close()
         raise _damaged(path)

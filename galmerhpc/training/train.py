@@ -23,6 +23,7 @@ from galmerhpc.dataset.batches import (
     steps_per_epoch,
     training_batches,
 )
+from galmerhpc.dataset.records import stage_record
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
 from galmerhpc.interrupt import StopRequest
@@ -128,7 +129,7 @@ def open_record(config: Config, allow_change: Sequence[str] = ()) -> files.Stage
                 f"--allow-change {key}: it decides the data, their order or the network; on the "
                 f"way only these can change: {', '.join(allowed)}"
             )
-    return files.StageRecord(config.run_dir / "checkpoints", inputs, may_differ=allow_change)
+    return stage_record(config, "train", may_differ=allow_change)
 
 
 def _bytes_of(dataset: Dataset) -> int:

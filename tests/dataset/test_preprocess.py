@@ -17,6 +17,8 @@ from PIL import Image
 
 from galmerhpc import files
 from galmerhpc.catalogue import View, Views
+from galmerhpc.cli import open_run
+from galmerhpc.cluster.stages import is_complete
 from galmerhpc.config import Preprocess, load
 from galmerhpc.dataset.preprocess import picture_of, preprocess
 from galmerhpc.dataset.shards import Dataset
@@ -444,6 +446,10 @@ def test_views_left_out_are_counted_named_and_no_one_elses_loss(
     np.testing.assert_array_equal(made.images(np.arange(len(made))), whole.images(rows))
     for name in ("view", "copy", "split", "group"):
         np.testing.assert_array_equal(made.column(name), whole.column(name)[rows])
+
+    # All that works on the run afterwards opens it first.
+    assert open_run(config) is config
+    assert is_complete(config, "preprocess")
 
     # Now the others came too: these shards are not those of the whole catalogue.
     shutil.rmtree(config.run_dir / "raw")

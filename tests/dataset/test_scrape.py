@@ -337,6 +337,12 @@ def test_views_that_cannot_be_asked_for_are_found_before_the_first_request(tmp_p
     done = galmerhpc("scrape", str(path), ranks=2)
     assert done.returncode == ExitCode.WRONG_INPUT
     assert "catalogue.runs.0: the library (shipped) holds no snapshot 1" in one_line(done.stderr)
+    run = "{spin: prograde, inclination_deg: 45, snapshots: [{id: 27421, time_myr: 100}]}"
+    done = galmerhpc("scrape", str(path), f"catalogue.runs=[{run}]")
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert "snapshot 27421 with inclination_deg 75.0, the catalogue says 45" in one_line(
+        done.stderr
+    )
     with serve() as service:
         path = write_config(tmp_path, service.url)
         done = galmerhpc("scrape", str(path), "catalogue.render.zoom=1e9")
