@@ -230,10 +230,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true",
         help="print the network, its memory and the steps, and try one batch; nothing is written",
     )  # fmt: skip
-    command.add_argument(
-        "--allow-change", metavar="KEY", action="append", default=[],
-        help="a key of training that may differ from that of the checkpoints; may be repeated",
-    )  # fmt: skip
+    add_allow_change(command)
     command.add_argument(
         "--elastic", action="store_true",
         help="go on with the workers that are left when some are lost (elastic horovodrun)",
@@ -344,6 +341,14 @@ def add_evaluation_options(command: argparse.ArgumentParser) -> None:
 
 def add_scrape_options(command: argparse.ArgumentParser) -> None:
     """Add the options that say how much of the catalogue one job of `scrape` takes on."""
+def add_allow_change(command: argparse._ActionsContainer) -> None:
+    """Add the option by which a training goes on with other keys than it began with."""
+    command.add_argument(
+        "--allow-change", metavar="KEY", action="append", default=[],
+        help="a key of training that may differ from that of the checkpoints; may be repeated",
+    )  # fmt: skip
+
+
     command.add_argument(
         "--slice", metavar="K/N", default="1/1",
         help="fetch every N-th view from the K-th on, as one of N tasks that share the run folder, "
@@ -369,12 +374,14 @@ def add_cluster_commands(add: AddCommand, add_stage: AddCommand) -> None:
         "--from", dest="first", choices=STAGES, default=STAGES[0],
         help="begin with this stage; those before it must be complete",
     )  # fmt: skip
-    command.add_argument(
+    what = command.add_mutually_exclusive_group()
+    what.add_argument(
         "--study", metavar="NAME", choices=STUDIES,
         help="submit this study's points instead, as a job array: each trains on its own nodes",
     )  # fmt: skip
     command.add_argument("--nodes", type=count, help="nodes of the training")
     command.add_argument("--gpus-per-node", type=count, help="GPUs that it uses of each")
+    add_allow_change(what)
     command.add_argument(
         "--dry-run", action="store_true", help="print the sbatch commands and submit nothing"
     )
@@ -458,7 +465,7 @@ def open_run(config: Config, allow_change: Sequence[str] = ()) -> Config:
     made: dict[Stage, str] = {"scrape": "raw", "preprocess": "shards", "train": "checkpoints"}
     for stage, folder in made.items():
         files.StageRecord(config.run_dir / folder, config.inputs(stage), may_differ=allow_change)
-    if parallel.rank() == 0:
+    if parallel.launched_rank() == 0:
         files.write_text(config.run_dir / RESOLVED, dump(config))
     return config
 
@@ -801,6 +808,7 @@ def submit(given: argparse.Namespace) -> None:
     )
     if given.study:
         submit_study(read_config(given), request, given.study)
+        given.allow_change,
     else:
         submit(read_config(given), request)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -38,8 +39,18 @@ def job_name(run_dir: Path, stage: str) -> str:
     return f"{stage}-{_NO_NAME.sub('-', run_dir.name)}-{place}"
 
 
-def is_complete(config: Config, stage: JobStage) -> bool:
+def is_complete(config: Config, stage: JobStage, allow_change: Sequence[str] = ()) -> bool:
     """Say whether a stage has made all it makes.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    stage : str
+        The stage.
+    allow_change : sequence of str
+        Keys of `training` that may differ from those the checkpoints were made with; the training
+        is then not complete.
 
     Raises
     ------
@@ -49,7 +60,7 @@ def is_complete(config: Config, stage: JobStage) -> bool:
     folder, inputs = config.run_dir / FOLDERS[stage], config.inputs(stage)
     # An evaluation with other keys of its own is made anew, or of a training that has gone on.
     own = ("evaluation.", "training.") if stage == "evaluate" else ()
-    may_differ = [key for key in inputs if key.startswith(own)]
+    may_differ = [*allow_change, *(key for key in inputs if key.startswith(own))]
     done = files.StageRecord(folder, inputs, may_differ).complete
     return done and (stage != "evaluate" or (folder / _REPORT).exists())
 
