@@ -172,13 +172,14 @@ def own_device(visible: Sequence[T], local_rank: int) -> T:
 
 
 def node_barrier() -> None:
-    """Wait for the ranks of this node."""
+    """Wait for the ranks of this node, not in a busy loop: one may be at work for minutes."""
     if node := _node():
-        node.Barrier()
+        _wait_for_all(node)
 
 
 def node_broadcast(value: T) -> T:
-    """Return, on all ranks of a node, the value of its local rank 0."""
+    """Return, on all ranks of a node, the value of its local rank 0, which may be at work on it."""
+    node_barrier()
     node = _node()
     return node.bcast(value) if node else value
 
@@ -215,7 +216,7 @@ def node_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     path, fault = node_broadcast((path, fault))
     _agree_on_room(fault)
     array: NDArray[Any] = np.memmap(path, dtype, "r+", shape=shape)
-    node.Barrier()
+    node_barrier()
     if node.Get_rank() == 0:
         Path(path).unlink()
     return array
