@@ -131,14 +131,16 @@ studies:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code (`errors.ExitCode`)."""
     given = make_parser().parse_args(arguments)
+    # The first rank of an elastic training may be lost, and another takes its place.
+    speaks = parallel.launched_rank() == 0 or "HOROVOD_ELASTIC" in os.environ
     shown = logging.StreamHandler(sys.stderr)
-    shown.setLevel(logging.INFO if parallel.launched_rank() == 0 else logging.ERROR)
+    shown.setLevel(logging.INFO if speaks else logging.ERROR)
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[shown])
     log.setLevel(logging.DEBUG)  # what is not shown may be for a rank's own file (`log_file`)
     try:
         given.function(given)
     except InterruptedRunError as stop:  # every rank knows of it, and leaves by itself
-        if parallel.launched_rank() == 0:
+        if speaks:
             print(stop, file=sys.stderr, flush=True)
         return stop.exit_code
     except GalmerhpcError as error:
@@ -339,8 +341,6 @@ def add_evaluation_options(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_scrape_options(command: argparse.ArgumentParser) -> None:
-    """Add the options that say how much of the catalogue one job of `scrape` takes on."""
 def add_allow_change(command: argparse._ActionsContainer) -> None:
     """Add the option by which a training goes on with other keys than it began with."""
     command.add_argument(
@@ -349,6 +349,8 @@ def add_allow_change(command: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
+def add_scrape_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that say how much of the catalogue one job of `scrape` takes on."""
     command.add_argument(
         "--slice", metavar="K/N", default="1/1",
         help="fetch every N-th view from the K-th on, as one of N tasks that share the run folder, "
@@ -379,9 +381,9 @@ def add_cluster_commands(add: AddCommand, add_stage: AddCommand) -> None:
         "--study", metavar="NAME", choices=STUDIES,
         help="submit this study's points instead, as a job array: each trains on its own nodes",
     )  # fmt: skip
+    add_allow_change(what)
     command.add_argument("--nodes", type=count, help="nodes of the training")
     command.add_argument("--gpus-per-node", type=count, help="GPUs that it uses of each")
-    add_allow_change(what)
     command.add_argument(
         "--dry-run", action="store_true", help="print the sbatch commands and submit nothing"
     )
@@ -473,13 +475,14 @@ def open_run(config: Config, allow_change: Sequence[str] = ()) -> Config:
 @contextlib.contextmanager
 def log_file(run_dir: Path, stage: str) -> Iterator[None]:
     """Add what this rank logs to ``logs/STAGE-rank0000.log`` of the run."""
-    path = run_dir / "logs" / f"{stage}-rank{parallel.rank():04d}.log"
+    rank = parallel.launched_rank()
+    path = run_dir / "logs" / f"{stage}-rank{rank:04d}.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path)
     except OSError as error:
         raise GalmerhpcError(f"{path}: cannot be written: {error.strerror}") from None
-    handler.setFormatter(logging.Formatter(f"%(asctime)s rank {parallel.rank()} %(message)s"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield
@@ -805,10 +808,10 @@ def submit(given: argparse.Namespace) -> None:
         given.nodes,
         given.gpus_per_node,
         given.dry_run,
+        given.allow_change,
     )
     if given.study:
         submit_study(read_config(given), request, given.study)
-        given.allow_change,
     else:
         submit(read_config(given), request)
 

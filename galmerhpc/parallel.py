@@ -63,11 +63,12 @@ def communicator() -> "MPI.Intracomm | None":
 
 def launched_rank() -> int:
     """Return this task's rank as the launcher says, before MPI is started."""
-    for name in (
+    for name in (  # SLURM_PROCID lies under mpirun
         "OMPI_COMM_WORLD_RANK",
         "PMIX_RANK",
         "PMI_RANK",
-    ):  # SLURM_PROCID lies under mpirun
+        "HOROVOD_RANK",  # horovodrun with Gloo, of which MPI knows nothing
+    ):
         if name in os.environ:
             return int(os.environ[name])
     return 0
@@ -135,6 +136,15 @@ def local_size() -> int:
     """Return the number of ranks on this node."""
     node = _node()
     return node.Get_size() if node else 1
+
+
+def ranks_apart() -> int:
+    """Return how many ranks of this node share no memory, each with its own of what others share.
+
+    It is 1 where MPI knows of them. horovodrun with Gloo, as in elastic trainings, starts each as
+    an MPI world of its own, and says how many there are on the node.
+    """
+    return int(os.environ.get("HOROVOD_LOCAL_SIZE", "1")) if size() == 1 else 1
 
 
 def cpu_count() -> int:
