@@ -131,14 +131,16 @@ studies:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code (`errors.ExitCode`)."""
     given = make_parser().parse_args(arguments)
+    # The first rank of an elastic training may be lost, and another takes its place.
+    speaks = parallel.launched_rank() == 0 or "HOROVOD_ELASTIC" in os.environ
     shown = logging.StreamHandler(sys.stderr)
-    shown.setLevel(logging.INFO if parallel.launched_rank() == 0 else logging.ERROR)
+    shown.setLevel(logging.INFO if speaks else logging.ERROR)
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[shown])
     log.setLevel(logging.DEBUG)  # what is not shown may be for a rank's own file (`log_file`)
     try:
         given.function(given)
     except InterruptedRunError as stop:  # every rank knows of it, and leaves by itself
-        if parallel.launched_rank() == 0:
+        if speaks:
             print(stop, file=sys.stderr, flush=True)
         return stop.exit_code
     except GalmerhpcError as error:
@@ -230,10 +232,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dry-run", action="store_true",
         help="print the network, its memory and the steps, and try one batch; nothing is written",
     )  # fmt: skip
-    command.add_argument(
-        "--allow-change", metavar="KEY", action="append", default=[],
-        help="a key of training that may differ from that of the checkpoints; may be repeated",
-    )  # fmt: skip
+    add_allow_change(command)
     command.add_argument(
         "--elastic", action="store_true",
         help="go on with the workers that are left when some are lost (elastic horovodrun)",
@@ -342,6 +341,14 @@ def add_evaluation_options(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_allow_change(command: argparse._ActionsContainer) -> None:
+    """Add the option by which a training goes on with other keys than it began with."""
+    command.add_argument(
+        "--allow-change", metavar="KEY", action="append", default=[],
+        help="a key of training that may differ from that of the checkpoints; may be repeated",
+    )  # fmt: skip
+
+
 def add_scrape_options(command: argparse.ArgumentParser) -> None:
     """Add the options that say how much of the catalogue one job of `scrape` takes on."""
     command.add_argument(
@@ -369,10 +376,12 @@ def add_cluster_commands(add: AddCommand, add_stage: AddCommand) -> None:
         "--from", dest="first", choices=STAGES, default=STAGES[0],
         help="begin with this stage; those before it must be complete",
     )  # fmt: skip
-    command.add_argument(
+    what = command.add_mutually_exclusive_group()
+    what.add_argument(
         "--study", metavar="NAME", choices=STUDIES,
         help="submit this study's points instead, as a job array: each trains on its own nodes",
     )  # fmt: skip
+    add_allow_change(what)
     command.add_argument("--nodes", type=count, help="nodes of the training")
     command.add_argument("--gpus-per-node", type=count, help="GPUs that it uses of each")
     command.add_argument(
@@ -460,7 +469,7 @@ def open_run(config: Config, allow_change: Sequence[str] = ()) -> Config:
     stages: tuple[Stage, ...] = ("scrape", "preprocess", "train")
     for stage in stages:
         stage_record(config, stage, may_differ=allow_change)
-    if parallel.rank() == 0:
+    if parallel.launched_rank() == 0:
         files.write_text(config.run_dir / RESOLVED, dump(config))
     return config
 
@@ -468,13 +477,14 @@ def open_run(config: Config, allow_change: Sequence[str] = ()) -> Config:
 @contextlib.contextmanager
 def log_file(run_dir: Path, stage: str) -> Iterator[None]:
     """Add what this rank logs to ``logs/STAGE-rank0000.log`` of the run."""
-    path = run_dir / "logs" / f"{stage}-rank{parallel.rank():04d}.log"
+    rank = parallel.launched_rank()
+    path = run_dir / "logs" / f"{stage}-rank{rank:04d}.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path)
     except OSError as error:
         raise GalmerhpcError(f"{path}: cannot be written: {error.strerror}") from None
-    handler.setFormatter(logging.Formatter(f"%(asctime)s rank {parallel.rank()} %(message)s"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s rank {rank} %(message)s"))
     logging.getLogger().addHandler(handler)
     try:
         yield
@@ -814,6 +824,7 @@ def submit(given: argparse.Namespace) -> None:
         given.nodes,
         given.gpus_per_node,
         given.dry_run,
+        given.allow_change,
     )
     if given.study:
         submit_study(read_config(given), request, given.study)

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
 _TEMPORARY = ".tmp-"
+# NFS and Lustre give a dead node's locks back after about 100 s.
+_LEASE_S, _LOOK_S = 240.0, 1.0
 
 
 @contextlib.contextmanager
@@ -66,10 +69,14 @@ def _unwritable(path: Path, error: OSError) -> GalmerhpcError:
 
 
 def sync(path: Path) -> None:
-    """Force a file or folder to disk."""
+    """Force a file or folder to disk; a folder only where its file system knows how."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Of some network file systems only the server can.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
     finally:
         os.close(descriptor)
 
@@ -196,9 +203,8 @@ def _take(path: Path, wait: bool) -> IO[str]:
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         file = path.open("a+")
-        if not hold(file, wait):
-            file.seek(0)
-            holder = file.read().strip() or "another process"
+        if not hold(file, wait) and not _outlive(file):
+            holder = _holder(file)
             file.close()
             raise InputError(
                 f"{path.parent}: in use by {holder}; wait for it to end, or choose another folder"
@@ -209,11 +215,38 @@ def _take(path: Path, wait: bool) -> IO[str]:
         except FileNotFoundError:
             pass
         file.close()  # its holder has just removed it
-    job = os.environ.get("SLURM_JOB_ID")
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}{f' (job {job})' if job else ''}\n")
+    file.write(f"process {os.getpid()} on {socket.gethostname()}{_job()}\n")
     file.flush()
     return file
+
+
+def _holder(file: IO[str]) -> str:
+    """Return what the process that has the lock wrote into its file."""
+    file.seek(0)
+    return file.read().strip() or "another process"
+
+
+def _job() -> str:
+    """Return the SLURM job that this is, as lock files name it."""
+    number = os.environ.get("SLURM_JOB_ID")
+    return f" (job {number})" if number else ""
+
+
+def _outlive(file: IO[str]) -> bool:
+    """Wait for the lock of this job's life before, and return whether it is held then.
+
+    A job that comes back after its node was lost keeps its number. The server of a network file
+    system keeps a dead node's lock for a while.
+    """
+    came_back = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    if not came_back or not _holder(file).endswith(_job()):
+        return False
+    log.info("%s: waiting for the lock of this job's life before", file.name)
+    end = time.monotonic() + _LEASE_S
+    while not (held := hold(file)) and time.monotonic() < end:
+        time.sleep(_LOOK_S)
+    return held
 
 
 def is_locked(path: Path) -> bool:

@@ -63,11 +63,12 @@ def communicator() -> "MPI.Intracomm | None":
 
 def launched_rank() -> int:
     """Return this task's rank as the launcher says, before MPI is started."""
-    for name in (
+    for name in (  # SLURM_PROCID lies under mpirun
         "OMPI_COMM_WORLD_RANK",
         "PMIX_RANK",
         "PMI_RANK",
-    ):  # SLURM_PROCID lies under mpirun
+        "HOROVOD_RANK",  # horovodrun with Gloo, of which MPI knows nothing
+    ):
         if name in os.environ:
             return int(os.environ[name])
     return 0
@@ -137,6 +138,15 @@ def local_size() -> int:
     return node.Get_size() if node else 1
 
 
+def ranks_apart() -> int:
+    """Return how many ranks of this node share no memory, each with its own of what others share.
+
+    It is 1 where MPI knows of them. horovodrun with Gloo, as in elastic trainings, starts each as
+    an MPI world of its own, and says how many there are on the node.
+    """
+    return int(os.environ.get("HOROVOD_LOCAL_SIZE", "1")) if size() == 1 else 1
+
+
 def cpu_count() -> int:
     """Return the CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
@@ -172,13 +182,14 @@ def own_device(visible: Sequence[T], local_rank: int) -> T:
 
 
 def node_barrier() -> None:
-    """Wait for the ranks of this node."""
+    """Wait for the ranks of this node, not in a busy loop: one may be at work for minutes."""
     if node := _node():
-        node.Barrier()
+        _wait_for_all(node)
 
 
 def node_broadcast(value: T) -> T:
-    """Return, on all ranks of a node, the value of its local rank 0."""
+    """Return, on all ranks of a node, the value of its local rank 0, which may be at work on it."""
+    node_barrier()
     node = _node()
     return node.bcast(value) if node else value
 
@@ -215,7 +226,7 @@ def node_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     path, fault = node_broadcast((path, fault))
     _agree_on_room(fault)
     array: NDArray[Any] = np.memmap(path, dtype, "r+", shape=shape)
-    node.Barrier()
+    node_barrier()
     if node.Get_rank() == 0:
         Path(path).unlink()
     return array

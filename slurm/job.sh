@@ -70,7 +70,7 @@ fi
 # job goes back to the queue, unless galmerhpc.cluster.lives finds that it does not get on.
 options=()  # of galmerhpc, which a script may set
 
-live() {  # live STAGE HOW CONFIG [key=value ...]: galmerhpc STAGE on the tasks that HOW says
+live() {  # live STAGE HOW CONFIG [key=value ...] [--allow-change KEY ...]: galmerhpc STAGE on the tasks that HOW says
   local stage=$1 how=$2 status=0
   shift 2
   lives() { python -m galmerhpc.cluster.lives "$1" "$stage" "${@:2}"; }

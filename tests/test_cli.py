@@ -1,6 +1,7 @@
 """The command: help that teaches, exit codes, and one line for a user's mistake."""
 
 import argparse
+import logging
 import os
 import socket
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from galmerhpc.cli import make_parser
+from galmerhpc.cli import log_file, make_parser
 from tests.conftest import write_run
 from tests.support import ROOT, galmerhpc, run
 
@@ -128,6 +129,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], expected: s
 
 def test_a_mistake_on_two_ranks_is_still_one_line() -> None:
     assert "did you mean epochs?" in complaint("run", DEMO, "training.epoch=3", ranks=2)
+
+
+def test_ranks_that_mpi_does_not_know_of_keep_logs_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in ("0", "3"):
+        monkeypatch.setenv("HOROVOD_RANK", rank)  # as horovodrun does with Gloo
+        with log_file(tmp_path, "train"):
+            logging.getLogger().warning("here is rank %s", rank)
+    for rank in (0, 3):
+        text = (tmp_path / "logs" / f"train-rank000{rank}.log").read_text()
+        assert text.endswith(f"rank {rank} here is rank {rank}\n")
 
 
 def test_a_port_in_use_is_named() -> None:

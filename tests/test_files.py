@@ -1,9 +1,13 @@
 """Files are whole or not there, and a stage's folder belongs to one configuration."""
 
+import errno
 import hashlib
 import json
+import os
 import resource
 import signal
+import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from hypothesis import strategies as st
 from galmerhpc import files
 from galmerhpc.config import Config
 from galmerhpc.errors import GalmerhpcError, InputError
-from tests.support import run
+from tests.support import environment, run
 
 INPUTS = {"catalogue.render.nbins": 400, "scrape.source": "mirror", "catalogue.runs": [1, 2]}
 
@@ -104,6 +108,64 @@ def test_a_place_that_is_a_file_is_named(tmp_path: Path) -> None:
         GalmerhpcError, match=r"file/inner: cannot be written: (Not a dir|File exi)"
     ):
         files.write_text(tmp_path / "file" / "inner", "text")
+
+
+def test_a_folder_that_only_its_server_can_sync_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_with(code: int, of_folders: bool) -> None:
+        def fsync(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode) == of_folders:
+                raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    for code in (errno.EINVAL, errno.EOPNOTSUPP):
+        fail_with(code, of_folders=True)
+        files.write_text(tmp_path / "file", str(code))
+        assert (tmp_path / "file").read_text() == str(code)
+    for code, of_folders in ((errno.EIO, True), (errno.EINVAL, False)):
+        fail_with(code, of_folders)
+        with pytest.raises(GalmerhpcError, match=f"cannot be written: {os.strerror(code)}"):
+            files.write_text(tmp_path / "file", "whole")
+
+
+LOCKED = """
+import logging, sys
+from pathlib import Path
+from galmerhpc import files
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+with files.lock(Path(sys.argv[1])):
+    print("held", flush=True)
+"""
+
+
+def test_a_job_that_came_back_waits_for_the_lock_of_its_life_before(tmp_path: Path) -> None:
+    path = tmp_path / "train.lock"
+    its = environment(SLURM_JOB_ID="77", SLURM_RESTART_COUNT="1")
+    command = [sys.executable, "-c", LOCKED, str(path)]
+    with path.open("w") as before:
+        assert files.hold(before)
+        before.write("process 1 on node7 (job 77)\n")
+        before.flush()
+        job = subprocess.Popen(command, env=its, stdout=subprocess.PIPE, text=True)
+        assert job.stdout is not None
+        assert job.stdout.readline() == f"{path}: waiting for the lock of this job's life before\n"
+    assert job.communicate(timeout=60)[0] == "held\n"
+    assert job.returncode == 0
+
+
+@pytest.mark.parametrize(("job", "restarts"), [("77", "0"), ("78", "1")])
+def test_other_jobs_do_not_wait_for_a_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, restarts: str
+) -> None:
+    path = tmp_path / "train.lock"
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    with files.lock(path):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        with pytest.raises(InputError, match=r"in use by process \d+ on .* \(job 77\)"):
+            files.lock(path).__enter__()
 
 
 JSON = st.recursive(

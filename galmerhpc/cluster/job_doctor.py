@@ -84,9 +84,11 @@ def doctor_job(run_dir: Path) -> ExitCode:
         raise InputError(f"{run_dir}: no such folder; give the run folder, or any on its disk")
     parallel.communicator()  # says so where srun started tasks that do not know of each other
     horovod.init(_STALL_LIMIT_S)
-    seconds = time_all_reduce()
-    parallel.barrier()
-    found = parallel.gather(examine_rank(run_dir))
+    mine = examine_rank(run_dir)
+    # From a GPU's memory on some ranks and not on others, it would end in a fault or never.
+    alike = parallel.agree(mine.gpus > 0) or parallel.agree(mine.gpus == 0)
+    seconds = time_all_reduce(mine.local_rank) if alike else None
+    found = parallel.gather(mine)
     if parallel.rank() > 0:
         return ExitCode.COMPLETE
     report = judge(found, seconds)
@@ -99,26 +101,29 @@ def examine_rank(run_dir: Path) -> Findings:
     import tensorflow as tf
 
     visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+    local_rank = parallel.local_rank()  # collective: also where there is no GPU to choose
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    parallel.barrier()
     return Findings(
         rank=parallel.rank(),
-        local_rank=parallel.local_rank(),
+        local_rank=local_rank,
         host=socket.gethostname(),
         cpus=parallel.cpus_per_rank(parallel.local_size()),
         node_cpus=os.cpu_count() or 1,
         versions=", ".join(f"{name} {v}" for name, v in provenance.versions().items()),
-        device=parallel.own_device(visible, parallel.local_rank()) if visible else "",
-        gpus=len(tf.config.list_physical_devices("GPU")),
+        device=parallel.own_device(visible, local_rank) if visible else "",
+        gpus=gpus,
         read_mb_s=read_rate(run_dir) / 1e6,
     )
 
 
-def time_all_reduce() -> float:
+def time_all_reduce(local_rank: int) -> float:
     """Return the seconds that the sum of a ResNet50's gradient over all ranks takes, the median."""
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        tf.config.set_visible_devices(parallel.own_device(gpus, parallel.local_rank()), "GPU")
+        tf.config.set_visible_devices(parallel.own_device(gpus, local_rank), "GPU")
     gradient = tf.ones(GRADIENT_BYTES // 4)
     seconds = []
     for _ in range(REPEATS + 1):
@@ -165,15 +170,15 @@ def _read(files: list[Path]) -> float:
     return done / (time.perf_counter() - start)
 
 
-def judge(found: list[Findings], all_reduce_s: float) -> Report:
+def judge(found: list[Findings], all_reduce_s: float | None) -> Report:
     """Return the report on all ranks' findings.
 
     Parameters
     ----------
     found : list of Findings
         In rank order.
-    all_reduce_s : float
-        Seconds of the sum of `GRADIENT_BYTES` over all ranks.
+    all_reduce_s : float or None
+        Seconds of the sum of `GRADIENT_BYTES` over all ranks; None where only some have a GPU.
     """
     report = Report()
     hosts = Counter(f.host for f in found)
@@ -186,20 +191,9 @@ def judge(found: list[Findings], all_reduce_s: float) -> Report:
             f"rank {f.rank}",
             f"{f.host}, {f.cpus} of {f.node_cpus} CPUs{device}, reads {f.read_mb_s:.0f} MB/s",
         )
-    # What each rank sends and receives in a ring (Patarasuk & Yuan 2009), so that the figure is
-    # comparable with the network's, whatever the number of ranks.
-    ring = 2 * (len(found) - 1) / len(found) * GRADIENT_BYTES / all_reduce_s / 1e9
     if len(found) > 1:
-        report.row(
-            "all-reduce",
-            f"{GRADIENT_BYTES / 1e6:.0f} MB in {all_reduce_s * 1e3:.0f} ms, {ring:.2f} GB/s a rank",
-        )
+        _judge_all_reduce(report, found, all_reduce_s)
     _judge_ranks(report, found)
-    if any(f.gpus for f in found) and len(hosts) > 1 and ring < SLOW_NETWORK_GB_S:
-        report.notes.append(
-            f"all-reduce runs at {ring:.2f} GB/s: set NETWORK_INTERFACE in slurm/site.sh to the "
-            "fast network's, and look at NCCL_DEBUG=INFO"
-        )
     slowest = min(found, key=lambda f: f.read_mb_s)
     if slowest.read_mb_s < SLOW_READ_MB_S:
         report.notes.append(
@@ -209,8 +203,28 @@ def judge(found: list[Findings], all_reduce_s: float) -> Report:
     return report
 
 
+def _judge_all_reduce(report: Report, found: list[Findings], seconds: float | None) -> None:
+    if seconds is None:
+        report.row("all-reduce", "not measured, since only some ranks have a GPU")
+        return
+    # What each rank sends and receives in a ring (Patarasuk & Yuan 2009), so that the figure is
+    # comparable with the network's, whatever the number of ranks.
+    ring = 2 * (len(found) - 1) / len(found) * GRADIENT_BYTES / seconds / 1e9
+    report.row(
+        "all-reduce",
+        f"{GRADIENT_BYTES / 1e6:.0f} MB in {seconds * 1e3:.0f} ms, {ring:.2f} GB/s a rank",
+    )
+    several_nodes = len({f.host for f in found}) > 1
+    if any(f.gpus for f in found) and several_nodes and ring < SLOW_NETWORK_GB_S:
+        report.notes.append(
+            f"all-reduce runs at {ring:.2f} GB/s: set NETWORK_INTERFACE in slurm/site.sh to the "
+            "fast network's, and look at NCCL_DEBUG=INFO"
+        )
+
+
 def _judge_ranks(report: Report, found: list[Findings]) -> None:
     tasks = int(os.environ.get("SLURM_NTASKS", len(found)))
+    some_have_gpus = any(f.gpus for f in found)
     if len(found) == 1 < tasks:
         report.errors.append(
             f"SLURM started {tasks} tasks, MPI knows one: MPI_PLUGIN of slurm/site.sh is not the "
@@ -223,9 +237,10 @@ def _judge_ranks(report: Report, found: list[Findings]) -> None:
             report.notes.append(
                 f"rank {f.rank} has one CPU of {f.node_cpus}: raise CPUS_PER_TASK in slurm/site.sh"
             )
-        if f.device and not f.gpus:
+        if not f.gpus and (f.device or some_have_gpus):
+            given = f"SLURM gives it GPU {f.device}" if f.device else "other ranks have a GPU"
             report.errors.append(
-                f"rank {f.rank}: SLURM gives it GPU {f.device}, TensorFlow sees none: install "
+                f"rank {f.rank}: {given}, TensorFlow sees none on {f.host}: install "
                 "galmerhpc[gpu], and look for the driver with nvidia-smi"
             )
     owners = Counter((f.host, f.device) for f in found if f.device)

@@ -37,10 +37,16 @@ class Lives:
         Command of galmerhpc that the job runs.
     environment : mapping of str
         The job's: its number from SLURM, and the rules of ``slurm/site.sh``.
+    allow_change : sequence of str
+        Keys of `training` that may differ from those the checkpoints were made with.
     """
 
-    def __init__(self, config: Config, stage: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, config: Config, stage: str, environment: Mapping[str, str],
+        allow_change: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self._config, self._stage, self._environment = config, stage, environment
+        self._allow_change = allow_change
         self._job, self._has_next = environment["SLURM_JOB_ID"], False
         number = self._job
         if array := environment.get("SLURM_ARRAY_JOB_ID"):
@@ -60,7 +66,7 @@ class Lives:
         GalmerhpcError
             The job does not get on, or had lives enough.
         """
-        if self._stage in STAGES and is_complete(self._config, self._stage):
+        if self._stage in STAGES and is_complete(self._config, self._stage, self._allow_change):
             return
         made = progress(self._config, self._stage)
         self._check(made)
@@ -142,11 +148,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("stage")
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--allow-change", action="append", default=[])
     parser.add_argument("--status", type=int, default=0)
     parser.add_argument("--warned", choices=("yes", "no"), default="no")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     try:
-        lives = Lives(load(given.config, given.overrides), given.stage, os.environ)
+        config = load(given.config, given.overrides)
+        lives = Lives(config, given.stage, os.environ, given.allow_change)
         if given.moment == "begin":
             lives.begin()
         else:

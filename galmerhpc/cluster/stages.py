@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from galmerhpc import files
@@ -28,8 +29,18 @@ def job_name(run_dir: Path, stage: str) -> str:
     return f"{stage}-{_NO_NAME.sub('-', run_dir.name)}-{place}"
 
 
-def is_complete(config: Config, stage: Stage) -> bool:
+def is_complete(config: Config, stage: Stage, allow_change: Sequence[str] = ()) -> bool:
     """Say whether a stage has made all it makes.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    stage : str
+        The stage.
+    allow_change : sequence of str
+        Keys of `training` that may differ from those the checkpoints were made with; the training
+        is then not complete.
 
     Raises
     ------
@@ -38,7 +49,7 @@ def is_complete(config: Config, stage: Stage) -> bool:
     """
     # An evaluation with other keys of its own is made anew, or of a training that has gone on.
     own = ("evaluation.", "training.") if stage == "evaluate" else ()
-    may_differ = [key for key in config.inputs(stage) if key.startswith(own)]
+    may_differ = [*allow_change, *(k for k in config.inputs(stage) if k.startswith(own))]
     done = stage_record(config, stage, may_differ).complete
     return done and (stage != "evaluate" or (config.run_dir / FOLDERS[stage] / _REPORT).exists())
 

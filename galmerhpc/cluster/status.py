@@ -9,6 +9,7 @@ from galmerhpc.cluster.stages import STAGES, is_complete, progress
 from galmerhpc.cluster.submit import queued_jobs, read_jobs, study_stage
 from galmerhpc.config import Config
 from galmerhpc.studies.index import STUDIES
+from galmerhpc.training.checkpoint import changeable
 
 LOG_LINES = 6
 """Last lines of a job's log that are shown."""
@@ -39,7 +40,8 @@ def status(config: Config) -> str:
     for stage in STAGES:
         number = waiting[stage].id if stage in waiting else record["jobs"].get(stage, "")
         made = progress(config, stage)
-        if is_complete(config, stage):
+        # Its folder may have the configuration of a training that goes on with other keys.
+        if is_complete(config, stage, changeable(config)):
             table.append((stage, number, "complete", made))
             continue
         missing.append(stage)

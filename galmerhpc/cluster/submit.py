@@ -18,6 +18,7 @@ from galmerhpc.cluster.stages import STAGES, is_complete, job_name
 from galmerhpc.config import RESOLVED, Config, Stage, dump, require_catalogue
 from galmerhpc.errors import GalmerhpcError, InputError
 from galmerhpc.studies.index import STUDIES
+from galmerhpc.training.checkpoint import check_changes
 
 JOBS_FILE = "jobs.json"
 """In the run folder: the command that submitted, and each stage's last job."""
@@ -45,6 +46,8 @@ class Request:
         Of the training; None: what the site file says.
     dry_run : bool
         Print the sbatch commands and submit nothing.
+    allow_change : sequence of str
+        Keys of `training` that may differ from those the checkpoints were made with.
     """
 
     config_path: str
@@ -53,10 +56,15 @@ class Request:
     nodes: int | None = None
     gpus_per_node: int | None = None
     dry_run: bool = False
+    allow_change: Sequence[str] = ()
 
     def arguments(self) -> list[str]:
         """Return what each job's galmerhpc is called with."""
         return [self.config_path, *self.overrides]
+
+    def changes(self) -> list[str]:
+        """Return what the training's is called with beside it."""
+        return [word for key in self.allow_change for word in ("--allow-change", key)]
 
 
 def submit(config: Config, request: Request) -> None:
@@ -76,11 +84,12 @@ def submit(config: Config, request: Request) -> None:
         raise InputError(
             "catalogue.images: pictures of a folder; run galmerhpc images import first, then submit"
         )
+    check_changes(config, request.allow_change)
     slurm.require()
     site = read_site()
     _check(config, request, site)
     waiting = queued_jobs(config.run_dir)  # first: what ends meanwhile is seen to be complete
-    missing = _missing(config, request.first)
+    missing = _missing(config, request)
     _refuse_ending(config, [waiting[stage] for stage in missing if stage in waiting])
     commands = {stage: sbatch_command(config, request, site, stage) for stage in missing}
     new = {stage: command for stage, command in commands.items() if stage not in waiting}
@@ -163,13 +172,13 @@ def after(previous: str, command: list[str]) -> list[str]:
     return [command[0], *waiting, *command[1:]]
 
 
-def _missing(config: Config, first: Stage) -> list[Stage]:
+def _missing(config: Config, request: Request) -> list[Stage]:
     """Return the stages from the first one on that are not complete; those before it must be."""
-    missing = [stage for stage in STAGES if not is_complete(config, stage)]
-    begin = STAGES.index(first)
+    missing = [stage for stage in STAGES if not is_complete(config, stage, request.allow_change)]
+    begin = STAGES.index(request.first)
     for stage in missing:
         if STAGES.index(stage) < begin:
-            raise InputError(f"--from {first}: {stage} of {config.run_dir} is not complete")
+            raise InputError(f"--from {request.first}: {stage} of {config.run_dir} is not complete")
     return missing
 
 
@@ -217,7 +226,7 @@ def queued_jobs(run_dir: Path) -> dict[str, slurm.Job]:
 
 def sbatch_command(config: Config, request: Request, site: Site, stage: Stage) -> list[str]:
     """Return the sbatch command of a stage, without its dependency."""
-    number = "%j"
+    number, job = "%j", request.arguments()
     options: list[str]
     match stage:
         case "scrape":
@@ -227,6 +236,7 @@ def sbatch_command(config: Config, request: Request, site: Site, stage: Stage) -
             options = [f"--ntasks={site.preprocess_tasks}"]
         case "train":
             options = _training_options(request, site)
+            job += request.changes()
             if site.continuation == "array":
                 options.append(f"--array=1-{site.continuation_tasks}%1")
                 number = "%A"  # its tasks are one training's lives: one log
@@ -235,7 +245,7 @@ def sbatch_command(config: Config, request: Request, site: Site, stage: Stage) -
                 f"--cpus-per-task={site.cpus_per_task}",
                 *_gpu_options(site, min(1, _gpus_per_node(request, site))),
             ]
-    return _sbatch(config, site, stage, number, options, request.arguments())
+    return _sbatch(config, site, stage, number, options, job)
 
 
 def study_command(
@@ -363,6 +373,7 @@ def _note(run_dir: Path, request: Request, stage: str, job_id: str) -> None:
     options = ["--nodes", str(request.nodes)] if request.nodes else []
     if request.gpus_per_node is not None:
         options += ["--gpus-per-node", str(request.gpus_per_node)]
+    options += request.changes()
     command = shlex.join(["galmerhpc", "submit", *options, *request.arguments()])
     try:
         record = read_jobs(run_dir)

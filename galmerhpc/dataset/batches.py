@@ -112,7 +112,8 @@ class SplitReader:
     The images come from the first source that applies:
 
     1. A split of at most `data.memory_gb` is read once a node, in order, into memory that the
-       node's ranks share.
+       node's ranks share; each rank has its own where they cannot (`parallel.ranks_apart`), and
+       all of these together are at most so large.
     2. With `data.stage`, from a copy of the shards on node-local storage.
     3. From the shards where they are.
 
@@ -153,7 +154,7 @@ class SplitReader:
         self.rows: Positions = table["row"]
         self.labels: NDArray[np.float32] = table["labels"]
         self._source: _Source
-        if self.count * self.image_bytes <= data.memory_gb * 1e9:
+        if self.count * self.image_bytes * parallel.ranks_apart() <= data.memory_gb * 1e9:
             self._source = _InMemory(dataset, table, split, data.threads)
         else:
             self._source = _InShards(staged(dataset, data) if data.stage else dataset, table)

@@ -11,7 +11,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from galmerhpc import files, parallel
 from galmerhpc.config import Data
-from galmerhpc.dataset.shards import Dataset, Shard, damaged
-from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.dataset.shards import Dataset, Shard
+from galmerhpc.errors import GalmerhpcError
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,9 @@ log = logging.getLogger(__name__)
 def staged(dataset: Dataset, data: Data) -> Dataset:
     """Return the data set on node-local storage. Collective; one rank of each node copies.
 
-    Where the copy cannot be made, for want of room or of permission, rank 0 says so for each such
-    node, and what is returned there is the data set as it was given.
+    Where the copy cannot be made, for want of room or of permission, or is not what stage.json
+    says, rank 0 says so for each such node, and what is returned there is the data set as it was
+    given: its images are verified as they are read, and a damaged shard is named then.
 
     Parameters
     ----------
@@ -37,19 +38,12 @@ def staged(dataset: Dataset, data: Data) -> Dataset:
         The data set at its source.
     data : Data
         Its `stage_dir` and `threads` count.
-
-    Raises
-    ------
-    InputError
-        A shard at the source is not what stage.json says.
     """
     folder, fault = None, ""
     if parallel.local_rank() == 0:
         place = data.stage_dir or Path(tempfile.gettempdir())
         try:
             folder = _copy(dataset, place, data.threads)
-        except InputError:
-            raise
         except (OSError, GalmerhpcError) as error:
             fault = (
                 f"{socket.gethostname()}: no copy of the shards in {place}: "
@@ -73,8 +67,6 @@ def _copy(dataset: Dataset, place: Path, threads: int) -> Path:
     ------
     OSError, GalmerhpcError
         It cannot be made.
-    InputError
-        A shard at the source is damaged.
     """
     home = _home(place)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -118,7 +110,8 @@ def _copy_all(dataset: Dataset, target: Path, threads: int) -> None:
         made = temporary / shard.path.name
         shutil.copyfile(shard.path, made)
         if files.sha256(made) != dataset.sha256[shard.path.name]:
-            raise damaged(shard.path, "another SHA-256 than stage.json says")
+            why = f"the copy of {made.name} has another SHA-256 than stage.json says"
+            raise OSError(errno.EIO, why)
         return made.stat().st_size
 
     bar = tqdm(
@@ -127,8 +120,11 @@ def _copy_all(dataset: Dataset, target: Path, threads: int) -> None:
     )  # fmt: skip
     with files.atomic_path(target) as temporary, bar, ThreadPoolExecutor(threads) as pool:
         temporary.mkdir()
-        for size in pool.map(copy, dataset.shards):
-            bar.update(size)
+        try:
+            for copied in as_completed([pool.submit(copy, shard) for shard in dataset.shards]):
+                bar.update(copied.result())
+        finally:
+            pool.shutdown(cancel_futures=True)  # where one has no room, no other is tried
 
 
 def _why(error: Exception) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galmerhpc import files
-from galmerhpc.config import digest
+from galmerhpc.config import Config, digest
 from galmerhpc.errors import GalmerhpcError, InputError
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,30 @@ Arrays = dict[str, NDArray[Any]]
 _STATE, _MANIFEST = "state.npz", "manifest.json"
 _OWN_SHA256 = "manifest_sha256"
 _NAME = re.compile(r"step-(\d+)(?:-epoch-(\d+))?")
+_ORDER_KEYS = ("training.batch_size", "training.seed")
+
+
+def changeable(config: Config) -> list[str]:
+    """Return the keys that may differ from those the checkpoints were made with."""
+    keys = config.inputs("train")
+    return [key for key in keys if key.startswith("training.") and key not in _ORDER_KEYS]
+
+
+def check_changes(config: Config, allow_change: Sequence[str]) -> None:
+    """Refuse to let a key differ that never can.
+
+    Raises
+    ------
+    InputError
+        The message lists those that can.
+    """
+    allowed = changeable(config)
+    for key in allow_change:
+        if key not in allowed:
+            raise InputError(
+                f"--allow-change {key}: it decides the data, their order or the network; on the "
+                f"way only these can change: {', '.join(allowed)}"
+            )
 
 
 def checkpoint_name(step: int, epoch: int | None = None) -> str:

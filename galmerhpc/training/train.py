@@ -44,7 +44,6 @@ SMALL_LOCAL_BATCH = 8
 SLOWEST_READ_BYTES_PER_S = 20e6
 """A disk slower than this counts as one that hangs."""
 
-_ORDER_KEYS = ("training.batch_size", "training.seed")
 _NAMED_VIEWS = 4
 
 
@@ -121,14 +120,7 @@ def open_record(config: Config, allow_change: Sequence[str] = ()) -> files.Stage
     InputError
         The checkpoints were made with another configuration, or a key may differ that never can.
     """
-    inputs = config.inputs("train")
-    allowed = [k for k in inputs if k.startswith("training.") and k not in _ORDER_KEYS]
-    for key in allow_change:
-        if key not in allowed:
-            raise InputError(
-                f"--allow-change {key}: it decides the data, their order or the network; on the "
-                f"way only these can change: {', '.join(allowed)}"
-            )
+    checkpoint.check_changes(config, allow_change)
     return stage_record(config, "train", may_differ=allow_change)
 
 

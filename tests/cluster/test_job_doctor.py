@@ -1,10 +1,14 @@
 """What the doctor makes of a job's ranks; `tests/slurm` runs it in a real job."""
 
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from galmerhpc.cluster.job_doctor import Findings, judge
+from galmerhpc.errors import ExitCode
+from tests.support import mpirun
 
 FAST_S = 0.02
 
@@ -52,7 +56,7 @@ def test_no_gpus_are_nothing_wrong():
 @pytest.mark.parametrize(
     ("changes", "seconds", "message"),
     [
-        ({"gpus": 0}, FAST_S, "SLURM gives it GPU 0, TensorFlow sees none: install"),
+        ({"gpus": 0}, FAST_S, "SLURM gives it GPU 0, TensorFlow sees none on node0: install"),
         ({"device": "0"}, FAST_S, "2 ranks of node0 share GPU 0"),
         ({"cpus": 1}, FAST_S, "rank 0 has one CPU of 16: raise CPUS_PER_TASK"),
         ({}, 1.0, "all-reduce runs at 0.15 GB/s: set NETWORK_INTERFACE"),
@@ -68,6 +72,17 @@ def test_ranks_that_see_one_gpu_each_share_none():
     assert not judge(ranks(device="0", gpus=1), FAST_S).errors
 
 
+@pytest.mark.parametrize("device", ["0", ""])
+def test_a_node_whose_driver_shows_no_gpu_is_named_and_the_all_reduce_left_out(device):
+    found = ranks(each=1, device=device)
+    found[1] = replace(found[1], gpus=0)
+    report = judge(found, None)
+    assert "not measured, since only some ranks have a GPU" in str(report)
+    (error,) = report.errors
+    assert error.startswith("rank 1: ")
+    assert "TensorFlow sees none on node1: install" in error
+
+
 def test_a_node_with_other_versions_is_named():
     found = ranks()
     found[3] = replace(found[3], versions="galmerhpc 1, tensorflow 3")
@@ -79,3 +94,20 @@ def test_tasks_that_mpi_does_not_know_are_an_error(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "4")
     (error,) = judge(ranks(1, 1), FAST_S).errors
     assert "SLURM started 4 tasks, MPI knows one: MPI_PLUGIN" in error
+
+
+ONE_GPU = """
+import sys
+import tensorflow as tf
+from galmerhpc import cli, parallel
+if parallel.rank() == 0:
+    tf.config.list_physical_devices = lambda kind: ["GPU:0"]
+sys.exit(cli.main(["doctor", "--job", sys.argv[1]]))
+"""
+
+
+@pytest.mark.soak
+def test_ranks_of_which_one_has_a_gpu_come_to_a_report(tmp_path: Path):
+    done = mpirun(2, sys.executable, "-c", ONE_GPU, str(tmp_path), timeout=300)
+    assert done.returncode == ExitCode.FAILED
+    assert "ERROR: rank 1: other ranks have a GPU, TensorFlow sees none" in done.stdout

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from galmerhpc.cluster.lives import PATIENCE, Lives
+from galmerhpc.cluster.lives import PATIENCE, Lives, main
 from galmerhpc.cluster.stages import progress
 from galmerhpc.config import Config
 from galmerhpc.errors import ExitCode, GalmerhpcError
@@ -47,6 +47,23 @@ def test_an_array_s_tasks_that_find_the_training_done_are_no_failure(config):
     record.finish({})
     for number in range(1, PATIENCE + 3):
         task(config, number).begin()
+
+
+def test_a_training_may_go_on_with_a_key_that_is_named(config, monkeypatch):
+    config.run_dir.mkdir()
+    path = config.run_dir.parent / "run.yaml"
+    path.write_text(f"run_dir: {config.run_dir}\n")
+    record = StageRecord(config.run_dir / "checkpoints", config.inputs("train"))
+    record.begin()
+    record.finish({})
+    for name, value in {**SITE, **ARRAY, "SLURM_ARRAY_TASK_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    begin = ["begin", "train", str(path)]
+    with pytest.raises(SystemExit) as left:
+        main([*begin, "training.epochs=99"])
+    assert left.value.code == ExitCode.WRONG_INPUT
+    main([*begin, "--allow-change", "training.epochs", "training.epochs=99"])
+    assert len(list((config.run_dir / "logs").glob("train-*.lives"))) == 1
 
 
 def test_lives_are_counted(config):

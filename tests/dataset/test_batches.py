@@ -232,6 +232,23 @@ def test_a_batch_is_its_holders_own_as_long_as_any_view_of_it_lives(reader: Spli
         np.testing.assert_array_equal(batch.images, whole)
 
 
+def test_what_each_of_a_node_s_ranks_holds_alone_fits_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dataset(tmp_path, COUNT, per_shard=32)
+    dataset, room_for_two = Dataset.open(tmp_path), Data(memory_gb=2.5 * 40 * IMAGE_BYTES / 1e9)
+    readers = []
+    for ranks in ("2", "3"):
+        monkeypatch.setenv("HOROVOD_LOCAL_SIZE", ranks)  # as horovodrun does with Gloo
+        readers.append(SplitReader(dataset, "train", room_for_two))
+    for path in tmp_path.glob("*.h5"):
+        path.unlink()
+    held, not_held = readers
+    assert sum(len(b.rows) for b in training_batches(held, 0, 0, 8, 0, 1)) == 40
+    with pytest.raises(InputError, match=str(tmp_path)):
+        list(training_batches(not_held, 0, 0, 8, 0, 1))
+
+
 def test_a_split_without_images_has_no_batches(folder: Path) -> None:
     reader = SplitReader(Dataset.open(folder), "none", IN_MEMORY)
     assert list(training_batches(reader, 0, 0, 8, 0, 1)) == []

@@ -83,13 +83,37 @@ def test_what_lies_there_already_is_not_copied(source: Path, tmp_path: Path) -> 
     assert staged(Dataset.open(source), data(tmp_path)).folder == source
 
 
-def test_a_shard_damaged_at_the_source_is_refused(source: Path, local_storage: Path) -> None:
+def test_a_damaged_copy_is_not_used_and_its_source_not_blamed(
+    source: Path,
+    local_storage: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected = images_of(SplitReader(Dataset.open(source), "train", Data(memory_gb=0)))
+    copyfile = shutil.copyfile
+
+    def damage(shard: Path, made: Path) -> None:
+        copyfile(shard, made)
+        if made.name == "shard-00001.h5":
+            os.truncate(made, 1000)
+
+    monkeypatch.setattr(shutil, "copyfile", damage)
+    reader = SplitReader(Dataset.open(source), "train", data(local_storage))
+    np.testing.assert_array_equal(images_of(reader), expected)
+    assert f"no copy of the shards in {local_storage}: the copy of shard-00001.h5" in caplog.text
+    assert copies(local_storage) == []
+
+
+def test_a_shard_damaged_at_the_source_is_named(source: Path, local_storage: Path) -> None:
     path = source / "shard-00001.h5"
-    content = bytearray(path.read_bytes())
-    content[Shard.open(path).offset] ^= 1
+    shard, content = Shard.open(path), bytearray(path.read_bytes())
+    image = 5 * 4 * 3
+    for start in range(shard.offset, shard.offset + len(shard) * image, image):
+        content[start] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match=f"{path}.*SHA-256"):
-        SplitReader(Dataset.open(source), "train", data(local_storage))
+    reader = SplitReader(Dataset.open(source), "train", data(local_storage))
+    with pytest.raises(InputError, match=f"{path}: damaged training shard"):
+        images_of(reader)
     assert copies(local_storage) == []
 
 

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from galmerhpc.cluster.stages import STAGES
+from galmerhpc.config import load
 from galmerhpc.errors import ExitCode
+from galmerhpc.files import StageRecord
 from galmerhpc.simulate.library import library_path
 from tests.conftest import write_run
 from tests.slurm.cluster import GPU_TYPE, GPUS, Cluster, wait_until
@@ -245,6 +247,29 @@ def test_a_stage_that_fails_ends_the_chain_and_the_mended_one_goes_on(checkout, 
     with nothing_starts(cluster):
         assert list(checkout.submit(tiny)) == ["train", "evaluate"]
         assert not checkout.submit(tiny, "--from", "train")
+
+
+def test_a_training_goes_on_with_a_key_that_is_named(checkout, cluster, tiny):
+    inputs = load(checkout.folder / tiny).inputs("train")
+    StageRecord(checkout.folder / "run" / "checkpoints", inputs).begin()
+    more = (tiny, "training.epochs=9")
+    done = checkout.galmerhpc("submit", *more)
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert "made with another training.epochs" in done.stderr
+    done = checkout.galmerhpc("submit", tiny, "--allow-change", "split.seed")
+    assert "--allow-change split.seed: it decides the data" in done.stderr
+
+    change = ("--allow-change", "training.epochs")
+    dry = checkout.galmerhpc("submit", *more, *change, "--dry-run")
+    jobs = [line.split(" slurm/")[1] for line in dry.stdout.splitlines()]
+    assert [job for job in jobs if "--allow-change" in job] == [
+        f"train.sbatch {tiny} training.epochs=9 --allow-change training.epochs"
+    ]
+    with nothing_starts(cluster):
+        checkout.submit(*more, *change)
+        checkout.galmerhpc("cancel", "run")
+        status = checkout.galmerhpc("status", "run").stdout
+        assert f"goes on with: galmerhpc submit {' '.join((*change, *more))}" in status
 
 
 def test_a_job_that_slurm_has_forgotten_is_said_to_be(checkout, cluster, tiny):
