@@ -375,7 +375,7 @@ class Shard:
             It is missing, damaged, of another format or compressed with a filter that is not
             installed; the message says what to do.
         """
-        if not path.is_file():
+        if not path.exists():
             raise InputError(f"{path}: no such shard; run galmerhpc preprocess again")
         with hdf5.opened(path, damaged) as file:
             identity = _attributes(file)
