@@ -163,7 +163,7 @@ class Simulate(Section):
     step_myr: Positive = 1.0
     """Leapfrog step."""
     softening_kpc: Positive = 0.35
-    """Plummer-equivalent gravitational softening."""
+    """Plummer-equivalent gravitational softening; the second galaxy's shrinks with its lengths."""
     opening_angle: Positive = 0.7
     """Barnes-Hut opening angle of the quadrupole tree."""
     max_energy_drift: Positive = 0.005
