@@ -23,9 +23,6 @@ from galmerhpc.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_MODES = ("1", "L", "P", "RGB")
-"""Pillow's names of what becomes grey or RGB without loss of meaning."""
-
 _TOGETHER = 64  # pictures between two waits for the disk
 _NAMED = 3  # bad pictures that the message names; the file has them all
 
@@ -146,10 +143,6 @@ def check(body: bytes, nbins: int) -> str:
         raise PictureError(
             f"{error}; all pictures are squares of one size, that of catalogue.render.nbins"
         ) from None
-    if picture.mode not in _MODES:
-        raise PictureError(
-            f"pixels of kind {picture.mode}; save it as 8-bit grey or RGB without alpha"
-        )
     if is_blank(picture):
         raise PictureError("a blank picture")
     return str(picture.format)
