@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from galmerhpc import files, parallel
-from galmerhpc.catalogue import View, Views
+from galmerhpc.catalogue import View, Views, require_classes
 from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset.missing import list_path, write
 from galmerhpc.dataset.pictures import PictureError, WrongSizeError, decode, is_blank
@@ -46,7 +46,8 @@ def import_images(config: Config) -> None:
     Raises
     ------
     InputError
-        The catalogue has no table of images, the table is wrong, the folder is another
+        The catalogue has no table of images, the table is wrong or has labels without a class
+        for `model.task`, the folder is another
         configuration's, or pictures are missing or refused: ``raw/missing.csv`` lists them, the
         others are kept.
     GalmerhpcError
@@ -59,6 +60,7 @@ def import_images(config: Config) -> None:
             "fetch the runs of this catalogue"
         )
     folder, views = config.run_dir / "raw", Views(catalogue)
+    require_classes(config, views)
     record = stage_record(config, "scrape")
     if parallel.broadcast(record.complete):
         log.info("import: complete, nothing to do")

@@ -145,6 +145,33 @@ def test_what_was_imported_is_not_read_again_and_bad_pictures_are_listed(folder:
     preprocess(load(folder / "run.yaml"))
 
 
+@pytest.mark.parametrize(
+    ("labels", "parameter", "expected"),
+    [
+        ("60,9", "inclination", "60 (it has them for 0, 45, 75, 90)"),
+        ("45,-30", "azimuth", "-30 (it has them for 0..180)"),
+    ],
+)
+def test_pictures_without_a_class_are_refused_where_classes_are_wanted(
+    folder: Path, labels: str, parameter: str, expected: str
+) -> None:
+    table, path = folder / "pictures/labels.csv", folder / "run.yaml"
+    good = table.read_text().replace("45.5", "45")
+    table.write_text(good.replace("sub/3.gif,1,45,9", f"sub/3.gif,1,{labels}"))
+    values = yaml.safe_load(path.read_text()) | {"parameters": ["spin", parameter]}
+    path.write_text(yaml.safe_dump(values))
+    import_images(load(path))  # for a regression they are good
+    classes = {"model": {"task": "classification"}, "training": {"loss": "binary_crossentropy"}}
+    path.write_text(yaml.safe_dump(values | classes))
+    for stage in (import_images, preprocess):
+        with pytest.raises(InputError) as caught:
+            stage(load(path))
+        assert f"{table}: sub/3.gif: " in str(caught.value)
+        assert f"no class for {parameter} {expected}, as for 1 of 24 pict" in str(caught.value)
+    path.write_text(yaml.safe_dump(values | classes | {"parameters": ["spin"]}))
+    preprocess(load(path))
+
+
 def test_an_import_and_a_scrape_keep_off_each_other(folder: Path) -> None:
     with files.lock(folder / "run/raw/scrape.lock"):
         done = galmerhpc("images", "import", str(folder / "run.yaml"))
@@ -266,8 +293,19 @@ def test_a_wrong_table_is_named_with_its_line(
             "an animated picture",
         ),
     ],
-    ids=["nothing", "bmp", "cut", "oblong", "size", "alpha", "16 bit", "RGB of 16 bit",
-         "transparent", "blank", "animated"],
+    ids=[
+        "nothing",
+        "bmp",
+        "cut",
+        "oblong",
+        "size",
+        "alpha",
+        "16 bit",
+        "RGB of 16 bit",
+        "transparent",
+        "blank",
+        "animated",
+    ],
 )
 def test_what_is_no_picture_to_train_on_is_refused(body: bytes, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
