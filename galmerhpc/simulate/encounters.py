@@ -101,7 +101,7 @@ class Task:
 
     @property
     def gravity(self) -> Gravity:
-        """The force; a galaxy of shorter lengths is softened less, or it would not hold together."""
+        """The force; a galaxy of shorter lengths is softened less, or it would be puffed up."""
         settings = self.settings
         return Gravity(
             settings.softening_kpc, settings.opening_angle, length_scale(settings.mass_ratio)

@@ -10,8 +10,8 @@ Taken for granted, since GalMer's papers and files at hand do not settle it:
 - x-y is the plane of the orbit, with the axes of `galmerhpc.simulate.orbit`, so that theta and phi
   mean what they mean for our own encounters. The velocities are used to test it: a warning says
   where the two galaxies move about another axis than z.
-- The origin is the middle of the pair, and so of the pictures; nothing is moved or turned. A warning
-  says where it is far from the middle of the luminous matter.
+- The origin is the middle of the pair, and so of the pictures; nothing is moved or turned. A
+  warning says where it is far from the middle of the luminous matter.
 - A particle shines with its MASS as what its P_TYPE says. Stars that formed in a gas particle
   (MASS less M_GAS, if that is what these columns mean) are not told apart, nor bulge from disc.
 """
@@ -238,8 +238,8 @@ def _warn_of_offset(path: Path, particles: Particles) -> None:
     offset = np.linalg.norm(np.average(particles.position, axis=0, weights=weights))
     if offset > _LARGEST_OFFSET_KPC:
         log.warning(
-            "%s: the centre of its stars and gas is %.0f kpc from the origin, so that pictures show "
-            "them beside their middle or not at all; move X, Y and Z, or see to --length-kpc",
+            "%s: the centre of its stars and gas is %.0f kpc from the origin, so that pictures "
+            "show them beside their middle or not at all; move X, Y and Z, or see to --length-kpc",
             path, offset,
         )  # fmt: skip
 
