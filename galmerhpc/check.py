@@ -240,7 +240,7 @@ def _read_list(raw: Path, report: Report) -> None:
     try:
         missing_views(raw)
     except InputError as error:
-        report.faults.append(Fault(list_path(raw), _reason(list_path(raw), error)))
+        report.faults.append(_fault(list_path(raw), error))
 
 
 def _listed(record: Path, name: str) -> Path:

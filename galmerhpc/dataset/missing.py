@@ -67,8 +67,10 @@ def _read(path: Path, remedy: str) -> dict[str, str]:
         if rows and tuple(rows[0]) != COLUMNS:
             raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
         return dict(rows[1:])
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; {remedy}") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+        raise files.unreadable(path, error) from None
     except (csv.Error, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); {remedy}") from None
 

@@ -60,7 +60,7 @@ def test_only_a_finished_scrape_leaves_views_out(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"missing\.csv: damaged .* scrape again"):
             missing.missing_views(tmp_path)
     (tmp_path / "missing.csv").unlink()
-    with pytest.raises(InputError, match=r"cannot be read \(No such file.* --repair, then"):
+    with pytest.raises(InputError, match=r"missing\.csv: missing; .* --repair, then"):
         missing.missing_views(tmp_path)
 
 
