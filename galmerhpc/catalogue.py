@@ -18,15 +18,17 @@ from galmerhpc import tables
 from galmerhpc.config import (
     IMAGE_COLUMNS,
     Catalogue,
+    Config,
     Images,
     Render,
     Run,
     Snapshot,
     Spin,
     ViewGrid,
+    require_catalogue,
 )
 from galmerhpc.errors import InputError
-from galmerhpc.parameters import AZIMUTH, INCLINATION, NAMES, SPIN, SPINS, VIEWING_ANGLE
+from galmerhpc.parameters import AZIMUTH, INCLINATION, NAMES, SPIN, SPINS, VIEWING_ANGLE, named
 from galmerhpc.preview import Preview, number_text
 
 
@@ -371,6 +373,31 @@ def _file(text: str) -> str:
     if not text or not text.isprintable() or path.is_absolute() or ".." in path.parts:
         raise ValueError(f"file: {text!r} names no file beside or below the table")
     return str(path)
+
+
+def require_classes(config: Config, views: Views) -> None:
+    """Refuse a table of images with labels that the configured classification has no class for.
+
+    Of a catalogue's runs the configuration itself refuses them; a table is not read with it.
+
+    Raises
+    ------
+    InputError
+        There are such labels; the message names the first picture.
+    """
+    catalogue = require_catalogue(config)
+    if config.model.task != "classification" or not catalogue.images:
+        return
+    for parameter in map(named, config.parameters):
+        values = views.column(parameter.name)
+        if not (good := parameter.in_class(values)).all():
+            first = int(np.argmin(good))
+            raise InputError(
+                f"{catalogue.images.table}: {views[first].name}: model.task: classification has "
+                f"no class for {parameter.name} {values[first]:g} (it has them for "
+                f"{parameter.span}), as for {np.count_nonzero(~good)} of {len(views)} pictures; "
+                f"take them out of the table, or leave {parameter.name} out of parameters"
+            )
 
 
 # --- a catalogue for the eye ----------------------------------------------------------------------

@@ -21,6 +21,7 @@ from galmerhpc import files, parallel
 from galmerhpc.catalogue import Places, View, Views
 from galmerhpc.config import Config, Stage, require_catalogue
 from galmerhpc.dataset import hdf5, shards
+from galmerhpc.dataset.missing import list_path, missing_views
 from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.preprocess import (
     Plan,
@@ -123,9 +124,8 @@ def check(config: Config) -> Report:
 
 def _check_training(config: Config, there: _Inventory, report: Report) -> list[Fault]:
     """Verify the training shards, and that the raw shards hold all that they are made from."""
-    record = config.run_dir / "raw" / _RECORD
-    if any(fault.path == record for fault in report.faults):
-        report.notes.append(f"{record}: without it the training shards cannot be verified")
+    if lost := _lost(config.run_dir / "raw", report):
+        report.notes.append(f"{lost}: without it the training shards cannot be verified")
         return []
     plan, faults = parallel.broadcast(
         _plan(config, there, report) if parallel.rank() == 0 else (None, [])
@@ -137,6 +137,12 @@ def _check_training(config: Config, there: _Inventory, report: Report) -> list[F
     if config.split.kind != "random":
         faults += _leaks(there.training, results)
     return faults
+
+
+def _lost(raw: Path, report: Report) -> Path | None:
+    """Return what says which views there should be, where it cannot be read."""
+    bad = {fault.path for fault in report.faults}
+    return next((path for path in (raw / _RECORD, list_path(raw)) if path in bad), None)
 
 
 def set_aside(config: Config, faults: Iterable[Fault]) -> dict[Path, Path]:
@@ -198,16 +204,17 @@ def _take_stock(config: Config) -> tuple[Report, _Inventory]:
     report, there, run = Report(), _Inventory(), config.run_dir
     for record in sorted(run.glob(f"*/{_RECORD}")):
         _read_record(record, report, there)
+    _read_list(run / "raw", report)
     if _belongs(config, "scrape", report):
         there.raw = sorted((run / "raw").glob("raw-*.h5"))
         report.notes += [
             f"{spool}: of a scrape that was killed or is running; galmerhpc scrape packs it"
             for spool in sorted((run / "raw").glob("raw-*.spool"))
         ]
-    if _belongs(config, "preprocess", report):
+    if not _lost(run / "raw", report) and _belongs(config, "preprocess", report):
         there.training = sorted((run / "shards").glob("shard-*.h5"))
     there.checkpoints = checkpoint.listed(run / "checkpoints")
-    known = {*there.raw, *there.training}
+    known = {*there.raw, *there.training, *(fault.path for fault in report.faults)}
     there.others = sorted(path for path in there.sha256 if path not in known and path.exists())
     return report, there
 
@@ -224,6 +231,16 @@ def _read_record(path: Path, report: Report, there: _Inventory) -> None:
         report.notes.append(f"{path.parent}: not finished; run the stage again")
     there.sha256 |= sha256
     report.faults += [Fault(file, "missing") for file in sha256 if not file.exists()]
+
+
+def _read_list(raw: Path, report: Report) -> None:
+    """Report a list of left out views that cannot be read."""
+    if _lost(raw, report):
+        return
+    try:
+        missing_views(raw)
+    except InputError as error:
+        report.faults.append(_fault(list_path(raw), error))
 
 
 def _listed(record: Path, name: str) -> Path:

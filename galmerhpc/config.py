@@ -163,7 +163,7 @@ class Simulate(Section):
     step_myr: Positive = 1.0
     """Leapfrog step."""
     softening_kpc: Positive = 0.35
-    """Plummer-equivalent gravitational softening."""
+    """Plummer-equivalent gravitational softening; the second galaxy's shrinks with its lengths."""
     opening_angle: Positive = 0.7
     """Barnes-Hut opening angle of the quadrupole tree."""
     max_energy_drift: Positive = 0.005
@@ -909,7 +909,7 @@ class Config(Section):
             )
 
     def _check_classes(self) -> None:
-        """Raise ValueError where a label has no class."""
+        """Raise ValueError where a label has no class; `catalogue.require_classes` sees tables."""
         if self.model.sine_cosine or self.model.spin != "number":
             raise ValueError("model: sine_cosine and spin go with task: regression")
         for name in self.parameters:
@@ -949,13 +949,11 @@ class Config(Section):
 
 def _refuse_without_class(parameter: Parameter, values: Sequence[float]) -> None:
     """Raise ValueError where a value of the catalogue is in none of the parameter's classes."""
-    low, high, listed = parameter.low, parameter.high, parameter.values
     for value in values:
-        if value not in listed if listed else not low <= value <= high:
-            classes = ", ".join(f"{v:g}" for v in listed) or f"{low:g}..{high:g}"
+        if not parameter.in_class(value):
             raise ValueError(
                 f"model.task: classification has no class for {parameter.name} {value:g} of "
-                f"the catalogue (it has them for {classes})"
+                f"the catalogue (it has them for {parameter.span})"
             )
 
 

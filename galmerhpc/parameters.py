@@ -61,6 +61,18 @@ class Parameter:
             )
         return round(count)
 
+    def in_class(self, values: ArrayLike) -> NDArray[np.bool_]:
+        """Tell of each value whether it is in a class, shape as given."""
+        values = np.asarray(values, np.float64)
+        if self.values:
+            return np.isin(values, self.values)
+        return (self.low <= values) & (values <= self.high)
+
+    @property
+    def span(self) -> str:
+        """What `in_class` takes, in words."""
+        return ", ".join(f"{v:g}" for v in self.values) or f"{self.low:g}..{self.high:g}"
+
 
 SPIN = Parameter("spin", "spin", "", 0.0, 1.0, (PROGRADE, RETROGRADE))
 INCLINATION = Parameter("inclination", "i", "deg", 0.0, 90.0, (0.0, 45.0, 75.0, 90.0))

@@ -17,6 +17,7 @@ from galmerhpc.catalogue import Views
 from galmerhpc.check import Fault, check, set_aside
 from galmerhpc.config import Config, Split, load
 from galmerhpc.dataset import shards
+from galmerhpc.dataset.missing import list_path, write
 from galmerhpc.dataset.preprocess import preprocess
 from galmerhpc.dataset.raw import RawWriter
 from galmerhpc.dataset.split import TEST, TRAIN, Samples, ViewTable, assign
@@ -282,6 +283,31 @@ def test_shards_made_from_what_came_otherwise_the_second_time_are_found(config: 
     set_aside(config, faults)
     preprocess(config)
     assert check(config).faults == []
+
+
+@pytest.mark.parametrize(
+    ("content", "word"), [(None, "missing"), (b"a,b\n1,2\n", "columns are not view, reason")]
+)
+def test_a_list_of_left_out_views_that_cannot_be_read_is_a_fault_of_its_own(
+    config: Config, content: bytes | None, word: str
+) -> None:
+    folder = config.run_dir / "raw"
+    record, path = files.StageRecord(folder, config.inputs("scrape")), list_path(folder)
+    write(path, {"a view": "a reason"})
+    record.finish({**record.files, path.name: files.sha256(path)})
+    path.unlink()
+    if content:
+        path.write_bytes(content)
+    done = galmerhpc("preprocess", str(config.run_dir / "config.yaml"), f"run_dir={config.run_dir}")
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert f"{path}: " in done.stderr
+    assert f"galmerhpc check {config.run_dir} --repair" in done.stderr
+    report = check(config)
+    assert [fault.path for fault in report.faults] == [path]
+    assert word in report.faults[0].why
+    set_aside(config, report.faults)
+    assert not path.exists()
+    assert not files.StageRecord(folder, config.inputs("scrape")).complete
 
 
 def test_a_leak_of_the_split_itself_is_found(

@@ -296,7 +296,7 @@ def check_picture(body: bytes, content_type: str, nbins: int) -> None:
     TryAgainError
         It is broken.
     ViewFailedError
-        It is a page, or another picture than was asked for.
+        It is a page, or another picture than was asked for: `decode` says which are taken.
     """
     try:
         picture = decode(body, nbins, still=True)

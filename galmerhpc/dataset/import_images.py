@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from galmerhpc import files, parallel
-from galmerhpc.catalogue import View, Views
+from galmerhpc.catalogue import View, Views, require_classes
 from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset.missing import list_path, write
 from galmerhpc.dataset.pictures import PictureError, WrongSizeError, decode, is_blank
@@ -22,9 +22,6 @@ from galmerhpc.dataset.records import stage_record
 from galmerhpc.errors import InputError
 
 log = logging.getLogger(__name__)
-
-_MODES = ("1", "L", "P", "RGB")
-"""Pillow's names of what becomes grey or RGB without loss of meaning."""
 
 _TOGETHER = 64  # pictures between two waits for the disk
 _NAMED = 3  # bad pictures that the message names; the file has them all
@@ -49,7 +46,8 @@ def import_images(config: Config) -> None:
     Raises
     ------
     InputError
-        The catalogue has no table of images, the table is wrong, the folder is another
+        The catalogue has no table of images, the table is wrong or has labels without a class
+        for `model.task`, the folder is another
         configuration's, or pictures are missing or refused: ``raw/missing.csv`` lists them, the
         others are kept.
     GalmerhpcError
@@ -62,6 +60,7 @@ def import_images(config: Config) -> None:
             "fetch the runs of this catalogue"
         )
     folder, views = config.run_dir / "raw", Views(catalogue)
+    require_classes(config, views)
     record = stage_record(config, "scrape")
     if parallel.broadcast(record.complete):
         log.info("import: complete, nothing to do")
@@ -146,10 +145,6 @@ def check(body: bytes, nbins: int) -> str:
         raise PictureError(
             f"{error}; all pictures are squares of one size, that of catalogue.render.nbins"
         ) from None
-    if picture.mode not in _MODES:
-        raise PictureError(
-            f"pixels of kind {picture.mode}; save it as 8-bit grey or RGB without alpha"
-        )
     if is_blank(picture):
         raise PictureError("a blank picture")
     return str(picture.format)

@@ -38,14 +38,16 @@ def missing_views(folder: Path) -> dict[str, str]:
     Raises
     ------
     InputError
-        The list or ``stage.json`` is damaged.
+        The list is missing or damaged, or ``stage.json`` is damaged.
     """
     path, record = list_path(folder), folder / "stage.json"
     listed = (files.read_json(record).get("files") or {}) if record.exists() else {}
     if path.name not in listed:
         return {}
-    if not (views := _read(path)):
-        raise _damaged(path, "it names no view")
+    # Scraping is complete and would not begin again by itself.
+    remedy = f"run galmerhpc check {folder.parent} --repair, then galmerhpc scrape again"
+    if not (views := _read(path, remedy)):
+        raise InputError(f"{path}: damaged (it names no view); {remedy}")
     return views
 
 
@@ -53,24 +55,24 @@ def read_failures(folder: Path) -> dict[str, str]:
     """Return all failures that were noted by jobs on this folder, of whatever slice."""
     failures: dict[str, str] = {}
     for path in sorted(folder.glob("missing*.csv")):
-        failures |= _read(path)
+        failures |= _read(path, "remove it and run galmerhpc scrape again")
     return failures
 
 
-def _read(path: Path) -> dict[str, str]:
-    # A kill may have cut the last row short.
-    whole = path.read_bytes().rpartition(b"\n")[0]
+def _read(path: Path, remedy: str) -> dict[str, str]:
     try:
+        # A kill may have cut the last row short.
+        whole = path.read_bytes().rpartition(b"\n")[0]
         rows = list(csv.reader(io.StringIO(whole.decode(), newline="")))
         if rows and tuple(rows[0]) != COLUMNS:
             raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
         return dict(rows[1:])
+    except FileNotFoundError:
+        raise InputError(f"{path}: missing; {remedy}") from None
+    except OSError as error:
+        raise files.unreadable(path, error) from None
     except (csv.Error, ValueError) as error:
-        raise _damaged(path, str(error)) from None
-
-
-def _damaged(path: Path, why: str) -> InputError:
-    return InputError(f"{path}: damaged ({why}); remove it and run galmerhpc scrape again")
+        raise InputError(f"{path}: damaged ({error}); {remedy}") from None
 
 
 def write(path: Path, failures: Mapping[str, str]) -> None:

@@ -10,6 +10,10 @@ from galmerhpc.errors import brief
 FORMATS = ("GIF", "PNG", "JPEG")
 """What is decoded; Pillow's other formats are no previews, and some start programs."""
 
+_MODES = ("1", "L", "P", "RGB")
+"""Pillow's names of what becomes grey or RGB without loss of meaning."""
+_PNG_DEPTH = 24  # where a PNG has its bits a channel: Pillow opens 16 of RGB as if they were 8
+
 # A picture of more pixels than Pillow's limit is refused, not warned of.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
@@ -46,7 +50,8 @@ def decode(body: bytes, nbins: int, still: bool = False) -> Image.Image:
     Returns
     -------
     Image
-        As it was stored: of any mode.
+        Grey, palette or RGB, as it was stored; but what a GIF's transparent colour covers is black,
+        as the sky is. Many programs declare one that no pixel has.
 
     Raises
     ------
@@ -55,7 +60,7 @@ def decode(body: bytes, nbins: int, still: bool = False) -> Image.Image:
     WrongSizeError
         It has another size.
     PictureError
-        It is animated.
+        It is animated, transparent, or of other pixels than 8-bit grey, palette or RGB.
     """
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS) as picture:
@@ -63,17 +68,36 @@ def decode(body: bytes, nbins: int, still: bool = False) -> Image.Image:
             # Only a picture of the right size is decoded: a bomb is told by its header.
             if picture.size == (nbins, nbins) and not animated:
                 picture.load()
-                return picture
-            width, height = picture.size
     except UnidentifiedImageError:
         raise NoPictureError(f"{len(body)} bytes that are no {' or '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise WrongSizeError("a picture of far more pixels than asked for") from None
     except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
         raise BrokenPictureError(f"a broken picture ({brief(error)})") from None
-    if (width, height) != (nbins, nbins):
+    if picture.size != (nbins, nbins):
+        width, height = picture.size
         raise WrongSizeError(f"a picture of {width} x {height} pixels, not {nbins} x {nbins}")
-    raise PictureError("an animated picture")
+    if animated:
+        raise PictureError("an animated picture")
+    deep = picture.format == "PNG" and body[_PNG_DEPTH] > 8
+    if picture.mode not in _MODES or deep:
+        raise PictureError(
+            f"pixels of kind {picture.mode}{', 16 bits a channel' if deep else ''}; only 8-bit "
+            "grey, palette and RGB without alpha can be taken"
+        )
+    if "transparency" not in picture.info:
+        return picture
+    if picture.format != "GIF":
+        raise PictureError("a picture with a transparent colour; save it without")
+    return _on_black(picture)
+
+
+def _on_black(picture: Image.Image) -> Image.Image:
+    black = Image.new("RGBA", picture.size, "black")
+    black.alpha_composite(picture.convert("RGBA"))
+    final = black.convert("RGB")
+    final.format = picture.format
+    return final
 
 
 def is_blank(picture: Image.Image) -> bool:

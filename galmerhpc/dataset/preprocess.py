@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from galmerhpc import files, parallel
-from galmerhpc.catalogue import Views
+from galmerhpc.catalogue import Views, require_classes
 from galmerhpc.config import Config, Preprocess, digest, require_catalogue
 from galmerhpc.dataset import augment, shards
 from galmerhpc.dataset.missing import missing_views
@@ -156,12 +156,14 @@ def make_plan(config: Config) -> Plan:
     Raises
     ------
     InputError
-        Scraping is not finished, a view is in no raw shard, or the split is impossible.
+        Scraping is not finished, a view is in no raw shard or has no class, or the split is
+        impossible.
     """
     folder = config.run_dir / "raw"
     if not stage_record(config, "scrape").complete:
         raise InputError(f"{folder}: not complete; run galmerhpc scrape first")
     plan = lay_out(config, open_store(config))
+    require_classes(config, plan.views)
     missing = np.unique(plan.samples.view[plan.rows[plan.samples.view] < 0])
     if len(missing):
         raise InputError(

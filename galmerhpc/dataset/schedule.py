@@ -20,6 +20,10 @@ LATE_S = 0.03
 """A request that could not start within this of its moment gives its slot back: late ones would
 meet those that are on time, and the host would see more than the rate in that second."""
 
+FEW = 50
+"""So many views in a row that cannot be had show that the host, its address or the snapshots'
+numbers are wrong, not the views: half a minute at the rate that addresses are asked at."""
+
 _LONGEST_RETRY_AFTER_S = 3600.0
 _LONG_PAUSE_S = 10.0  # whoever looks on should know why nothing happens
 _SOON_S = 0.02  # slots are given this long before their moment, so that their way costs no time
@@ -158,13 +162,15 @@ class Schedule:
         SHA-256 of pictures that are known to have come for several views.
     allow_duplicates : bool
         Whether several views may have the same picture.
+    allow_missing : bool
+        Go on however many views fail in a row.
 
     Attributes
     ----------
     stored : int
         Views that came.
     failures : dict of int to str
-        Views that failed, and why.
+        Views that failed, and why; a row of them counts once a picture came or all is over.
     """
 
     def __init__(
@@ -180,13 +186,15 @@ class Schedule:
         there: dict[bytes, int],
         duplicates: Iterable[bytes],
         allow_duplicates: bool,
+        allow_missing: bool,
     ) -> None:
         self.stored = 0
         self.failures: dict[int, str] = {}
+        self._row: dict[int, str] = {}  # views that failed since the last picture, and why
         self._source, self._pace, self._spare = source, pace, spare
         self._attempts = attempts
         self._backoff_s, self._longest_backoff_s = backoff_s, longest_backoff_s
-        self._allow_duplicates = allow_duplicates
+        self._allow_duplicates, self._allow_missing = allow_duplicates, allow_missing
         self._there = there
         self._duplicates = dict.fromkeys(duplicates)  # in order of discovery
         self._fresh = iter(missing)
@@ -209,12 +217,15 @@ class Schedule:
         Raises
         ------
         GalmerhpcError
-            The host cannot be reached, gives nothing but refusals, or wants a long silence.
+            The host cannot be reached, gives nothing but refusals or what is no picture, or wants a
+            long silence.
         """
         for outcome in report.outcomes:
             self._take(outcome, now, now - report.clock)
         self._stopped |= report.stop
         over = self._stopped or not (self._out or self._again or self._next_fresh is not None)
+        if over and not self._stopped:
+            self._end_row()
         views, wait_s = ((), 0.0) if over else self._give(report.room, now)
         return Grant(
             views=views,
@@ -263,13 +274,12 @@ class Schedule:
                 self._note_picture(number, sha256)
             case Failed(number, why):
                 self._note_answer(number, now)
-                self.failures[number] = why
+                self._fail(number, why)
             case Fault():
                 self._note_fault(outcome, now, outcome.began + offset)
 
     def _note_answer(self, number: int, now: float) -> None:
         self._tries.pop(number, None)
-        self._pace.answered()
         self._last_answer = now
 
     def _note_picture(self, number: int, sha256: bytes) -> None:
@@ -277,6 +287,8 @@ class Schedule:
         self.stored += 1
         first = self._there.setdefault(sha256, number)
         if self._allow_duplicates or (first == number and sha256 not in self._duplicates):
+            self._pace.answered()
+            self._end_row()
             return
         if sha256 not in self._duplicates:
             self._duplicates[sha256] = None
@@ -285,7 +297,22 @@ class Schedule:
 
     def _reject(self, number: int, sha256: bytes) -> None:
         self.stored -= 1
-        self.failures[number] = duplicate(sha256)
+        self._fail(number, duplicate(sha256))
+
+    def _fail(self, number: int, why: str) -> None:
+        """Give up a view, or the host where too many have failed in a row."""
+        self._row[number] = why
+        if len(self._row) >= FEW and not self._allow_missing:
+            raise GalmerhpcError(
+                f"{self._source}: {len(self._row)} views in a row cannot be had, the last one: "
+                f"{why}; look at the address in a browser, check scrape.source and the snapshots' "
+                "numbers, and run the same command again later, which asks for these views again "
+                "(where they are truly not there, --allow-missing goes on without them)"
+            )
+
+    def _end_row(self) -> None:
+        self.failures |= self._row
+        self._row.clear()
 
     def _note_fault(self, fault: Fault, now: float, began: float) -> None:
         """Slow down if need be; ask again later, or give up the view, or the host."""
@@ -318,7 +345,7 @@ class Schedule:
         if self._last_answer < since and (others or (never and not fault.heard)):
             raise self._unreachable(fault.why)
         self._tries.pop(fault.number, None)
-        self.failures[fault.number] = f"{fault.why} ({tries} tries)"
+        self._fail(fault.number, f"{fault.why} ({tries} tries)")
 
     def _unreachable(self, why: str) -> GalmerhpcError:
         return GalmerhpcError(

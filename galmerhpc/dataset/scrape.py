@@ -70,7 +70,7 @@ def scrape(
         The folder is another configuration's or in use, a raw shard is damaged, or `source` is no
         address.
     GalmerhpcError
-        The host cannot be reached, or the disk is full.
+        The host cannot be reached or gives no pictures, or the disk is full.
     """
     folder, settings = config.run_dir / "raw", config.scrape
     views = Views(require_catalogue(config))
@@ -80,7 +80,7 @@ def scrape(
         return
 
     with StopRequest(settings.time_limit_s) as stop, _alone(folder, part):
-        desk = _open_desk(config, source, views, part, retry_failed)
+        desk = _open_desk(config, source, views, part, retry_failed, allow_missing)
         writer = RawWriter(folder, parallel.rank(), settings.views_per_shard, part)
         crew = Crew(settings, source, views, connections)
         stopped = _fetch(desk, crew, writer, lambda: bool(stop.reason))
@@ -244,7 +244,12 @@ def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) ->
 
 
 def _open_desk(
-    config: Config, source: str, views: Views, part: Slice, retry_failed: bool
+    config: Config,
+    source: str,
+    views: Views,
+    part: Slice,
+    retry_failed: bool,
+    allow_missing: bool,
 ) -> "parallel.Desk[Report, Grant]":
     """Return the desk where all ranks get their views."""
     if parallel.rank() > 0:
@@ -257,7 +262,7 @@ def _open_desk(
         tidy(folder, part)
         stock = _take_stock(config, views, part, retry_failed)
         missing.write(list_path, stock.failed)
-    schedule = _schedule(config, source, part, stock)
+    schedule = _schedule(config, source, part, stock, allow_missing)
     progress = _Progress(stock)
     noted = 0
 
@@ -306,7 +311,9 @@ def _nobody(_: Report) -> Grant:
     raise AssertionError("only rank 0's desk answers")
 
 
-def _schedule(config: Config, source: str, part: Slice, stock: Stock) -> Schedule:
+def _schedule(
+    config: Config, source: str, part: Slice, stock: Stock, allow_missing: bool
+) -> Schedule:
     settings, connections = config.scrape, part.share(config.scrape.connections)
     rate = None if settings.rate_per_s is None else settings.rate_per_s / part.count
     return Schedule(
@@ -320,6 +327,7 @@ def _schedule(config: Config, source: str, part: Slice, stock: Stock) -> Schedul
         there=stock.sha256,
         duplicates=stock.duplicates,
         allow_duplicates=settings.allow_duplicates,
+        allow_missing=allow_missing,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galmerhpc.config import Config
+from galmerhpc.errors import InputError
 from galmerhpc.parameters import SPIN, class_groups, decode_classes, encode_classes, named
 
 if TYPE_CHECKING:
@@ -149,6 +150,11 @@ def make_targets(config: Config, labels: Array) -> Targets:
         Its `parameters`, `model` and `training` are used.
     labels : ndarray, shape (N, P), float32
         Training labels, from which offsets and scales follow.
+
+    Raises
+    ------
+    InputError
+        A label has no class.
     """
     columns = zip(config.parameters, labels.T, strict=True)
     return Targets(tuple(_target(config, name, column) for name, column in columns))
@@ -203,6 +209,13 @@ def prediction_width(config: Config) -> int:
 def _target(config: Config, name: str, labels: Array) -> Target:
     model = config.model
     if model.task == "classification":
+        # A catalogue or table without classes was refused; these shards may be a regression's.
+        if not (good := named(name).in_class(labels)).all():
+            raise InputError(
+                f"model.task: classification has no class for {name} {labels[~good][0]:g} of the "
+                f"training images (it has them for {named(name).span}); leave {name} out of "
+                "parameters, or train a regression"
+            )
         softmax = config.training.loss == "categorical_crossentropy"
         return Target(
             name,

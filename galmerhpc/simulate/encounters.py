@@ -26,6 +26,7 @@ from galmerhpc.simulate.galaxies import (
     GalaxyModel,
     Particles,
     counts_from_config,
+    length_scale,
     realise,
     rotate_about_x,
 )
@@ -98,8 +99,19 @@ class Task:
             GalaxyModel.from_config(second, shrink=self.settings.mass_ratio),
         )
 
+    @property
+    def gravity(self) -> Gravity:
+        """The force; a galaxy of shorter lengths is softened less, or it would be puffed up."""
+        settings = self.settings
+        return Gravity(
+            settings.softening_kpc, settings.opening_angle, length_scale(settings.mass_ratio)
+        )
+
     def attributes(self) -> dict[str, Attribute]:
-        """Return all parameters that decide the encounter, flat, by the configuration's keys."""
+        """Return all parameters that decide the encounter, flat, by the configuration's keys.
+
+        With a mass ratio also ``softening2_kpc``, the second galaxy's.
+        """
         settings = self.settings.model_dump(mode="json")
         shared = {key: value for key, value in settings.items() if key not in _NOT_SHARED}
         galaxy1, galaxy2 = (settings["galaxies"][name] for name in self.settings.pair)
@@ -114,7 +126,15 @@ class Task:
             "realisation": self.realisation,
             **config.flatten(shared),
             **config.flatten({"galaxy1": galaxy1, "galaxy2": galaxy2}),
+            **self._second_softening(),
         }
+
+    def _second_softening(self) -> dict[str, Attribute]:
+        # Libraries of equal softening have no such attribute, and can still be extended.
+        if self.settings.mass_ratio == 1:
+            return {}
+        gravity = self.gravity
+        return {"softening2_kpc": gravity.softening_kpc * gravity.second_softening}
 
 
 def tasks(settings: config.Simulate) -> tuple[Task, ...]:
@@ -214,8 +234,7 @@ def run(task: Task) -> Encounter:
         for the first snapshot.
     """
     settings = task.settings
-    gravity = Gravity(settings.softening_kpc, settings.opening_angle)
-    start = initial_state(task)
+    gravity, start = task.gravity, initial_state(task)
     luminous = start.component != Component.HALO
     pericentre, energy = _Pericentre(settings.softening_kpc), _EnergyWatch(gravity)
     frames: dict[int, NDArray[np.float32]] = {}  # luminous positions by number of the step

@@ -140,6 +140,11 @@ class MiyamotoNagai:
         return ((along_radius * sine + along_z * cosine) @ (weight / 2)) * r**2 / G
 
 
+def length_scale(shrink: float) -> float:
+    """Return what lengths are multiplied by where masses are divided: equal surface density."""
+    return float(1 / np.sqrt(shrink))
+
+
 def _condensed(component: MiyamotoNagai) -> MiyamotoNagai:
     inside = component.enclosed_mass(np.array([component.edge]))[0]
     return replace(component, mass=component.mass**2 / inside)
@@ -161,9 +166,9 @@ class GalaxyModel:
         galaxy : config.Galaxy
             Masses in GalMer's unit, lengths in kpc.
         shrink : float
-            Divide masses by this and lengths by its square root: equal surface density.
+            Divide masses by this, and lengths as `length_scale` says.
         """
-        mass, length = MASS_UNIT_MSUN / shrink, 1 / np.sqrt(shrink)
+        mass, length = MASS_UNIT_MSUN / shrink, length_scale(shrink)
         spheres = {Component.HALO: galaxy.halo, Component.BULGE: galaxy.bulge}
         discs = {Component.STARS: galaxy.stars, Component.GAS: galaxy.gas}
         return cls(

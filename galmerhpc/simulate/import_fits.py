@@ -10,7 +10,8 @@ Taken for granted, since GalMer's papers and files at hand do not settle it:
 - x-y is the plane of the orbit, with the axes of `galmerhpc.simulate.orbit`, so that theta and phi
   mean what they mean for our own encounters. The velocities are used to test it: a warning says
   where the two galaxies move about another axis than z.
-- The origin is the middle of the pair, and so of the pictures; nothing is moved or turned.
+- The origin is the middle of the pair, and so of the pictures; nothing is moved or turned. A
+  warning says where it is far from the middle of the luminous matter.
 - A particle shines with its MASS as what its P_TYPE says. Stars that formed in a gas particle
   (MASS less M_GAS, if that is what these columns mean) are not told apart, nor bulge from disc.
 """
@@ -20,7 +21,6 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from galmerhpc import tables
 from galmerhpc.config import Run, Snapshot
 from galmerhpc.errors import GalmerhpcError, InputError, brief
-from galmerhpc.simulate.galaxies import Component
+from galmerhpc.simulate.galaxies import Component, Particles
 from galmerhpc.simulate.library import Attribute, Encounter, write_library
 
 try:
@@ -54,6 +54,7 @@ _COMPONENTS = {0: Component.GAS, 1: Component.STARS, 2: Component.HALO}
 _NEEDED = ("file", "id", "time_myr", "spin", "inclination_deg")
 _OPTIONAL = ("simulation", "pair", "orbit")
 _LARGEST_TILT_DEG = 10.0  # of the orbit's axis to z, beyond which pictures mislead
+_LARGEST_OFFSET_KPC = 5.0  # of the luminous matter's centre; a picture shows 33 to each side
 
 Array = NDArray[np.float64]
 
@@ -117,33 +118,13 @@ def import_fits(
 # --- a FITS file ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Particles:
-    """The particles of a file.
-
-    Attributes
-    ----------
-    position : ndarray, shape (N, 3), float64
-        kpc.
-    velocity : ndarray, shape (N, 3), float64
-        In the file's unit.
-    mass : ndarray, shape (N,), float64
-        Solar masses.
-    component : ndarray, shape (N,), uint8
-        `Component`.
-    galaxy : ndarray, shape (N,), uint8
-        0 for the lower of the file's GAL numbers, 1 for the other.
-    """
-
-    position: Array
-    velocity: Array
-    mass: Array
-    component: NDArray[np.uint8]
-    galaxy: NDArray[np.uint8]
-
-
 def read_particles(path: Path, length_kpc: float, mass_msun: float) -> Particles:
     """Read a FITS file.
+
+    Returns
+    -------
+    Particles
+        Velocities in the file's unit; the lower of its GAL numbers is galaxy 0.
 
     Raises
     ------
@@ -175,18 +156,18 @@ def read_particles(path: Path, length_kpc: float, mass_msun: float) -> Particles
     if not (particles.component != Component.HALO).any():
         raise InputError(f"{path}: no particle is a star or gas: there is nothing to draw")
     _warn_of_tilt(path, particles)
+    _warn_of_offset(path, particles)
     return particles
 
 
 def _read_columns(path: Path) -> dict[str, Array]:
     """Read the columns of the first table that has them all, shape (N,) each."""
     try:
-        # astropy warns of files that are cut short or break the standard, and reads on.
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", AstropyWarning)
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always", AstropyWarning)
             # Opened here, since astropy leaves a file open that it fails on.
             with path.open("rb") as file, fits.open(file, lazy_load_hdus=False) as units:
-                return _columns_of(path, units)
+                columns = _columns_of(path, units)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except InputError:
@@ -194,6 +175,10 @@ def _read_columns(path: Path) -> dict[str, Array]:
     except Exception as error:  # noqa: BLE001 - astropy raises nearly anything on damaged files
         why = brief(error)
         raise InputError(f"{path}: damaged, or no FITS file ({why})") from None
+    # Of what breaks the standard, but no number of the columns: a table cut short is an error.
+    for text in dict.fromkeys(brief(warning.message) for warning in noted):
+        log.warning("%s: %s", path, text)
+    return columns
 
 
 def _columns_of(path: Path, units: Any) -> dict[str, Array]:
@@ -242,6 +227,20 @@ def _warn_of_tilt(path: Path, particles: Particles) -> None:
             "%s: the galaxies move about an axis %.0f deg from z, so that x-y is not the plane of "
             "their orbit, and theta and phi of its pictures are not those of the catalogue",
             path, tilt,
+        )  # fmt: skip
+
+
+def _warn_of_offset(path: Path, particles: Particles) -> None:
+    """Warn where what shines is not about the origin, which is the middle of the pictures."""
+    weights = np.where(particles.component != Component.HALO, particles.mass, 0.0)
+    if weights.sum() == 0:
+        return
+    offset = np.linalg.norm(np.average(particles.position, axis=0, weights=weights))
+    if offset > _LARGEST_OFFSET_KPC:
+        log.warning(
+            "%s: the centre of its stars and gas is %.0f kpc from the origin, so that pictures "
+            "show them beside their middle or not at all; move X, Y and Z, or see to --length-kpc",
+            path, offset,
         )  # fmt: skip
 
 

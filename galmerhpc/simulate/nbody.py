@@ -33,13 +33,17 @@ class Gravity:
     Attributes
     ----------
     softening_kpc : float
-        Plummer-equivalent softening length.
+        Plummer-equivalent softening length of the first galaxy's particles.
     opening_angle : float
         Barnes-Hut opening angle; smaller is more exact.
+    second_softening : float
+        That of the second galaxy's particles, in units of the first's. Between two particles the
+        longer one counts.
     """
 
     softening_kpc: float
     opening_angle: float
+    second_softening: float = 1.0
 
     def acceleration(self, particles: Particles) -> Array:
         """Return the acceleration (N, 3), (km/s)^2 / kpc."""
@@ -75,7 +79,8 @@ class Gravity:
         return float(kinetic), float(potential @ particles.mass / 2)
 
     def _kernel(self, particles: Particles) -> Array:
-        return np.full(len(particles), _KERNEL_PER_PLUMMER * self.softening_kpc)
+        radius = _KERNEL_PER_PLUMMER * self.softening_kpc
+        return np.array([radius, radius * self.second_softening])[particles.galaxy]
 
 
 def integrate(

@@ -122,6 +122,8 @@ def test_a_connection_is_good_after_a_fault() -> None:
         (Reply(encode(NOISE[:8])), "16 x 8 pixels, not 16 x 16"),
         (Reply(encode(np.full((SIDE, SIDE), 7, np.uint8))), "blank"),
         (Reply(animated()), "animated"),
+        (Reply(encode(np.dstack([NOISE] * 4), "PNG")), "pixels of kind RGBA"),
+        (Reply(encode(NOISE.astype(np.uint16) * 256, "PNG")), "16 bits a channel"),
         (Reply(encode(np.zeros((20000, 20000), bool), "PNG")), "pixels"),
         (Reply(encode(NOISE) + bytes(1 << 17)), "longer than"),
         (Reply(b"", 302, headers={"Location": "http://example.org/"}), "example.org.*another host"),

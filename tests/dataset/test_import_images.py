@@ -3,9 +3,11 @@
 import csv
 import io
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs
+from zlib import compress, crc32
 
 import h5py
 import numpy as np
@@ -17,6 +19,7 @@ from galmerhpc import files
 from galmerhpc.catalogue import Views
 from galmerhpc.config import Catalogue, Images, load
 from galmerhpc.dataset.import_images import check, import_images
+from galmerhpc.dataset.pictures import decode
 from galmerhpc.dataset.preprocess import preprocess
 from galmerhpc.dataset.shards import Dataset, read_columns
 from galmerhpc.errors import GalmerhpcError, InputError
@@ -35,6 +38,19 @@ def encode(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
 
 def noise(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape or (SIZE, SIZE), np.uint8)
+
+
+def png_of_16_bits() -> bytes:
+    """Return a PNG of 16 bits a channel in RGB, which Pillow does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", SIZE, SIZE, 16, 2, 0, 0, 0))
+    lines = noise(1, SIZE, 1 + 6 * SIZE)
+    lines[:, 0] = 0  # no filter
+    data = chunk(b"IDAT", compress(lines.tobytes()))
+    return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
 
 
 def rows() -> list[str]:
@@ -127,6 +143,33 @@ def test_what_was_imported_is_not_read_again_and_bad_pictures_are_listed(folder:
     assert done.returncode == 0, done.stderr
     assert not (folder / "run/raw/missing.csv").exists()
     preprocess(load(folder / "run.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "parameter", "expected"),
+    [
+        ("60,9", "inclination", "60 (it has them for 0, 45, 75, 90)"),
+        ("45,-30", "azimuth", "-30 (it has them for 0..180)"),
+    ],
+)
+def test_pictures_without_a_class_are_refused_where_classes_are_wanted(
+    folder: Path, labels: str, parameter: str, expected: str
+) -> None:
+    table, path = folder / "pictures/labels.csv", folder / "run.yaml"
+    good = table.read_text().replace("45.5", "45")
+    table.write_text(good.replace("sub/3.gif,1,45,9", f"sub/3.gif,1,{labels}"))
+    values = yaml.safe_load(path.read_text()) | {"parameters": ["spin", parameter]}
+    path.write_text(yaml.safe_dump(values))
+    import_images(load(path))  # for a regression they are good
+    classes = {"model": {"task": "classification"}, "training": {"loss": "binary_crossentropy"}}
+    path.write_text(yaml.safe_dump(values | classes))
+    for stage in (import_images, preprocess):
+        with pytest.raises(InputError) as caught:
+            stage(load(path))
+        assert f"{table}: sub/3.gif: " in str(caught.value)
+        assert f"no class for {parameter} {expected}, as for 1 of 24 pict" in str(caught.value)
+    path.write_text(yaml.safe_dump(values | classes | {"parameters": ["spin"]}))
+    preprocess(load(path))
 
 
 def test_an_import_and_a_scrape_keep_off_each_other(folder: Path) -> None:
@@ -242,17 +285,43 @@ def test_a_wrong_table_is_named_with_its_line(
         (encode(noise(1, 50, 50)), "50 x 50 pixels, not 40 x 40"),
         (encode(noise(1, SIZE, SIZE, 4)), "pixels of kind RGBA"),
         (encode(noise(1).astype(np.uint16) * 256), "pixels of kind I;16"),
+        (png_of_16_bits(), "pixels of kind RGB, 16 bits a channel"),
+        (encode(noise(1), transparency=3), "a picture with a transparent colour"),
         (encode(np.full((SIZE, SIZE), 7, np.uint8)), "a blank picture"),
         (
             encode(noise(1), "GIF", save_all=True, append_images=[Image.fromarray(noise(2))]),
             "an animated picture",
         ),
     ],
-    ids=["nothing", "bmp", "cut", "oblong", "size", "alpha", "16 bit", "blank", "animated"],
+    ids=[
+        "nothing",
+        "bmp",
+        "cut",
+        "oblong",
+        "size",
+        "alpha",
+        "16 bit",
+        "RGB of 16 bit",
+        "transparent",
+        "blank",
+        "animated",
+    ],
 )
 def test_what_is_no_picture_to_train_on_is_refused(body: bytes, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         check(body, SIZE)
+
+
+def test_what_a_gifs_transparent_colour_covers_is_black() -> None:
+    colours = Image.fromarray(noise(1, SIZE, SIZE, 3)).quantize(16)
+    index = np.asarray(colours)
+    buffer = io.BytesIO()
+    colours.save(buffer, "GIF", transparency=int(index[0, 0]), optimize=False)
+    assert check(buffer.getvalue(), SIZE) == "GIF"
+    shown = np.asarray(decode(buffer.getvalue(), SIZE).convert("RGB"))
+    covered = index == index[0, 0]
+    assert not shown[covered].any()
+    assert np.array_equal(shown[~covered], np.asarray(colours.convert("RGB"))[~covered])
 
 
 def test_a_catalogue_has_runs_or_images(tmp_path: Path) -> None:

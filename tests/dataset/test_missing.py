@@ -59,6 +59,9 @@ def test_only_a_finished_scrape_leaves_views_out(tmp_path: Path) -> None:
         (tmp_path / "missing.csv").write_bytes(damage)
         with pytest.raises(InputError, match=r"missing\.csv: damaged .* scrape again"):
             missing.missing_views(tmp_path)
+    (tmp_path / "missing.csv").unlink()
+    with pytest.raises(InputError, match=r"missing\.csv: missing; .* --repair, then"):
+        missing.missing_views(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "view,reason\n1,2,3\n"])

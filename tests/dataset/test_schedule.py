@@ -5,7 +5,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from galmerhpc.dataset.pace import Pace
 from galmerhpc.dataset.schedule import (
+    FEW,
     Failed,
     Fault,
     Grant,
@@ -40,11 +41,13 @@ def schedule(
     there: dict[bytes, int] | None = None,
     duplicates: tuple[bytes, ...] = (),
     allow: bool = False,
+    allow_missing: bool = False,
 ) -> Schedule:
     return Schedule(
         SOURCE, range(views), Pace(connections, rate, 0.5, 60),
         spare=0 if rate else connections, attempts=ATTEMPTS, backoff_s=0.5, longest_backoff_s=60,
         there={} if there is None else there, duplicates=duplicates, allow_duplicates=allow,
+        allow_missing=allow_missing,
     )  # fmt: skip
 
 
@@ -225,6 +228,60 @@ def test_a_view_without_an_answer_is_no_unreachable_host() -> None:
     work = schedule(1000)
     Ranks(work, 2, 4, lambda n, t: (deaf if n % 100 == 7 else well)(n, t), random.Random(1)).run()
     assert set(work.failures) == {number for number in range(1000) if number % 100 == 7}
+
+
+def page(number: int, _: int) -> Outcome:
+    return Failed(number, "a page instead of a picture")
+
+
+def out_of_order(number: int, _: int) -> Outcome:
+    return Fault(number, "HTTP 500", 0.0, False, True)
+
+
+def one_for_all(number: int, _: int) -> Outcome:
+    return Stored(number, digest(-1))
+
+
+BROKEN = [(page, "a page instead"), (out_of_order, "HTTP 500"), (one_for_all, "for other views")]
+
+
+@pytest.mark.parametrize(("fate", "why"), BROKEN, ids=["pages", "500", "one picture"])
+def test_a_host_that_is_broken_as_a_whole_ends_the_job_and_no_view_is_blamed(
+    fate: Callable[[int, int], Outcome], why: str
+) -> None:
+    def breaks(number: int, tries: int) -> Outcome:
+        return well(number, tries) if number < 30 else fate(number, tries)
+
+    work = schedule(2000, rate=20.0)
+    team = Ranks(work, 2, 4, breaks, random.Random(1))
+    with pytest.raises(GalmerhpcError, match=rf"{SOURCE}: {FEW} views in a row .*{why}.* later"):
+        team.run()
+    assert work.stored == 30
+    assert len(work.failures) < 8  # those that came before the last of the pictures
+    assert team.asked.total() < 30 + 2 * ATTEMPTS * FEW
+
+
+def test_few_views_that_are_all_missing_are_views_that_failed() -> None:
+    work = schedule(FEW - 1)
+    Ranks(work, 2, 4, page, random.Random(1)).run()
+    assert set(work.failures) == set(range(FEW - 1))
+
+
+def test_many_missing_views_in_a_row_are_passed_over_where_views_may_be_missing() -> None:
+    work = schedule(1000, allow_missing=True)
+    Ranks(work, 2, 4, lambda n, t: (page if 100 <= n < 400 else well)(n, t), random.Random(1)).run()
+    assert set(work.failures) == set(range(100, 400))
+
+
+@pytest.mark.parametrize("outcome", [Failed(0, "a page"), Fault(0, "HTTP 502", 1.0, False, True)])
+def test_what_is_no_picture_does_not_speed_up_a_slowed_pace(outcome: Outcome) -> None:
+    work = schedule(100)
+    (one, _), (two, _) = work.answer(Report((), 2, 0, False, 0.0), 0.0).views
+    work.answer(Report((Fault(one, "HTTP 503", 0.0, True, True),), 0, 0, False, 0.0), 0.0)
+    slow = work.share
+    assert slow < 1
+    work.answer(Report((replace(outcome, number=two),), 0, 0, False, 1.0), 1.0)
+    assert work.share == slow
 
 
 def test_a_long_silence_ends_the_job() -> None:

@@ -193,6 +193,36 @@ def test_an_unreachable_host_is_one_line(tmp_path: Path, ranks: int) -> None:
     assert [file.name for file in (tmp_path / "run" / "raw").iterdir()] == ["stage.json"]
 
 
+def test_a_service_that_is_out_of_order_ends_the_job_and_the_next_one_goes_on(
+    tmp_path: Path,
+) -> None:
+    in_order = threading.Event()
+
+    def breaks(query: str, attempt: int) -> Reply:
+        if in_order.is_set() or service.asked.total() < 100:
+            return well(query, attempt)
+        return Reply(PAGE, 200, "text/html")
+
+    with serve(breaks) as service:
+        path = write_config(tmp_path, service.url)
+        done = galmerhpc("scrape", str(path), ranks=2)
+        assert done.returncode == ExitCode.FAILED
+        message = one_line(done.stderr)
+        assert f"{service.url}: 50 views in a row cannot be had" in message
+        assert "Error: out of luck" in message
+        raw = tmp_path / "run" / "raw"
+        # Pages may have come before the last of the pictures.
+        assert len(read_failures(raw)) <= 3 * CONNECTIONS
+        kept = finished(raw)
+        assert kept
+        in_order.set()
+        before = Counter(service.asked)
+        done = galmerhpc("scrape", str(path), "--retry-failed")
+        assert done.returncode == ExitCode.COMPLETE, done.stderr
+        assert not {query(view) for view in kept} & set(service.asked - before)
+    assert held(raw) == expected(path)
+
+
 def test_the_run_folder_of_another_configuration_is_refused(tmp_path: Path) -> None:
     with serve() as service:
         path = write_config(tmp_path, service.url, theta_step=90)

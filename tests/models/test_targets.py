@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from galmerhpc.config import Config
+from galmerhpc.errors import InputError
 from galmerhpc.models.targets import (
     Targets,
     labels_of,
@@ -114,3 +115,6 @@ def test_a_label_without_a_class_is_refused() -> None:
     targets = make_targets(config, LABELS)
     with pytest.raises(ValueError, match="azimuth 200 is outside"):
         targets.encode(np.array([[0, 0, 200, 0]], np.float32))
+    for labels, expected in (([0, 60, 9, 0], "inclination 60"), ([0, 45, -30, 0], "azimuth -30")):
+        with pytest.raises(InputError, match=f"no class for {expected} of the training images"):
+            make_targets(config, np.array([labels], np.float32))

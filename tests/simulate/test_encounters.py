@@ -16,7 +16,7 @@ from galmerhpc.simulate import encounters
 from galmerhpc.simulate.encounters import Task, initial_state, run, simulate, tasks
 from galmerhpc.simulate.galaxies import Component, G, Particles
 from galmerhpc.simulate.library import Encounter, Library
-from galmerhpc.simulate.nbody import Gravity, integrate, separation
+from galmerhpc.simulate.nbody import integrate, separation
 from tests.support import environment, galmerhpc, wait_for
 
 FEW = {"halo": 300, "bulge": 200, "stars": 300, "gas": 100}
@@ -77,6 +77,21 @@ def test_attributes_hold_every_parameter_of_the_section():
     assert attributes["particles.stars"] == 300
     assert attributes["galaxy2.halo.mass"] == 75
     assert all(isinstance(value, str | int | float) for value in attributes.values())
+
+
+def test_a_dwarf_is_as_far_from_equilibrium_as_the_giant_that_it_is_a_small_copy_of():
+    giants, dwarf = only(pair=["gSb", "gSb"]), only(pair=["gSb", "gSb"], mass_ratio=10)
+    alone = []
+    for task in (giants, dwarf):
+        second = initial_state(task)
+        own = second.galaxy == 1
+        second = Particles(**{k: v[own] for k, v in vars(second).items()}).centred()
+        alone.append((second, task.gravity.acceleration(second)))
+    (big, pull), (small, small_pull) = alone
+    assert small.position * np.sqrt(10) == pytest.approx(big.position)
+    assert small_pull == pytest.approx(pull, rel=1e-6, abs=1e-6 * np.abs(pull).max())
+    assert dwarf.attributes()["softening2_kpc"] == pytest.approx(0.35 / np.sqrt(10))
+    assert "softening2_kpc" not in giants.attributes()
 
 
 @pytest.mark.parametrize(("i1", "i2", "relative"), [(0, 75, 75), (33, 130, 97), (0, 180, 180)])
@@ -240,7 +255,7 @@ def test_a_run_repeats_itself_bit_for_bit(live):
 
 def test_total_momentum_is_conserved():
     task = only(**LIVE)
-    gravity = Gravity(task.settings.softening_kpc, task.settings.opening_angle)
+    gravity = task.gravity
     start = initial_state(task)
     scale = start.mass @ np.linalg.norm(start.velocity, axis=1)
     for time, particles in integrate(start, gravity, task.settings.step_myr):

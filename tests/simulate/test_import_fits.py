@@ -231,7 +231,7 @@ def test_an_orbit_that_is_not_in_the_x_y_plane_is_warned_of(
     table = few()
     second = table["GAL"] == 2
     for name, value in (("X", 20.0), ("Y", 0.0), ("Z", 0.0), ("VX", 0.0), ("VY", 1.0), ("VZ", 0.0)):
-        table[name] = np.where(second, value, 0.0)
+        table[name] = np.where(second, value, -value)
     caplog.set_level(logging.WARNING)
     imported(tmp_path, write_fits(tmp_path / "a.fits", table))
     assert not caplog.records
@@ -240,6 +240,37 @@ def test_an_orbit_that_is_not_in_the_x_y_plane_is_warned_of(
     (tmp_path / "a.fits").unlink()
     imported(tmp_path, write_fits(tmp_path / "a.fits", table))
     assert "90 deg from z" in caplog.text
+
+
+def test_a_pair_beside_the_origin_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = few()
+    table["Y"] = table["Y"] + 80
+    imported(tmp_path, write_fits(tmp_path / "a.fits", table))
+    assert "a.fits: the centre of its stars and gas is 80 kpc from the origin" in caplog.text
+
+
+def test_a_whole_file_that_breaks_the_standard_is_taken_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_fits(tmp_path / "a.fits", few())
+    with fits.open(path, mode="update") as units:
+        units[1].header["TNULL1"] = -99
+        units[1].header["TDISP2"] = "Q9.9"
+    table_bytes = 60 * (8 * 8 + 2 * 4)
+    end = len(path.read_bytes()) // 2880 * 2880 - (-table_bytes % 2880)
+    path.write_bytes(path.read_bytes()[:end])
+    imported(tmp_path, path)
+    with Library(tmp_path / "library.h5") as library:
+        assert len(library.snapshot(500).mass) == 40
+    for what in ("TNULL", "Q9.9", "truncated"):
+        lines = [r.getMessage() for r in caplog.records if what in r.getMessage()]
+        assert len(lines) == 1
+        assert lines[0].startswith(f"{path}: ")
+    (tmp_path / "library.h5").unlink()
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "damaged" in refusal(tmp_path, path)
 
 
 def test_without_astropy_the_extra_is_named() -> None:
