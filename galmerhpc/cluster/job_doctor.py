@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from galmerhpc import parallel, provenance
+from galmerhpc import devices, parallel, provenance
 from galmerhpc.cluster.doctor import Report
 from galmerhpc.errors import ExitCode, InputError
 from galmerhpc.training import horovod
@@ -116,9 +116,7 @@ def time_all_reduce() -> float:
     """Return the seconds that the sum of a ResNet50's gradient over all ranks takes, the median."""
     import tensorflow as tf
 
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        tf.config.set_visible_devices(parallel.own_device(gpus, parallel.local_rank()), "GPU")
+    devices.take_gpu(parallel.local_rank())
     gradient = tf.ones(GRADIENT_BYTES // 4)
     seconds = []
     for _ in range(REPEATS + 1):
