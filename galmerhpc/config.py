@@ -694,8 +694,8 @@ class Training(Section):
     ema_momentum: Fraction = 0.0
     """Decay of the weights' exponential moving average that is evaluated and exported; 0: none."""
     statistics_batches: Annotated[int, Field(ge=0)] = 128
-    """Training batches that re-estimate batch normalisation's statistics before each evaluation;
-    0 takes the ranks' averaged moving statistics."""
+    """Training batches that re-estimate batch normalisation's statistics before each evaluation,
+    at a cost that grows with batch_size; 0 takes the ranks' averaged moving statistics."""
     freeze_batchnorm_epochs: Annotated[int, Field(ge=0)] = 0
     """Last epochs in which batch normalisation keeps the statistics estimated at their beginning,
     as in evaluation, so that the weights adapt to what they are evaluated with."""
@@ -722,7 +722,7 @@ class Training(Section):
     time_limit_s: Positive | None = None
     """Seconds after which the command saves its work and leaves with exit code 75."""
     checkpoint_every_steps: Count | None = None
-    """Checkpoint this often beside the end of each epoch."""
+    """Checkpoint this often beside the last step and the end of each epoch."""
     keep_checkpoints: Count = 2
     """Newest checkpoints that stay; that of the best epoch stays beside them."""
     deterministic: bool = False

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from galmerhpc import parallel, provenance
+from galmerhpc import devices, parallel, provenance
 from galmerhpc.cluster.doctor import Report
 from galmerhpc.errors import ExitCode, InputError
 from galmerhpc.training import horovod
@@ -121,9 +121,7 @@ def time_all_reduce(local_rank: int) -> float:
     """Return the seconds that the sum of a ResNet50's gradient over all ranks takes, the median."""
     import tensorflow as tf
 
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        tf.config.set_visible_devices(parallel.own_device(gpus, local_rank), "GPU")
+    devices.take_gpu(local_rank)
     gradient = tf.ones(GRADIENT_BYTES // 4)
     seconds = []
     for _ in range(REPEATS + 1):

@@ -5,6 +5,7 @@ global batch of it, and each rank its share of that batch, so that any number of
 images in the same steps.
 """
 
+import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -96,6 +97,23 @@ def rank_share(count: int, rank: int, size: int) -> slice:
     least, more = divmod(count, size)
     start = rank * least + min(rank, more)
     return slice(start, start + least + (rank < more))
+
+
+def pieces(batch: Batch, ranks: int, micro_batch: int | None) -> list[slice]:
+    """Return a rank's share piece by piece, as many pieces on each rank; the last may be empty.
+
+    Parameters
+    ----------
+    batch : Batch
+        The rank's share.
+    ranks : int
+        Number of ranks.
+    micro_batch : int, optional
+        Most images of a piece; by default the share is one piece.
+    """
+    largest_share = math.ceil(batch.global_size / ranks)
+    count = math.ceil(largest_share / (micro_batch or largest_share))
+    return [rank_share(len(batch.images), k, count) for k in range(count)]
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from galmerhpc import files
+from galmerhpc import devices, files
 from galmerhpc.config import Config, OnlineAugment, digest
 from galmerhpc.dataset.records import stage_record
 from galmerhpc.dataset.shards import Dataset
@@ -127,6 +127,7 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
     dataset = open_dataset(config)
     stage_record(config, "train")
     history = read_history(config.run_dir / "metrics.csv", config.parameters)
+    devices.take_gpu(local_rank=0)  # rank 0 is the first one of its node
     network = load_network(model_path, dataset, prediction_width(config))
     training = dataset.rows("train")
     if not len(training):

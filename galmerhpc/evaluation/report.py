@@ -338,6 +338,7 @@ def facts(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         else []
     )
     sky = metrics["sky"]
+    rate = training["images_per_s"]
     return [
         ("Network", f"{run['architecture']}, {config.model.task}, head {config.model.head}"),
         ("Parameters", ", ".join(names)),
@@ -348,8 +349,8 @@ def facts(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "Work",
             f"{training['epochs']} epochs, {training['steps']:,} steps of {t.batch_size} images "
-            f"over all ranks, {training['seconds'] / 60:.1f} minutes at "
-            f"{training['images_per_s']:.0f} images/s; loss {t.loss}, {t.optimizer.kind} at "
+            f"over all ranks, {training['seconds'] / 60:.1f} minutes"
+            f"{f' at {rate:.0f} images/s' if rate else ''}; loss {t.loss}, {t.optimizer.kind} at "
             f"{t.peak_rate():g}, schedule {t.schedule.kind}",
         ),
         ("Changed in training", training["changes"]),

@@ -2,7 +2,8 @@
 
 A folder holds ``state.npz`` (arrays, no pickle) and ``manifest.json`` (position, what it was made
 from, SHA-256 of the state and of all this). An epoch that is finished and validated has a
-checkpoint of its own, ``step-00000123-epoch-0001``, after that of its last step.
+checkpoint of its own, ``step-00000123-epoch-0001``, in place of that of its last step, from which a
+training whose validation was cut short goes on.
 """
 
 import contextlib
@@ -80,6 +81,8 @@ def save(
 ) -> None:
     """Write a checkpoint and read it back, then remove those that are not to be kept.
 
+    An epoch's end replaces the checkpoint of its last step.
+
     Parameters
     ----------
     folder : Path
@@ -114,6 +117,9 @@ def save(
             )
         manifest = {**meta, "sha256": file.sha256}
         files.write_json(temporary / _MANIFEST, {**manifest, _OWN_SHA256: digest(manifest)})
+    for old in listed(folder):
+        if name.startswith(f"{old.name}-"):  # the last step of the epoch that this is the end of
+            files.remove_folder(old)
     for old in listed(folder)[:-keep]:
         if old.name != best:
             files.remove_folder(old)

@@ -45,7 +45,7 @@ def dry_run(config: Config) -> None:
     horovod.init(training.stall_limit_s)
     dataset = Dataset.open(config.run_dir / "shards")
     reader = SplitReader(dataset, "train", config.data)
-    check_batch_size(training.batch_size, reader.count)
+    check_batch_size(training, reader.count)
     steps = steps_per_epoch(reader.count, training.batch_size)
     import tensorflow as tf  # noqa: F401 - a library is no part of what a training takes
 

@@ -13,6 +13,7 @@ from galmerhpc.metrics import Sums, to_json
 Row = dict[str, float | None]
 
 MONTAGE_ROWS, MONTAGE_COLUMNS = 4, 6
+MONTAGE_IMAGES = MONTAGE_ROWS * MONTAGE_COLUMNS
 
 
 def metric_columns(name: str, sums: Sums, parameters: tuple[str, ...]) -> Row:
@@ -87,7 +88,7 @@ def write_tensorboard(folder: Path, row: Row, montage: NDArray[np.uint8] | None)
 
 def montage_of(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return up to 24 images (N, H, W, C) as one picture, row by row."""
-    count = min(len(images), MONTAGE_ROWS * MONTAGE_COLUMNS)
+    count = min(len(images), MONTAGE_IMAGES)
     rows = -(-count // MONTAGE_COLUMNS)
     _, height, width, channels = images.shape
     sheet = np.zeros((rows * MONTAGE_COLUMNS, height, width, channels), np.uint8)
@@ -103,12 +104,16 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def describe(row: Row, epochs: int, seconds_left: float) -> str:
-    """Return the line that an epoch ends with."""
-    minutes = f"{seconds_left / 60:.0f} min left" if seconds_left else "done"
-    return (
-        f"epoch {row['epoch']:.0f}/{epochs}: "
-        f"loss {row['training_loss']:.4f} (validation {row['validation_loss']:.4f}), "
-        f"MAE {row['training_mae']:.3f} ({row['validation_mae']:.3f}), "
-        f"{row['images_per_s']:.0f} images/s, {minutes}"
-    )
+def describe(row: Row, epochs: int, images_left: int) -> str:
+    """Return the line that an epoch ends with; without a rate it tells no time that is left."""
+    parts = [
+        f"loss {row['training_loss']:.4f} (validation {row['validation_loss']:.4f})",
+        f"MAE {row['training_mae']:.3f} ({row['validation_mae']:.3f})",
+    ]
+    if rate := row["images_per_s"]:
+        parts.append(f"{rate:.0f} images/s")
+        if images_left:
+            parts.append(f"{images_left / rate / 60:.0f} min left")
+    if not images_left:
+        parts.append("done")
+    return f"epoch {row['epoch']:.0f}/{epochs}: {', '.join(parts)}"

@@ -1,13 +1,14 @@
 """One rank's network with everything that trains, evaluates and exports it."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from galmerhpc import files, parallel
+from galmerhpc import devices, files, parallel
 from galmerhpc.config import Config, Training
 from galmerhpc.dataset.batches import Batch
 from galmerhpc.models import sky
@@ -20,6 +21,8 @@ from galmerhpc.training.optimizer import make_optimizer
 from galmerhpc.training.state import State, averages_of, mean_of
 from galmerhpc.training.statistics import StatisticsEstimator
 from galmerhpc.training.step import Step, make_predict
+
+log = logging.getLogger(__name__)
 
 
 class Network:
@@ -71,11 +74,12 @@ class Network:
             self.model, self.optimizer, loss_scale, self.losses, targets, self._augment, training
         )
         self.predict = make_predict(self.model)
-        self._statistics = StatisticsEstimator(self.model, self._augment)
+        self._statistics = StatisticsEstimator(self.model, self._augment, training.micro_batch)
 
-    def augmented(self, batch: Batch, epoch: int) -> NDArray[np.uint8]:
-        """Return a batch's images as the training sees them in an epoch."""
-        return np.asarray(self._augment(batch.images, np.int64(epoch), batch.rows))
+    def augmented(self, batch: Batch, epoch: int, count: int) -> NDArray[np.uint8]:
+        """Return the first images of a batch as the training sees them in an epoch."""
+        images, rows = batch.images[:count], batch.rows[:count]
+        return np.asarray(self._augment(images, np.int64(epoch), rows))
 
     def settle(self, batches: Iterator[Batch]) -> None:
         """Set batch normalisation's statistics to those of the weights as they are.
@@ -140,7 +144,13 @@ class Network:
 
 
 def set_up_tensorflow(training: Training) -> None:
-    """Set seed, threads, precision, determinism and this rank's GPU, before TensorFlow starts."""
+    """Set seed, threads, precision, determinism and this rank's GPU, before TensorFlow starts.
+
+    Raises
+    ------
+    InputError
+        The GPUs do not fit the ranks (`devices.refuse_misfit`).
+    """
     import keras
     import tensorflow as tf
 
@@ -153,8 +163,8 @@ def set_up_tensorflow(training: Training) -> None:
     with contextlib.suppress(RuntimeError):  # TensorFlow runs already, with the threads it has
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        mine = parallel.own_device(gpus, horovod.local_rank())
-        tf.config.set_visible_devices(mine, "GPU")
-        tf.config.experimental.set_memory_growth(mine, True)
+    devices.refuse_misfit(horovod.local_size())
+    device = "a GPU" if devices.take_gpu(horovod.local_rank()) else "no GPU"
+    if horovod.rank() == 0:
+        own = tf.config.threading.get_intra_op_parallelism_threads() or parallel.cpu_count()
+        log.info("training on %d ranks: %s and %d threads each", horovod.size(), device, own)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from galmerhpc.dataset.batches import Batch
+from galmerhpc.dataset.batches import Batch, pieces
 from galmerhpc.models import sky
 from galmerhpc.training import horovod
 
@@ -28,12 +28,15 @@ class StatisticsEstimator:
     augment : callable
         The training's augmentation: the weights were learnt under it, and the statistics of
         unchanged images are not those that the weights expect.
+    micro_batch : int, optional
+        Images that pass through the model at once, in training as here.
     """
 
-    def __init__(self, model: "keras.Model", augment: sky.Augment) -> None:
+    def __init__(self, model: "keras.Model", augment: sky.Augment, micro_batch: int | None) -> None:
         import keras
         import tensorflow as tf
 
+        self._micro_batch = micro_batch
         self._layers = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
         self._variables = [v for x in self._layers for v in (x.moving_mean, x.moving_variance)]
         momenta = [layer.momentum for layer in self._layers]
@@ -47,7 +50,7 @@ class StatisticsEstimator:
             ],
         )
         def observe(images: "tf.Tensor", epoch: "tf.Tensor", rows: "tf.Tensor") -> None:
-            # With momentum 0 the moving statistics become those of this batch. The momentum is
+            # With momentum 0 the moving statistics become those of these images. The momentum is
             # read while the function is traced, so it is put back for every other use.
             for layer in self._layers:
                 layer.momentum = 0.0
@@ -58,7 +61,9 @@ class StatisticsEstimator:
         self._observe = observe
 
     def estimate(self, batches: Iterable[Batch], epoch: int, count: int) -> None:
-        """Set the moving statistics to the mean over batches and ranks of the batches' own.
+        """Set the moving statistics to the mean of those that the training's passes would have.
+
+        A pass is a rank's share of a batch, or a piece of that (`micro_batch`).
 
         Parameters
         ----------
@@ -72,8 +77,10 @@ class StatisticsEstimator:
         totals = [np.zeros(v.shape, np.float64) for v in self._variables]
         seen = 0
         for batch in itertools.islice(batches, count):
-            if batch.global_size >= horovod.size():  # none of the ranks is without an image
-                self._observe(batch.images, np.int64(epoch), batch.rows)
+            ranks = horovod.size()
+            # No more pieces than the smallest share has images: none of them is empty on any rank.
+            for piece in pieces(batch, ranks, self._micro_batch)[: batch.global_size // ranks]:
+                self._observe(batch.images[piece], np.int64(epoch), batch.rows[piece])
                 seen += 1
                 for total, variable in zip(totals, self._variables, strict=True):
                     total += variable.numpy()

@@ -6,7 +6,6 @@ losses by the global batch size, and gradients are summed over ranks, so that un
 """
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galmerhpc.config import Training
-from galmerhpc.dataset.batches import Batch, rank_share
+from galmerhpc.dataset.batches import Batch, pieces
 from galmerhpc.models import sky
 from galmerhpc.models.targets import Targets
 from galmerhpc.training import horovod
@@ -112,7 +111,7 @@ class Step:
         share: Any = 0.0
         finite: Any = True
         predicted = []
-        for k, piece in enumerate(self._pieces(batch)):
+        for k, piece in enumerate(pieces(batch, horovod.size(), self._training.micro_batch)):
             count = piece.stop - piece.start
             if not count and not self._training.sync_batchnorm:
                 continue
@@ -137,12 +136,6 @@ class Step:
             float(loss), bool(stops > 0), bool(failed > 0), bool(finite),
             np.concatenate(predicted) if predicted else np.zeros((0, 0), np.float32),
         )  # fmt: skip
-
-    def _pieces(self, batch: Batch) -> list[slice]:
-        """Return this rank's images piece by piece; as many pieces on each rank."""
-        largest_share = math.ceil(batch.global_size / horovod.size())
-        count = math.ceil(largest_share / (self._training.micro_batch or largest_share))
-        return [rank_share(len(batch.images), k, count) for k in range(count)]
 
     def _no_targets(self) -> NDArray[np.float32]:
         return np.zeros((1, self._targets.width), np.float32)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from galmerhpc import files, parallel, provenance
-from galmerhpc.config import Config
+from galmerhpc.config import Config, Training
 from galmerhpc.dataset.batches import (
     Batch,
     SplitReader,
@@ -24,7 +24,7 @@ from galmerhpc.dataset.batches import (
     training_batches,
 )
 from galmerhpc.dataset.records import stage_record
-from galmerhpc.dataset.shards import Dataset
+from galmerhpc.dataset.shards import Dataset, Rows
 from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
 from galmerhpc.interrupt import StopRequest
 from galmerhpc.metrics import ClassifierSums, PartialSums, Sums, describe_answers
@@ -39,7 +39,7 @@ from galmerhpc.training.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 SMALL_LOCAL_BATCH = 8
-"""Below this, a rank's batch normalisation sees too few images."""
+"""Images at once below which a rank's batch normalisation sees too few."""
 
 SLOWEST_READ_BYTES_PER_S = 20e6
 """A disk slower than this counts as one that hangs."""
@@ -164,7 +164,7 @@ class Trainer:
         self._watchdog, self._writer = watchdog, writer
         self.reader = SplitReader(dataset, "train", config.data)
         self._validation = SplitReader(dataset, "validation", config.data)
-        check_batch_size(config.training.batch_size, self.reader.count)
+        check_batch_size(config.training, self.reader.count)
         self._steps = steps_per_epoch(self.reader.count, self._training.batch_size)
         self._targets = make_targets(config, self.reader.labels)
         steps = self._steps * self._training.epochs
@@ -197,7 +197,7 @@ class Trainer:
             self.finish_epoch()
 
     def run_epoch(self, stop: StopRequest) -> None:
-        """Do the rest of the epoch's steps.
+        """Do the rest of the epoch's steps, if any is left, and checkpoint.
 
         Raises
         ------
@@ -229,9 +229,9 @@ class Trainer:
                         f"stopped by {reason} after epoch {progress.epoch}, step {progress.step}; "
                         "the work is saved: the same command goes on from there"
                     )
-                every = training.checkpoint_every_steps
-                if every and progress.step % every == 0 and progress.step < self._steps:
-                    self.save()
+                every = training.checkpoint_every_steps or self._steps
+                if progress.step % every == 0 or progress.step == self._steps:
+                    self.save()  # the last step too: a validation may be cut short
                 self._writer.check()
                 start = time.perf_counter()
 
@@ -263,22 +263,28 @@ class Trainer:
         if len(batch.images):
             progress.sums += self._sums_of(batch.labels, outcome.predicted)
         if self._shown is None and horovod.rank() == 0:
-            self._shown = history.montage_of(self.network.augmented(batch, progress.epoch))
+            self._shown = history.montage_of(
+                self.network.augmented(batch, progress.epoch, history.MONTAGE_IMAGES)
+            )
         return outcome.stop
 
     def _fail(self, batch: Batch, outcome: Outcome) -> None:
         """Name the ranks and views whose loss or gradient is not finite."""
         self._writer.wait()  # the last checkpoint is sound, and no rank ends the job before it is
-        views = [] if outcome.finite_here else self._dataset.view[batch.rows].tolist()
-        at_fault = {k: ids for k, ids in enumerate(horovod.gather_objects(views)) if ids}
-        where = "; ".join(
-            f"rank {k}: views {', '.join(ids[:_NAMED_VIEWS])}{' ...' * (len(ids) > _NAMED_VIEWS)}"
-            for k, ids in at_fault.items()
-        )
+        where = self._named(batch.rows[:0] if outcome.finite_here else batch.rows)
         raise GalmerhpcError(
             f"loss or gradient is not finite at epoch {self.progress.epoch + 1}, "
             f"step {self.progress.step} ({where or 'the sum over ranks'}); {GO_ON}, or look at "
             "these views"
+        )
+
+    def _named(self, rows: Rows) -> str:
+        """Return the ranks and their views of these rows of the data set; collective."""
+        views = self._dataset.view[rows].tolist()
+        at_fault = {k: ids for k, ids in enumerate(horovod.gather_objects(views)) if ids}
+        return "; ".join(
+            f"rank {k}: views {', '.join(ids[:_NAMED_VIEWS])}{' ...' * (len(ids) > _NAMED_VIEWS)}"
+            for k, ids in at_fault.items()
         )
 
     def _count_time(self, seconds: float, images: int) -> None:
@@ -295,17 +301,15 @@ class Trainer:
     def finish_epoch(self) -> None:
         """Validate, add a row to the history, checkpoint."""
         progress = self.progress
-        self.network.state.check()
         training_sums = merged(progress.sums)
         frozen = self._is_frozen(progress.epoch)
         with self.network.evaluated(self._statistics_batches(), frozen):
             validation_sums, validation_loss = self._validate()
-        rate = self._timed_images / max(self._timed_seconds, 1e-9)
         row: history.Row = {
             "epoch": progress.epoch + 1,
             "step": (progress.epoch + 1) * self._steps,
             "seconds": round(progress.seconds, 3),
-            "images_per_s": round(rate, 2),
+            "images_per_s": self._rate(),
             "learning_rate": float(self.network.optimizer.learning_rate),
             "training_loss": progress.loss / self.reader.count,
             "validation_loss": validation_loss,
@@ -322,10 +326,16 @@ class Trainer:
             left = (self._training.epochs - self.progress.epoch) * self.reader.count
             history.write_metrics(self._config.run_dir, self.progress.history)
             history.write_tensorboard(self._config.run_dir / "tensorboard", row, self._shown)
-            log.info(history.describe(row, self._training.epochs, left / max(rate, 1e-9)))
+            log.info(history.describe(row, self._training.epochs, left))
             if self._config.model.task == "classification":
                 log.info("validation: %s", describe_answers(validation_sums.metrics()))
         self.save()  # last: in an elastic training it may end in an exception that brings workers
+
+    def _rate(self) -> float | None:
+        """Return this session's images a second; None before its second step."""
+        if not self._timed_images:
+            return None
+        return round(self._timed_images / max(self._timed_seconds, 1e-9), 2)
 
     def _note_best(self, row: history.Row) -> None:
         """Note whether this epoch is the best one so far."""
@@ -341,15 +351,36 @@ class Trainer:
     # --- evaluation -------------------------------------------------------------------------------
 
     def _validate(self) -> tuple[Sums, float]:
-        """Return the sums and the mean loss of the validation split, over all ranks."""
-        sums, loss = self.no_sums(), 0.0
+        """Return the sums and the mean loss of the validation split, over all ranks.
+
+        Raises
+        ------
+        GalmerhpcError
+            A prediction or its loss is not finite. The checkpoint of the epoch's last step is gone
+            then: with it every resume would end here.
+        """
+        sums, loss, at_fault = self.no_sums(), 0.0, np.zeros(0, np.int64)
         batches = evaluation_batches(
             self._validation, self._training.evaluation_batch, horovod.rank(), horovod.size()
         )
         for batch in self._watchdog.watched(batches):
             raw, predicted = self.network.predict(batch.images)
+            losses = self.network.losses(self._targets.encode(batch.labels), raw)  # (n,)
+            finite = np.isfinite(losses) & np.isfinite(predicted).all(axis=1)
+            if not finite.all():
+                at_fault = np.append(at_fault, batch.rows[~finite])
+                continue
             sums += self._sums_of(batch.labels, predicted)
-            loss += float(np.sum(self.network.losses(self._targets.encode(batch.labels), raw)))
+            loss += float(np.sum(losses))
+        if where := self._named(at_fault):
+            self._writer.wait()
+            if horovod.rank() == 0:
+                files.remove_folder(self._folder / self._checkpoint_name())
+            horovod.barrier()
+            raise GalmerhpcError(
+                f"a prediction is not finite in the validation of epoch {self.progress.epoch + 1} "
+                f"({where}); {GO_ON}, or look at these views"
+            )
         total = horovod.sum_array(np.array([loss]))
         return merged(sums), float(total[0]) / self._validation.count
 
@@ -395,14 +426,16 @@ class Trainer:
         if horovod.rank() == 0:
             arrays = {**state.copy(), **own, "sums": sums.as_vector()}
             inputs = self._config.inputs("train")
+            # An epoch that is yet to be validated pushes none out that was.
+            keep = self._training.keep_checkpoints + (progress.step == self._steps)
             meta = {
                 **progress.meta(), "ranks": horovod.size(), "configuration": inputs,
                 "dataset": self._dataset.fingerprint, "versions": provenance.versions(),
             }  # fmt: skip
             self._writer.start(
                 functools.partial(
-                    checkpoint.save, self._folder, self._checkpoint_name(), arrays, meta,
-                    self._training.keep_checkpoints, progress.best_name,
+                    checkpoint.save, self._folder, self._checkpoint_name(), arrays, meta, keep,
+                    progress.best_name,
                 )
             )  # fmt: skip
         self.saved(dataclasses.replace(progress, sums=sums))
@@ -504,16 +537,18 @@ def merged(sums: Sums) -> Sums:
     return type(sums).from_vector(horovod.sum_array(sums.as_vector()))
 
 
-def check_batch_size(batch_size: int, images: int) -> None:
-    """Refuse a global batch that is smaller than the number of ranks; warn of a small share."""
-    ranks = horovod.size()
+def check_batch_size(training: Training, images: int) -> None:
+    """Refuse a global batch that is smaller than the number of ranks; warn of small pieces."""
+    batch_size, ranks = training.batch_size, horovod.size()
     if min(batch_size, images) < ranks:
         raise InputError(
             f"training.batch_size {batch_size}, of {images} training images, leaves some of the "
             f"{ranks} ranks without images: raise it or start fewer ranks"
         )
-    if batch_size // ranks < SMALL_LOCAL_BATCH:
+    at_once = min(batch_size // ranks, training.micro_batch or batch_size)
+    if at_once < SMALL_LOCAL_BATCH and not training.sync_batchnorm:
         log.warning(
-            "training.batch_size %d over %d ranks is fewer than %d images a rank, "
-            "few for batch normalisation", batch_size, ranks, SMALL_LOCAL_BATCH,
+            "%d images at once on a rank (training.batch_size %d over %d ranks, "
+            "training.micro_batch) are few for batch normalisation: at least %d, or "
+            "training.sync_batchnorm", at_once, batch_size, ranks, SMALL_LOCAL_BATCH,
         )  # fmt: skip

@@ -121,6 +121,12 @@ def html_of(metrics: dict[str, Any], config: Config | None = None) -> str:
     return page(config or config_of(), metrics, FIGURES, {})
 
 
+def test_a_rate_that_was_not_measured_is_left_out(metrics: dict[str, Any]) -> None:
+    assert "4.5 minutes at 94 images/s; loss" in html_of(metrics)
+    metrics["training"]["images_per_s"] = None
+    assert "4.5 minutes; loss" in html_of(metrics)
+
+
 def test_the_report_loads_nothing(metrics: dict[str, Any]) -> None:
     found = Page(html_of(metrics))
     tags = {tag for tag, _ in found.elements}

@@ -48,8 +48,17 @@ class Checkout:
         self.site()
 
     def site(self, **values: object) -> None:
-        """Write the site file: the example, with these values instead of its own."""
+        """Write the site file: the example, with these values instead of its own.
+
+        Without GPUs it is that of a site which trains on the CPUs of nodes that have some: those of
+        this cluster are fakes, and a training would miss them.
+        """
         text = self._example
+        if "GPUS_PER_NODE" not in values:
+            text = text.replace(
+                f"export PATH={BIN}:$PATH",
+                f"export PATH={BIN}:$PATH; unset CUDA_VISIBLE_DEVICES SLURM_GPUS_ON_NODE",
+            )
         for name, value in {"CPU_PARTITION": "batch", "CPUS_PER_TASK": 1, **values}.items():
             text, count = re.subn(
                 rf"(?m)^#?export {name}=\S*", lambda _, n=name, v=value: f"export {n}={v}", text

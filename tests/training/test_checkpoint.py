@@ -64,6 +64,13 @@ def test_an_epoch_s_end_comes_after_its_last_step(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000013"]
 
 
+def test_an_epoch_s_end_replaces_its_last_step_and_pushes_no_other_out(tmp_path: Path) -> None:
+    fill(tmp_path, range(11, 13), keep=3)
+    name = checkpoint.checkpoint_name(12, epoch=2)
+    checkpoint.save(tmp_path, name, ARRAYS, {"step": "end of epoch"}, 2, None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000011", name]
+
+
 def test_what_reads_back_as_something_else_is_no_checkpoint_and_the_older_ones_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,8 +25,16 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(tiny_run: Path) -> None
     assert "Total params" in done.stdout
     assert re.search(r"training images: 2 steps an epoch of 25 images over 1 ranks", done.stdout)
     assert "gradients finite" in done.stdout
+    assert "training on 1 ranks: no GPU and 1 threads each" in done.stderr
+    assert "few for batch normalisation" not in done.stderr
     assert_estimate_is_near(done.stdout)
     assert {path.name for path in tiny_run.parent.glob("run/*")} == {"config.yaml", "raw", "shards"}
+    small = ("model.architecture=table1_cnn", "training.micro_batch=4")
+    done = galmerhpc("train", str(tiny_run), "--dry-run", *small)
+    assert "4 images at once on a rank" in done.stderr
+    done = galmerhpc("train", str(tiny_run), "--dry-run", *small, "training.sync_batchnorm=true")
+    assert done.returncode == 0, done.stderr
+    assert "images at once" not in done.stderr
     done = galmerhpc("train", str(tiny_run), "training.batch_size=1", "--dry-run", ranks=2)
     assert done.returncode == 2
     assert "leaves some of the 2 ranks without images" in done.stderr

@@ -315,6 +315,25 @@ def test_an_elastic_training_goes_on_with_the_worker_that_is_left(
     assert [seen for _, _, seen in left[4:]] == expected[2:]
 
 
+def test_a_kill_in_a_validation_costs_no_step(preprocessed: Path, tmp_path: Path) -> None:
+    config = small_run(
+        preprocessed, tmp_path, epochs=1, checkpoint_every_steps=None, keep_checkpoints=1
+    )
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    killed = run(*WORKER, "train", str(rows), str(config), "saved:1:all:0")
+    assert killed.returncode == -signal.SIGKILL
+    assert checkpoints(config) == ["step-00000002"]
+    done = run(*WORKER, "train", str(rows), str(config))
+    assert done.returncode == 0, done.stderr
+    assert "resumed after epoch 0, step 2" in done.stderr
+    assert steps_of(rows)[0] == expected_steps(config, 25, epochs=1)
+    assert checkpoints(config) == ["step-00000002-epoch-0001"]
+    # Where no step was done nothing is said of their rate.
+    assert history(config)[0]["images_per_s"] == ""
+    assert re.search(r"epoch 1/1: loss .*, MAE [\d.]+ \([\d.]+\), done$", done.stderr, re.MULTILINE)
+
+
 def test_the_time_limit_saves_the_work(preprocessed: Path, tmp_path: Path) -> None:
     config = small_run(preprocessed, tmp_path)
     done = galmerhpc("train", str(config), "training.time_limit_s=0.001")
@@ -347,6 +366,41 @@ def test_a_loss_that_is_not_finite_ends_all_ranks_naming_rank_and_views(
     assert "(rank 0: views " in done.stderr
     assert "; rank 1: views " in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_prediction_that_is_not_finite_is_named_and_its_epoch_is_not_gone_on_from(
+    preprocessed: Path, tmp_path: Path
+) -> None:
+    config = small_run(
+        preprocessed, tmp_path, epochs=1, batch_size=100, checkpoint_every_steps=None,
+        precision="mixed_float16", schedule={"kind": "constant", "warmup_steps": 0},
+    )  # fmt: skip
+    assert galmerhpc("train", str(config)).returncode == 0
+    made = checkpoints(config)
+    # An epoch of one step: its weights of 1e9 are finite, but not in float16.
+    changes = {"epochs": "2", "learning_rate": "1e9"}
+    allowed = [word for key in changes for word in ("--allow-change", f"training.{key}")]
+    wild = [f"training.{key}={value}" for key, value in changes.items()]
+    for ranks in (1, 2):
+        done = galmerhpc("train", *allowed, str(config), *wild, ranks=ranks)
+        assert done.returncode == 1
+        assert done.stderr.count("a prediction is not finite in the validation of epoch 2") == 1
+        assert f"rank {ranks - 1}: views " in done.stderr
+        assert "a lower training.learning_rate" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert checkpoints(config) == made
+
+
+def test_gpus_that_tensorflow_does_not_see_end_a_training_but_no_evaluation(
+    undisturbed: Path, tiny_run: Path
+) -> None:
+    hidden = {"CUDA_VISIBLE_DEVICES": "0"}
+    done = run(*TRAIN, str(tiny_run), "--dry-run", env=hidden)
+    assert done.returncode == 2
+    assert "CUDA_VISIBLE_DEVICES is 0, but TensorFlow sees no GPU" in done.stderr
+    command = (sys.executable, "-m", "galmerhpc.cli", "evaluate", str(undisturbed))
+    done = run(*command, env=hidden)
+    assert done.returncode == 0, done.stderr
 
 
 # --- what may change ------------------------------------------------------------------------------

@@ -157,7 +157,8 @@ def train(out: Path, config: str, fault: str = "", *more: str) -> None:
     fault : str
         ``MOMENT:NUMBER:VICTIM:SECONDS``: so long after the number-th moment of its kind in this
         session the victim, a rank or ``all``, is killed. Moments are ``step`` and ``evaluation``,
-        ``save``, when a checkpoint begins to be written, and ``write``, just before it is there.
+        ``save``, when a checkpoint begins to be written, ``write``, just before it is there, and
+        ``saved``, as soon as it is.
     *more : str
         Given to the command.
     """
@@ -201,6 +202,7 @@ def train(out: Path, config: str, fault: str = "", *more: str) -> None:
     def save(*arguments: Any) -> None:
         reached("save")
         save_it(*arguments)
+        reached("saved")
 
     with (
         mock.patch.object(Step, "__call__", step),
