@@ -31,8 +31,10 @@ class Part(NamedTuple):
 
     path: str
     kind: type[Section]
+    said: str
+    """What the key above says of it."""
     defaults: Section | None
-    """What stands there when the file says nothing; None where it must."""
+    """What stands there when the file says nothing; None where nothing does, or it must say."""
 
 
 def main() -> None:
@@ -43,7 +45,7 @@ def main() -> None:
 
 def page() -> str:
     """Return the page: a table a section, in the order of the file."""
-    return "\n".join([HEAD, *map(describe, parts(Part("", Config, None)))])
+    return "\n".join([HEAD, *map(describe, parts(Part("", Config, "", None)))])
 
 
 def parts(part: Part) -> Iterator[Part]:
@@ -51,9 +53,15 @@ def parts(part: Part) -> Iterator[Part]:
     yield part
     for name, field in part.kind.model_fields.items():
         if kind := section_of(field.annotation):
-            default = value_of(part, name)
-            path = ".".join([part.path, name]).lstrip(".") + place_of(field.annotation)
-            yield from parts(Part(path, kind, default if isinstance(default, kind) else None))
+            default, said = value_of(part, name), text_of(field)
+            if default is None:
+                said = f"{said} Default: *null*.".lstrip()
+            path = ".".join([part.path, name]).lstrip(".")
+            named = default if isinstance(default, dict) else {}
+            places = {f"{path}.{key}": one for key, one in named.items()}
+            for place, one in (places or {path + place_of(field.annotation): default}).items():
+                known = one if isinstance(one, kind) else None
+                yield from parts(Part(place, kind, said, known))
 
 
 def describe(part: Part) -> str:
@@ -63,7 +71,8 @@ def describe(part: Part) -> str:
         for name, field in part.kind.model_fields.items()
         if not section_of(field.annotation)
     ]
-    lines = [f"## `{part.path}`" if part.path else "## The whole", "", about(part.kind), ""]
+    title = f"## `{part.path}`" if part.path else "## The whole"
+    lines = [title, "", f"{about(part.kind)} {part.said}".strip(), ""]
     if rows:
         lines += ["| key | default | what it is |", "|---|---|---|", *rows, ""]
     return "\n".join(lines)
@@ -112,9 +121,14 @@ def about(kind: type[Section]) -> str:
     return " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
 
 
+def text_of(field: FieldInfo) -> str:
+    """Return what a key's docstring says."""
+    return " ".join((field.description or "").replace("``", "`").split())
+
+
 def meaning(field: FieldInfo) -> str:
     """Return what a key is, and its choices where the text names none of them."""
-    text = " ".join((field.description or "").replace("``", "`").replace("|", "\\|").split())
+    text = text_of(field).replace("|", "\\|")
     choices = choices_of(field.annotation)
     if choices and not all(str(choice) in text for choice in choices):
         text = f"{' or '.join(map(str, choices))}. {text}".rstrip()

@@ -51,7 +51,7 @@ folder evaluation; with --split or --data into one named after them.
 
   galmerhpc evaluate runs/demo
   galmerhpc evaluate runs/demo evaluation.sky.noise=20 evaluation.sky.psf_fwhm_px=4
-  galmerhpc evaluate runs/demo --data runs/unseen_inclinations --split all
+  galmerhpc evaluate runs/never_seen --data runs/inclinations --split all
 """
 
 SHOW_HELP = """
@@ -93,7 +93,7 @@ configuration names the CSV table that lies with the pictures, and their size:
   file,spin,inclination,azimuth,viewing_angle        (also: simulation,snapshot_id,time_myr)
   001.png,prograde,45,30,60
 
-GIF, PNG or JPEG, square, all of one size, 8-bit grey or RGB; docs/format.md says more.
+GIF, PNG or JPEG, square, all of one size, 8-bit grey, palette or RGB; docs/format.md says more.
 """
 
 PREDICT_HELP = """
@@ -230,7 +230,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = add_stage("train", train, "train the network (Horovod)")
     command.add_argument(
         "--dry-run", action="store_true",
-        help="print the network, its memory and the steps, and try one batch; nothing is written",
+        help="print network, memory and steps, and try one batch of the shards; write nothing",
     )  # fmt: skip
     add_allow_change(command)
     command.add_argument(
@@ -238,7 +238,11 @@ def make_parser() -> argparse.ArgumentParser:
         help="go on with the workers that are left when some are lost (elastic horovodrun)",
     )  # fmt: skip
     command = add_stage(
-        "evaluate", evaluate, "say what the trained network is worth", EVALUATE_HELP, "CONFIG|RUN"
+        "evaluate",
+        evaluate,
+        "score the trained network on held-out images",
+        EVALUATE_HELP,
+        "CONFIG|RUN",
     )
     add_evaluation_options(command)
     command = add_stage("report", report, "write the evaluation as one HTML file", "", "CONFIG|RUN")
@@ -271,8 +275,10 @@ def make_parser() -> argparse.ArgumentParser:
         "probe", catalogue_probe, "fetch one preview and say what it is", PROBE_HELP, to=show
     )
     command.add_argument("--snap-id", type=int, required=True, help="the service's snapshot number")
-    command.add_argument("--theta", type=float, default=45, help="viewing angle, degrees (45)")
-    command.add_argument("--phi", type=float, default=30, help="azimuth, degrees (30)")
+    command.add_argument(
+        "--theta", type=float, default=45, help="viewing angle, degrees (default: 45)"
+    )
+    command.add_argument("--phi", type=float, default=30, help="azimuth, degrees (default: 30)")
     command.add_argument(
         "--output", type=Path, metavar="FILE", help="picture to write (default: snapshot-ID.gif)"
     )
@@ -283,7 +289,11 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     library = group("library", "snapshot libraries")
     command = add(
-        "import", library_import, "make one of GalMer's FITS files", LIBRARY_IMPORT_HELP, to=library
+        "import",
+        library_import,
+        "make a library from FITS snapshots",
+        LIBRARY_IMPORT_HELP,
+        to=library,
     )
     command.add_argument("fits", type=Path, metavar="FITS", nargs="+", help="particle snapshot")
     command.add_argument(
@@ -292,9 +302,14 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", type=Path, required=True, metavar="FILE", help="library to write"
     )
-    command.add_argument("--length-kpc", type=float, default=1.0, help="unit of X, Y, Z in kpc (1)")
     command.add_argument(
-        "--mass-msun", type=float, default=2.3e9, help="unit of MASS in solar masses (2.3e9)"
+        "--length-kpc", type=float, default=1.0, help="unit of X, Y, Z in kpc (default: 1)"
+    )
+    command.add_argument(
+        "--mass-msun",
+        type=float,
+        default=2.3e9,
+        help="unit of MASS in solar masses (default: 2.3e9)",
     )
 
     command = add(
@@ -309,7 +324,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
 
     command = add("info", info, "print what is inside a shard, a spool or a snapshot library")
-    command.add_argument("file", metavar="SHARD", help="the file")
+    command.add_argument("file", metavar="FILE", help="the file")
 
     command = add("mirror", mirror, "serve GalMer's preview protocol from a snapshot library")
     command.add_argument(
@@ -362,7 +377,7 @@ def add_scrape_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--allow-missing",
         action="store_true",
-        help="finish without the views that failed; raw/missing.csv lists them",
+        help="finish without the views that failed, however many; raw/missing.csv lists them",
     )
     command.add_argument(
         "--dry-run", action="store_true", help="say what would be asked for, and ask for nothing"
@@ -417,7 +432,8 @@ def add_use_commands(add: AddCommand) -> None:
     command.add_argument("--format", choices=("table", "csv", "json"), default="table")
     command.add_argument(
         "--condition", choices=("clean", "sky"),
-        help="images that the intervals are for (default: sky where training changed its images)",
+        help="images that the intervals are for (default: sky where training made every kind of "
+        "change that evaluation.sky makes, else clean)",
     )  # fmt: skip
     command.add_argument(
         "--montage", type=Path, metavar="FILE", help="draw the pictures with their labels"

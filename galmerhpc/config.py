@@ -127,8 +127,11 @@ class SnapshotTimes(Section):
     """Equally spaced times of snapshots, relative to the pericentre passage that happened."""
 
     start_myr: Real = -100.0
+    """First time, Myr from pericentre."""
     stop_myr: Real = 300.0
+    """Last time."""
     step_myr: Positive = 10.0
+    """Time from one snapshot to the next, Myr."""
 
     def values(self) -> NDArray[np.float64]:
         """Return the times, Myr."""
@@ -247,11 +250,17 @@ class Render(Section):
     zoom: Annotated[float, Field(ge=1e-3, le=1e3)] = 6.0
     """Pixels per kpc; the service's query carries its inverse."""
     brightness: Annotated[float, Field(ge=-100, le=100)] = 4.0
+    """Exposure; on the mirror each step doubles it, and 4 suits these encounters."""
     xc_kpc: Annotated[float, Field(ge=-1e4, le=1e4)] = 0.0
+    """Centre of the picture in its own plane, to the right."""
     yc_kpc: Annotated[float, Field(ge=-1e4, le=1e4)] = 0.0
+    """The same, upwards."""
     gas: bool = True
+    """Whether gas is drawn."""
     stars: bool = True
+    """Whether stars are drawn."""
     halo: bool = False
+    """Whether dark matter is drawn; the mirror draws none."""
     quantity: Annotated[int, Field(ge=0, le=100)] = 0
     """0: surface density."""
 
@@ -260,9 +269,11 @@ class Angles(Section):
     """Equally spaced angles, both ends included where the step reaches them."""
 
     start: Real
+    """First angle, degrees."""
     stop: Real
+    """Last angle, degrees."""
     step: Annotated[float, Field(ge=1e-3, le=1e9)]
-    """Degrees; a thousandth moves nothing in a picture by as much as a pixel."""
+    """Interval, degrees; a thousandth moves nothing in a picture by as much as a pixel."""
 
     @property
     def count(self) -> int:
@@ -319,19 +330,25 @@ class Run(Section):
     """One encounter of the catalogue with the snapshots to look at."""
 
     spin: Spin
+    """Whether the first disc turns with the orbit or against it."""
     inclination_deg: Annotated[float, Field(ge=0.0, le=180.0)]
     """Relative inclination of the two discs."""
     simulation: Number = 0
     """Which realisation of this encounter it is."""
     pair: str = "gSa-gSb"
+    """Galaxy models, kept as a label."""
     orbit: int = 1
+    """GalMer's number of the orbit, kept as a label."""
     snapshots: tuple[Snapshot, ...] = ()
     """Snapshots one by one, or leave it out and give first_id, count, first_time_myr, step_myr."""
     first_id: Number | None = None
     """Number of the first of consecutive snapshots."""
     count: Annotated[int, Field(ge=1, le=MAX_SNAPSHOTS)] = 1
+    """Number of consecutive snapshots."""
     first_time_myr: Real = 0.0
+    """Time of the first of them since pericentre."""
     step_myr: Positive = 50.0
+    """Time from one of them to the next, Myr."""
     views: ViewGrid | None = None
     """Directions of this run, where they differ from the catalogue's."""
     labels: dict[str, float] = {}
@@ -476,6 +493,7 @@ class Scrape(Section):
     contact: Annotated[str, Field(pattern=r"^[ -~]*$")] = ""
     """Address named in User-Agent, so that an archive's keeper can write to you."""
     views_per_shard: Count = 1024
+    """Responses in a raw shard."""
 
     @model_validator(mode="before")
     @classmethod
@@ -503,6 +521,7 @@ class Augment(Section):
     blur_px: Annotated[float, Field(ge=0.0)] = 1.0
     """Gaussian blur's sigma in pixels of the final picture, drawn from 0..blur_px."""
     seed: Seed = 0
+    """Of the copies' changes."""
 
 
 class Preprocess(Section):
@@ -511,12 +530,14 @@ class Preprocess(Section):
     image_size: Annotated[int, Field(ge=32, le=2048)] = 64
     """Width and height of a training image in pixels."""
     channels: Literal[1, 3] = 3
+    """1 (grey) or 3 (RGB)."""
     copies: Annotated[int, Field(ge=0)] = 0
     """Augmented copies of each original; only training has them, except under split random."""
     augment: Augment = Augment()
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None
     """Send images through JPEG of this quality, as the paper did; none by default."""
     samples_per_shard: Count = 8192
+    """Images in a training shard."""
     compression: Literal["none", "gzip", "blosc-lz4", "blosc-zstd"] = "none"
     """Compress each image by itself; blosc needs hdf5plugin. Compressed shards take less room and
     are read many times slower."""
@@ -535,10 +556,12 @@ class Split(Section):
     """simulation: realisations of their own; blocked: tiles of neighbouring views; inclination: one
     inclination held out; random: the paper's, which leaks neighbouring views."""
     validation_fraction: Fraction = 0.1
+    """Share of the views for validation, where no whole realisations serve."""
     test_fraction: Fraction = 0.1
     """May be 0 under random: validation then serves as test too, as in the paper's regression."""
     tile_deg: Positive = 15.0
-    """Side of a tile of views; a guard band of one tile around a held-out tile is in no split."""
+    """Side of a tile of views, degrees, and width of the guard band around a held-out region, which
+    is in no split."""
     validation_simulations: tuple[int, ...] | None = None
     """Realisations for validation; by default the last but one where there are three or more, else
     blocked tiles of the first."""
@@ -552,6 +575,7 @@ class Split(Section):
     test_inclination_deg: float | None = None
     """The inclination that `inclination` holds out."""
     seed: Seed = 0
+    """Of the tiles or samples that are drawn."""
 
     @model_validator(mode="after")
     def _check(self) -> "Split":
@@ -575,7 +599,7 @@ class Data(Section):
     """A split up to this size is read once, in order, into memory that the node's ranks share; of a
     larger one each batch is read from the shards."""
     stage: bool = False
-    """Copy the shards of such a larger one to node-local storage first, once a node."""
+    """Copy the shards of a split larger than memory_gb to node-local storage first, once a node."""
     stage_dir: Path | None = None
     """Folder on node-local storage; by default TMPDIR, or /tmp where that is not set. Later jobs on
     the node use the same copy again, so name a folder that outlives the job where there is one."""
@@ -632,7 +656,8 @@ class Optimizer(Section):
     momentum: Fraction = 0.0
     """Share of the last step that an sgd step keeps."""
     clip_norm: Positive | None = None
-    """Longest gradient, all weights together and summed over ranks; a longer one is cut to this."""
+    """Largest norm of the gradient, all weights together and summed over ranks; a larger one is
+    scaled down to it."""
 
     @model_validator(mode="after")
     def _check(self) -> "Optimizer":
@@ -677,6 +702,7 @@ class Training(Section):
     """Horovod training."""
 
     epochs: Count = 50
+    """Passes over the training images."""
     batch_size: Count = 32
     """Images per step over ALL ranks."""
     loss: Literal["mae", "mse", "huber", "binary_crossentropy", "categorical_crossentropy"] = "mae"
@@ -713,8 +739,8 @@ class Training(Section):
     xla: bool = False
     """Compile forward and backward with XLA; on a GPU only, for it is slower on CPUs."""
     best_metric: str | None = None
-    """Column of metrics.csv that names the best epoch, which then becomes model.keras: errors and
-    losses are best small, r2 and accuracies large. By default the last epoch does."""
+    """A validation_ column of metrics.csv; the epoch that is best by it becomes model.keras: errors
+    and losses are best small, r2 and accuracies large. By default the last epoch does."""
     patience: Count | None = None
     """Epochs without a better best_metric after which training stops; by default none do."""
     evaluation_batch: Count = 64
@@ -734,6 +760,7 @@ class Training(Section):
     """Seconds after which a rank that does not answer ends the job; must exceed first-step tracing
     and work that only rank 0 does."""
     seed: Seed = 0
+    """Of weights, order, augmentation and dropout."""
 
     @model_validator(mode="after")
     def _check(self) -> "Training":
@@ -759,9 +786,11 @@ class Lookup(Section):
     """The baseline that every network must beat: nearest neighbours among image thumbnails."""
 
     thumbnail_px: Count = 16
+    """Side of a thumbnail, pixels."""
     components: Count = 40
     """Principal components kept."""
     neighbours: Count = 4
+    """Training images whose labels are averaged."""
     draws: Count = 4
     """Sky-like versions of each training image among which sky-like images are looked up."""
 
@@ -772,7 +801,9 @@ class SkyLike(OnlineAugment):
     rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 180.0
     """Any roll by default: on the sky nothing tells how a camera was held against the orbit."""
     psf_fwhm_px: Annotated[float, Field(ge=0.0, le=8.0)] = 2.0
+    """Full width at half maximum of a telescope's image of a star, drawn from 0..psf_fwhm_px."""
     noise: Annotated[float, Field(ge=0.0)] = 8.0
+    """Gaussian noise's sigma in grey levels of 0..255, drawn from 0..noise."""
 
 
 class Evaluation(Section):
@@ -790,7 +821,9 @@ class Evaluation(Section):
     halvings: Count = 100
     """Random halvings of the encounters that measure what these intervals do hold."""
     montage_rows: Count = 4
+    """Images down in the montage."""
     montage_columns: Count = 6
+    """Images across."""
     seed: Seed = 0
     """Of the sky-like changes, the resamples and the halvings."""
 
@@ -837,12 +870,13 @@ class Config(Section):
     run_dir: Path
     """Folder of everything the run makes; `runs/<configuration's file name>` by default."""
     library: str = "shipped"
-    """Snapshot library, written by `simulate`, rendered by the mirror; `shipped`: the package's."""
+    """Snapshot library, written by `simulate`, rendered by the mirror; `shipped`: the package's. It
+    is relative to the current folder, as run_dir is."""
     parameters: tuple[str, ...] = NAMES
     """Labels that the network estimates, in this order."""
     simulate: Simulate = Simulate()
     catalogue: Catalogue | None = None
-    """A catalogue, or the path of one relative to the configuration file."""
+    """A catalogue, or the path of one, relative to the configuration file."""
     scrape: Scrape = Scrape()
     preprocess: Preprocess = Preprocess()
     split: Split = Split()

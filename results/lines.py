@@ -195,10 +195,10 @@ def gone_on(run: Path, parameters: Sequence[str]) -> list[str]:
     history = read_history(run / "metrics.csv", parameters)
     epochs, errors = history["epoch"], history["validation_mae"]
     return [
-        f"The training had come to its end after epoch {epochs[k]:.0f}, with an average MAE of "
-        f"{errors[k]:.3f} on validation, and was gone on with to epoch {epochs[-1]:.0f} with other "
-        f"keys (after one epoch {errors[k + 1]:.3f}); from the start, the learning rate falls more "
-        "slowly."
+        f"The training first ended after epoch {epochs[k]:.0f} (average MAE on validation "
+        f"{errors[k]:.3f}, the learning rate down to 0), and was then resumed with changed keys "
+        f"to epoch {epochs[-1]:.0f} (after one more epoch {errors[k + 1]:.3f}). A run from scratch "
+        "has a slower schedule, and will not repeat these figures exactly."
         for k in np.flatnonzero(history["learning_rate"][:-1] == 0)
     ]
 
@@ -405,14 +405,14 @@ HALF_HOUR_RANDOM = "training.epochs=9 training.freeze_batchnorm_epochs=1"
 
 ON_NEVER_SEEN = (
     "library=runs/realisations.h5 catalogue=catalogues/never_seen.yaml catalogue.render.zoom=4 "
-    "split.validation_simulations=[12,13] split.test_simulations=[14,15,16,17] "
+    "'split.validation_simulations=[12,13]' 'split.test_simulations=[14,15,16,17]' "
     "training.batch_size=32"
 )
 """The data of never_seen in a wider field, where a rolled picture cuts off no light."""
 
 SKY_LIKE = (
-    f"configs/sky_like.yaml {ON_NEVER_SEEN} training.epochs=8 training.freeze_batchnorm_epochs=1 "
-    "evaluation.lookup.draws=8 run_dir=runs/never_seen_sky"
+    "configs/sky_like.yaml catalogue.render.zoom=4 training.epochs=8 "
+    "training.freeze_batchnorm_epochs=1 evaluation.lookup.draws=8 run_dir=runs/never_seen_sky"
 )
 REAL_SKY = f"configs/real_sky.yaml {ON_NEVER_SEEN} {HALF_HOUR} run_dir=runs/real_sky_12"
 
@@ -433,7 +433,7 @@ PAIRS, PHOTOGRAPHS = "real_pairs/pairs.csv", "real_pairs/images"
 LINES = (
     Line(
         1,
-        "The paper's split: random, one realisation, grid of 2.5 degrees",
+        "Views split at random, as in the paper; one realisation, grid of 2.5 degrees, 48 pixels",
         ("galmerhpc run configs/random_split.yaml",),
         random_split,
     ),

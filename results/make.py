@@ -14,7 +14,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,9 @@ HEAD = """# Results
 Written by `make results` from `results/*.json`; not edited by hand. Images are our collisionless
 N-body encounters, drawn by the mirror, and not GalMer's. Errors are in degrees, spin counts as 0 or
 1, and averages are plain means over parameters. The look-up learns nothing: it takes the most
-similar thumbnails among the training images. Lines 1 to 7 are the required ones, 8 to 11 optional.
+similar thumbnails among the training images. `make results` makes lines 1 to 7, `make results
+LINES="8 9 10 11"` the others; the targets are the project's own. Line 6 needs photographs that are
+not shipped.
 """
 
 
@@ -64,7 +65,6 @@ def is_made(line: Line, root: Path) -> bool:
 
 def make(line: Line, root: Path) -> int:
     """Run a line's commands in a folder and write its JSON there; return an exit code."""
-    begin = time.monotonic()
     if missing := [name for name in line.needs if not (root / name).exists()]:
         print(
             f"line {line.number}: {root / missing[0]}: no such file; put it there", file=sys.stderr
@@ -80,7 +80,7 @@ def make(line: Line, root: Path) -> int:
             print(f"line {line.number}: exit code {done.returncode} of: {command}", file=sys.stderr)
             return done.returncode
     try:
-        write_json(line, line.read(root / "runs"), time.monotonic() - begin, root)
+        write_json(line, line.read(root / "runs"), root)
     except GalmerhpcError as error:
         print(f"line {line.number}: {error}", file=sys.stderr)
         return error.exit_code
@@ -95,7 +95,7 @@ def json_path(line: Line, root: Path) -> Path:
     return root / "results" / f"line-{line.number:02d}.json"
 
 
-def write_json(line: Line, found: Found, session_s: float, root: Path) -> None:
+def write_json(line: Line, found: Found, root: Path) -> None:
     """Write what a line says, and copy its figures beside it."""
     figures = {}
     for k, (caption, path) in enumerate(found.figures.items(), 1):
@@ -119,7 +119,6 @@ def write_json(line: Line, found: Found, session_s: float, root: Path) -> None:
             "versions": repeats[-1]["versions"],
             "date": max(repeat["date"] for repeat in repeats),
             "training_s": sum(run["training"]["seconds"] for run in found.runs),
-            "last_session_s": round(session_s),
             "tables": found.tables,
             "bars": [{**vars(bar), "met": bar.met} for bar in found.bars],
             "remarks": found.remarks,
@@ -178,8 +177,7 @@ def facts(line: Line, result: dict[str, Any], root: Path) -> str:
     hashes = "; ".join(f"`{name}` {value[:12]}" for name, value in result["configurations"].items())
     text = (
         f"Configurations: {hashes}. Machine: {machine['cpu']}, {machine['cpus']} CPUs. "
-        f"Training {duration(result['training_s'])} in all, last session "
-        f"{duration(result['last_session_s'])}; {result['date'][:10]}."
+        f"Training {duration(result['training_s'])} in all; {result['date'][:10]}."
     )
     try:
         now = configurations(line, root)
@@ -193,9 +191,9 @@ def facts(line: Line, result: dict[str, Any], root: Path) -> str:
 def bar_row(bar: dict[str, Any]) -> dict[str, Any]:
     """Return a threshold as a row of a table."""
     return {
-        "bar": bar["what"],
+        "target": bar["what"],
         "measured": bar["value"],
-        "wanted": f"{bar['sense']} {bar['limit']:g}",
+        "limit": f"{bar['sense']} {bar['limit']:g}",
         "": "met" if bar["met"] else "**missed**",
     }
 
