@@ -170,7 +170,14 @@ class Job:
             "run_dir": str(self.folder / "ours"),
             "catalogue": {
                 "views": {"theta_deg": theta, "phi_deg": phi},
-                "runs": [{"spin": "retrograde", "inclination_deg": 90, "first_id": 27436}],
+                "runs": [
+                    {
+                        "spin": "retrograde",
+                        "inclination_deg": 90,
+                        "first_id": 27436,
+                        "first_time_myr": 100,
+                    }
+                ],
             },
             "scrape": {"source": self.url, "rate_per_s": rate, "connections": CONNECTIONS},
         }

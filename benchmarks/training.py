@@ -11,9 +11,27 @@ import yaml
 
 # Encounters of the shipped library, 100 Myr after pericentre; 325 views of each.
 RUNS = [
-    {"spin": "prograde", "inclination_deg": 0, "simulation": 0, "first_id": 27415},
-    {"spin": "retrograde", "inclination_deg": 90, "simulation": 0, "first_id": 27436},
-    {"spin": "prograde", "inclination_deg": 0, "simulation": 1, "first_id": 27439},
+    {
+        "spin": "prograde",
+        "inclination_deg": 0,
+        "simulation": 0,
+        "first_id": 27415,
+        "first_time_myr": 100,
+    },
+    {
+        "spin": "retrograde",
+        "inclination_deg": 90,
+        "simulation": 0,
+        "first_id": 27436,
+        "first_time_myr": 100,
+    },
+    {
+        "spin": "prograde",
+        "inclination_deg": 0,
+        "simulation": 1,
+        "first_id": 27439,
+        "first_time_myr": 100,
+    },
 ]
 VIEWS = {
     "theta_deg": {"start": 0, "stop": 90, "step": 7.5},

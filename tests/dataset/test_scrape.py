@@ -104,7 +104,7 @@ def test_the_mirror_gives_the_same_to_any_number_of_ranks(tmp_path: Path) -> Non
         path = write_config(folder, "mirror", theta_step=90)
         values = yaml.safe_load(path.read_text())
         values["catalogue"]["runs"] = [
-            {"spin": "retrograde", "inclination_deg": 90, "first_id": 27436}
+            {"spin": "retrograde", "inclination_deg": 90, "first_id": 27436, "first_time_myr": 100}
         ]
         values["catalogue"]["render"] = {"nbins": 64, "zoom": 1}
         path.write_text(yaml.safe_dump(values))
