@@ -21,8 +21,8 @@ LATE_S = 0.03
 meet those that are on time, and the host would see more than the rate in that second."""
 
 FEW = 50
-"""So many views in a row that cannot be had show that the host, its address or the snapshots'
-numbers are wrong, not the views: half a minute at the rate that addresses are asked at."""
+"""So many views that cannot be had before the first picture show that the host, its address or the
+snapshots' numbers are wrong, not the views: half a minute at the pace that addresses are asked."""
 
 _LONGEST_RETRY_AFTER_S = 3600.0
 _LONG_PAUSE_S = 10.0  # whoever looks on should know why nothing happens
@@ -163,14 +163,14 @@ class Schedule:
     allow_duplicates : bool
         Whether several views may have the same picture.
     allow_missing : bool
-        Go on however many views fail in a row.
+        Go on however many views fail before the first picture.
 
     Attributes
     ----------
     stored : int
         Views that came.
     failures : dict of int to str
-        Views that failed, and why; a row of them counts once a picture came or all is over.
+        Views that failed, and why; before the first picture they count once it came or all is over.
     """
 
     def __init__(
@@ -190,12 +190,12 @@ class Schedule:
     ) -> None:
         self.stored = 0
         self.failures: dict[int, str] = {}
-        self._row: dict[int, str] = {}  # views that failed since the last picture, and why
+        self._suspended: dict[int, str] = {}  # views that failed before the first picture, and why
         self._source, self._pace, self._spare = source, pace, spare
         self._attempts = attempts
         self._backoff_s, self._longest_backoff_s = backoff_s, longest_backoff_s
         self._allow_duplicates, self._allow_missing = allow_duplicates, allow_missing
-        self._there = there
+        self._there, self._proved = there, bool(there)
         self._duplicates = dict.fromkeys(duplicates)  # in order of discovery
         self._fresh = iter(missing)
         self._next_fresh = next(self._fresh, None)
@@ -225,7 +225,7 @@ class Schedule:
         self._stopped |= report.stop
         over = self._stopped or not (self._out or self._again or self._next_fresh is not None)
         if over and not self._stopped:
-            self._end_row()
+            self._blame_views()
         views, wait_s = ((), 0.0) if over else self._give(report.room, now)
         return Grant(
             views=views,
@@ -284,35 +284,34 @@ class Schedule:
 
     def _note_picture(self, number: int, sha256: bytes) -> None:
         """Count a picture; one that came for another view too is neither's."""
-        self.stored += 1
         first = self._there.setdefault(sha256, number)
         if self._allow_duplicates or (first == number and sha256 not in self._duplicates):
+            self.stored += 1
             self._pace.answered()
-            self._end_row()
+            self._blame_views()
             return
         if sha256 not in self._duplicates:
             self._duplicates[sha256] = None
-            self._reject(first, sha256)
-        self._reject(number, sha256)
-
-    def _reject(self, number: int, sha256: bytes) -> None:
-        self.stored -= 1
+            self.stored -= 1
+            self._fail(first, duplicate(sha256))
         self._fail(number, duplicate(sha256))
 
     def _fail(self, number: int, why: str) -> None:
-        """Give up a view, or the host where too many have failed in a row."""
-        self._row[number] = why
-        if len(self._row) >= FEW and not self._allow_missing:
+        """Give up a view, or the host where it has given no picture at all."""
+        self._suspended[number] = why
+        if self._proved or self.stored or self._allow_missing:
+            self._blame_views()
+        elif len(self._suspended) >= FEW:
             raise GalmerhpcError(
-                f"{self._source}: {len(self._row)} views in a row cannot be had, the last one: "
+                f"{self._source}: no picture came for {len(self._suspended)} views, the last one: "
                 f"{why}; look at the address in a browser, check scrape.source and the snapshots' "
                 "numbers, and run the same command again later, which asks for these views again "
                 "(where they are truly not there, --allow-missing goes on without them)"
             )
 
-    def _end_row(self) -> None:
-        self.failures |= self._row
-        self._row.clear()
+    def _blame_views(self) -> None:
+        self.failures |= self._suspended
+        self._suspended.clear()
 
     def _note_fault(self, fault: Fault, now: float, began: float) -> None:
         """Slow down if need be; ask again later, or give up the view, or the host."""
