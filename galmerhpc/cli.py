@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -575,6 +576,13 @@ def scrape(given: argparse.Namespace) -> None:
         )
 
 
+def same(one: float | str, other: float | str) -> bool:
+    """Tell whether two labels are one, but for what arithmetic leaves in the last digits."""
+    if isinstance(one, str) or isinstance(other, str):
+        return one == other
+    return math.isclose(one, other, abs_tol=1e-6)
+
+
 def require_snapshots(config: Config) -> None:
     """Refuse a catalogue with snapshots that the mirror's library does not hold as it says.
 
@@ -603,7 +611,7 @@ def require_snapshots(config: Config) -> None:
                     "time_myr": snapshot.time_myr,
                 }
                 for name, value in wanted.items():
-                    if held[name] != value:
+                    if not same(held[name], value):
                         raise InputError(
                             f"{key} holds snapshot {snapshot.id} with {name} {held[name]}, the "
                             f"catalogue says {value}; correct one of them"

@@ -58,8 +58,9 @@ def test_the_doctor_looks_at_a_job(checkout, cluster):
     report = (checkout.folder / "logs" / f"doctor-{job}.out").read_text()
     assert "2 ranks" in report
     assert "GB/s a rank" in report
-    for rank in (0, 1):
-        assert f"rank {rank}: SLURM gives it GPU 0, TensorFlow sees none: install" in report
+    for rank, node in ((0, "node1"), (1, "node2")):
+        fault = f"rank {rank}: SLURM gives it GPU 0, TensorFlow sees none on {node}: install"
+        assert fault in report
     assert report.count(" MB/s\n") == 2
     assert "Traceback" not in report
 
