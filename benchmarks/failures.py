@@ -27,20 +27,11 @@ LIMIT_S = 15.0
 
 # The four-hundredth part of the demo: two encounters, 56 views, 32 pixels.
 RUNS = [
-    {
-        "spin": "prograde",
-        "inclination_deg": 0,
-        "simulation": 0,
-        "first_id": 27415,
-        "first_time_myr": 100,
-    },
-    {
-        "spin": "prograde",
-        "inclination_deg": 0,
-        "simulation": 1,
-        "first_id": 27439,
-        "first_time_myr": 100,
-    },
+    {"spin": spin, "inclination_deg": i, "simulation": r, "snapshots": [{"id": k, "time_myr": 100}]}
+    for spin, i, r, k in [
+        ("prograde", 0, 0, 27415),
+        ("prograde", 0, 1, 27439),
+    ]
 ]
 VIEWS = {
     "theta_deg": {"start": 0, "stop": 90, "step": 30},

@@ -51,6 +51,8 @@ SERIAL_VIEWS = 60
 DRAWN = 64  # pictures that are drawn; each view's has a comment of its own
 IMG2DATASET = "img2dataset==1.47.0"
 
+# What the previews show: an encounter of the shipped library.
+RUN = {"spin": "retrograde", "inclination_deg": 90, "snapshots": [{"id": 27436, "time_myr": 100}]}
 
 # --- the server -----------------------------------------------------------------------------------
 
@@ -170,14 +172,7 @@ class Job:
             "run_dir": str(self.folder / "ours"),
             "catalogue": {
                 "views": {"theta_deg": theta, "phi_deg": phi},
-                "runs": [
-                    {
-                        "spin": "retrograde",
-                        "inclination_deg": 90,
-                        "first_id": 27436,
-                        "first_time_myr": 100,
-                    }
-                ],
+                "runs": [RUN],
             },
             "scrape": {"source": self.url, "rate_per_s": rate, "connections": CONNECTIONS},
         }

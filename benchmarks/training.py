@@ -11,27 +11,12 @@ import yaml
 
 # Encounters of the shipped library, 100 Myr after pericentre; 325 views of each.
 RUNS = [
-    {
-        "spin": "prograde",
-        "inclination_deg": 0,
-        "simulation": 0,
-        "first_id": 27415,
-        "first_time_myr": 100,
-    },
-    {
-        "spin": "retrograde",
-        "inclination_deg": 90,
-        "simulation": 0,
-        "first_id": 27436,
-        "first_time_myr": 100,
-    },
-    {
-        "spin": "prograde",
-        "inclination_deg": 0,
-        "simulation": 1,
-        "first_id": 27439,
-        "first_time_myr": 100,
-    },
+    {"spin": spin, "inclination_deg": i, "simulation": r, "snapshots": [{"id": k, "time_myr": 100}]}
+    for spin, i, r, k in [
+        ("prograde", 0, 0, 27415),
+        ("retrograde", 90, 0, 27436),
+        ("prograde", 0, 1, 27439),
+    ]
 ]
 VIEWS = {
     "theta_deg": {"start": 0, "stop": 90, "step": 7.5},

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import logging
-import math
 import os
 import subprocess
 import sys
@@ -558,7 +557,10 @@ def scrape(given: argparse.Namespace) -> None:
     config, part = read_config(given), Slice.parse(given.slice)
     if require_catalogue(config).images:
         raise InputError("catalogue.images: pictures of a folder; run galmerhpc images import")
-    require_snapshots(config)
+    if config.scrape.source == "mirror" and parallel.rank() == 0:
+        from galmerhpc.simulate.library import require_snapshots
+
+        require_snapshots(config.library, require_catalogue(config))
     if given.dry_run:
         if parallel.rank() == 0:
             print(scrape.forecast(config, part, given.retry_failed), flush=True)
@@ -574,48 +576,6 @@ def scrape(given: argparse.Namespace) -> None:
             retry_failed=given.retry_failed,
             allow_missing=given.allow_missing,
         )
-
-
-def same(one: float | str, other: float | str) -> bool:
-    """Tell whether two labels are one, but for what arithmetic leaves in the last digits."""
-    if isinstance(one, str) or isinstance(other, str):
-        return one == other
-    return math.isclose(one, other, abs_tol=1e-6)
-
-
-def require_snapshots(config: Config) -> None:
-    """Refuse a catalogue with snapshots that the mirror's library does not hold as it says.
-
-    Which ones a service elsewhere has, only asking it can tell.
-    """
-    catalogue = require_catalogue(config)
-    if config.scrape.source != "mirror" or parallel.rank() > 0:
-        return
-    from galmerhpc.simulate.library import Library, library_path
-
-    with Library(library_path(config.library)) as library:
-        known = set(library.snapshot_ids)
-        for number, run in enumerate(catalogue.runs):
-            key = f"catalogue.runs.{number}: the library ({config.library})"
-            for snapshot in run.all_snapshots():
-                if snapshot.id not in known:
-                    raise InputError(
-                        f"{key} holds no snapshot {snapshot.id}; it holds {len(known)}, from "
-                        f"{min(known)} to {max(known)}"
-                    )
-                held = library.describe(snapshot.id)
-                wanted = {
-                    "spin": run.spin,
-                    "inclination_deg": run.inclination_deg,
-                    "realisation": run.simulation,
-                    "time_myr": snapshot.time_myr,
-                }
-                for name, value in wanted.items():
-                    if not same(held[name], value):
-                        raise InputError(
-                            f"{key} holds snapshot {snapshot.id} with {name} {held[name]}, the "
-                            f"catalogue says {value}; correct one of them"
-                        )
 
 
 @contextlib.contextmanager
