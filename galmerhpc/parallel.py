@@ -46,7 +46,7 @@ def communicator() -> "MPI.Intracomm | None":
     Raises
     ------
     InputError
-        srun started several tasks that MPI does not know of: each would do the whole work.
+        A launcher started several ranks that MPI does not know of: each would do the whole work.
     """
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if not any(name in os.environ for name in LAUNCHER_VARIABLES):
@@ -58,6 +58,13 @@ def communicator() -> "MPI.Intracomm | None":
         return None
     from mpi4py import MPI
 
+    # Open MPI starts a world of one where its daemon has gone, MPICH under Open MPI's mpirun.
+    started = max(int(os.environ.get(name, "1")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    if MPI.COMM_WORLD.Get_size() == 1 < started:
+        raise InputError(
+            f"{started} ranks were started, and MPI knows of this one only: mpirun has been "
+            "killed, or is of another MPI than the one that mpi4py was built with"
+        )
     return MPI.COMM_WORLD
 
 

@@ -1,6 +1,7 @@
 """Real processes for tests: the package's command and MPI ranks of it."""
 
 import atexit
+import contextlib
 import os
 import re
 import shutil
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -102,16 +103,44 @@ def wait_for(
         time.sleep(0.01)
 
 
-def wait_until_gone(processes: Iterable[psutil.Process], timeout: float = 60) -> None:
-    """Return once processes have ended; one that nobody has collected yet (a zombie) has."""
+def start(*arguments: str, ranks: int = 1) -> "subprocess.Popen[str]":
+    """Start `galmerhpc` with these arguments as a job that goes on by itself."""
+    command = [sys.executable, "-m", "galmerhpc.cli", *arguments]
+    return subprocess.Popen(
+        command if ranks == 1 else mpirun_command(ranks, *command),
+        env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )  # fmt: skip
 
-    def alive(process: psutil.Process) -> bool:
-        try:
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
 
-    end = time.monotonic() + timeout
-    while any(map(alive, processes)):
+def at_work(job: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """Return the running processes of a job that `start` started.
+
+    They are known by their session: a rank has no parent any more where mpirun is gone, and a look
+    at mpirun's children misses those that it is about to start.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == job.pid and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def ranks_of(job: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """Return the processes of a job's ranks, but for a job without a launcher."""
+    return [process for process in at_work(job) if process.pid != job.pid]
+
+
+def kill(job: "subprocess.Popen[str]", victim: psutil.Process | None = None) -> None:
+    """Kill one process of a job, or all of them; return once none is left."""
+    end = time.monotonic() + 60
+    victims = [victim] if victim else at_work(job)
+    while victims or at_work(job):
         assert time.monotonic() < end, "waited too long"
+        for process in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         time.sleep(0.01)
+        victims = [] if victim else at_work(job)  # mpirun may have started ranks meanwhile
+    job.communicate(timeout=60)

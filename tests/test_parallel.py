@@ -145,3 +145,12 @@ def test_tasks_that_know_nothing_of_each_other_are_refused(monkeypatch: pytest.M
     with pytest.raises(InputError, match=r"srun started 2 tasks .* use srun --mpi=pmix"):
         parallel.rank()
     parallel.communicator.cache_clear()
+
+
+def test_ranks_that_mpi_does_not_know_of_are_refused() -> None:
+    # As a rank finds it when mpirun is killed before MPI has started, or is another MPI's.
+    alone = run(
+        sys.executable, "-c", "from galmerhpc import parallel; parallel.rank()",
+        env={"OMPI_COMM_WORLD_SIZE": "3"},
+    )  # fmt: skip
+    assert "InputError: 3 ranks were started, and MPI knows of this one only" in alone.stderr

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
 
@@ -24,7 +23,7 @@ from galmerhpc.dataset.preprocess import picture_of, preprocess
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import ExitCode, InputError
 from tests.dataset.runs import galmerhpc_without_room, held, picture, scraped, write_config
-from tests.support import environment, galmerhpc, mpirun_command, wait_for, wait_until_gone
+from tests.support import galmerhpc, kill, ranks_of, start, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -273,18 +272,9 @@ def test_a_killed_job_goes_on_with_what_is_not_finished(
 ) -> None:
     path = another(undisturbed, tmp_path, samples_per_shard=8)
     folder = tmp_path / "run" / "shards"
-    command = [sys.executable, "-m", "galmerhpc.cli", "preprocess", str(path)]
-    job = subprocess.Popen(
-        mpirun_command(2, *command), env=environment(), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    job = start("preprocess", str(path), ranks=2)
     wait_for(lambda: len(list(folder.glob("shard-*.h5"))) >= 3, job)
-    everyone = psutil.Process(job.pid).children(recursive=True)
-    ranks = [p for p in everyone if "preprocess" in p.cmdline()]
-    for process in [*ranks, psutil.Process(job.pid)] if whole_job else ranks[:1]:
-        process.kill()
-    job.communicate(timeout=60)
-    wait_until_gone(everyone)
+    kill(job, None if whole_job else ranks_of(job)[-1])
     assert job.returncode != 0
     kept = {p.name: p.stat().st_ino for p in folder.glob("shard-*.h5")}
     assert kept
@@ -322,28 +312,16 @@ def test_kills_at_random_moments_change_no_byte(
 def killed(path: Path, folder: Path, draw: np.random.Generator) -> bool:
     """Start a job and kill a rank, or all of it, at a random moment; False if it ended before."""
     ranks, record = int(draw.integers(1, 4)), folder / "stage.json"
-    command = [sys.executable, "-m", "galmerhpc.cli", "preprocess", str(path)]
     begun = record.stat().st_ino if record.exists() else None
-    job = subprocess.Popen(
-        mpirun_command(ranks, *command) if ranks > 1 else command, env=environment(),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    job = start("preprocess", str(path), ranks=ranks)
     if draw.random() < 0.8:  # else also while it starts
         while job.poll() is None and not (record.exists() and record.stat().st_ino != begun):
             time.sleep(0.002)
     time.sleep(draw.uniform(0, 1.5))  # the moment is what is drawn; nothing is waited for
     in_time = job.poll() is None
-    whole = psutil.Process(job.pid) if in_time else None
-    everyone = whole.children(recursive=True) if whole else []
-    workers = [p for p in everyone if p.is_running() and "preprocess" in " ".join(p.cmdline())]
-    victims = [whole, *workers]
-    if workers and draw.random() < 0.5:
-        victims = [workers[draw.integers(len(workers))]]
-    for victim in victims:
-        if victim and victim.is_running():
-            victim.kill()
-    job.wait(timeout=60)
-    wait_until_gone(everyone)
+    workers = ranks_of(job)
+    one = workers and draw.random() < 0.5
+    kill(job, workers[draw.integers(len(workers))] if one else None)
     return in_time and job.returncode != 0
 
 

@@ -1,7 +1,6 @@
 """Scraping with real ranks: the same content on any number, nothing lost, nothing fetched twice."""
 
 import bisect
-import contextlib
 import csv
 import dataclasses
 import os
@@ -10,7 +9,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -32,7 +30,7 @@ from galmerhpc.errors import ExitCode
 from galmerhpc.files import StageRecord, sha256
 from tests.dataset.runs import galmerhpc_without_room, held
 from tests.servers import Reply, Service, encode, gif, serve, well
-from tests.support import environment, galmerhpc, mpirun_command, run, wait_until_gone
+from tests.support import galmerhpc, kill, ranks_of, run, start
 
 CONNECTIONS = 6
 PAGE = b"<html><body>Error: out of luck</body></html>"
@@ -387,7 +385,7 @@ def test_a_signal_stops_all_ranks_with_the_work_saved(
 ) -> None:
     with serve(slow) as service:
         path = write_config(tmp_path, service.url)
-        job = start(path, ranks)
+        job = start("scrape", str(path), ranks=ranks)
         service.wait_for(30)
         # To one rank, as mpirun passes on some signals in its own way.
         (ranks_of(job) if ranks > 1 else [psutil.Process(job.pid)])[-1].send_signal(number)
@@ -423,13 +421,13 @@ def test_a_second_job_on_a_run_folder_says_so_and_stops(tmp_path: Path) -> None:
 
     with serve(stuck) as service:
         path = write_config(tmp_path, service.url)
-        job = start(path, 2)
+        job = start("scrape", str(path), ranks=2)
         service.wait_for(60)
         for more in ([], ["--slice", "1/2"]):
             done = galmerhpc("scrape", str(path), *more)
             assert done.returncode == ExitCode.WRONG_INPUT
             assert re.search("in use by process|a job with other slices", one_line(done.stderr))
-        kill(job, [*ranks_of(job), psutil.Process(job.pid)])
+        kill(job)
         stuck_no_more.set()
         done = galmerhpc("scrape", str(path))
         assert done.returncode == ExitCode.COMPLETE, done.stderr
@@ -440,15 +438,16 @@ def test_slices_share_a_folder_in_any_order(tmp_path: Path) -> None:
     with serve(slow) as service:
         path = write_config(tmp_path, service.url)
         raw, truth = tmp_path / "run" / "raw", expected(path)
-        jobs = [start(path, ranks, "--slice", f"{k}/3") for k, ranks in ((3, 1), (1, 2))]
+        slices = ((3, 1), (1, 2))  # and ranks
+        jobs = [start("scrape", str(path), "--slice", f"{k}/3", ranks=n) for k, n in slices]
         service.wait_for(60)
-        kill(jobs[1], [*ranks_of(jobs[1]), psutil.Process(jobs[1].pid)])
+        kill(jobs[1])
         assert "others have" in jobs[0].communicate(timeout=60)[0]
         assert jobs[0].returncode == ExitCode.COMPLETE
         safe = finished(raw)
         before = Counter(service.asked)
         assert not StageRecord(raw, load(path).inputs("scrape")).complete
-        jobs = [start(path, 1, "--slice", f"{k}/3") for k in (2, 1)]
+        jobs = [start("scrape", str(path), "--slice", f"{k}/3") for k in (2, 1)]
         for job in jobs:
             output = job.communicate(timeout=60)[0]
             assert job.returncode == ExitCode.COMPLETE, output
@@ -536,32 +535,6 @@ def query(view: str) -> str:
     return view.partition("&")[2]
 
 
-def start(path: Path, ranks: int, *options: str) -> "subprocess.Popen[str]":
-    """Start a job that goes on by itself."""
-    command = [sys.executable, "-m", "galmerhpc.cli", "scrape", str(path), *options]
-    if ranks > 1:
-        command = mpirun_command(ranks, *command)
-    return subprocess.Popen(
-        command, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-def kill(job: "subprocess.Popen[str]", victims: list[psutil.Process]) -> None:
-    """Kill processes of a job at once, and return when the whole job is gone."""
-    everyone = psutil.Process(job.pid).children(recursive=True)
-    for process in victims:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    job.communicate(timeout=60)
-    wait_until_gone(everyone)
-
-
-def ranks_of(job: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """Return the processes of the job's ranks."""
-    processes = psutil.Process(job.pid).children(recursive=True)
-    return [p for p in processes if "scrape" in p.cmdline() and "galmerhpc.cli" in p.cmdline()]
-
-
 class Harassed:
     """Jobs that are killed at random moments of their life, and what must hold all the same."""
 
@@ -585,7 +558,7 @@ class Harassed:
         kills_here = 0
         while True:
             began = time.monotonic()
-            job = start(path, self._draw.choice([1, 2, 3]))
+            job = start("scrape", str(path), ranks=self._draw.choice([1, 2, 3]))
             try:
                 output = job.communicate(timeout=self._draw.uniform(0, 1.2 * self._life_s))[0]
             except subprocess.TimeoutExpired:
@@ -608,9 +581,9 @@ class Harassed:
         self.kills += kills_here
 
     def _kill_some(self, job: "subprocess.Popen[str]") -> None:
-        everyone = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
         whole_job = self._draw.random() < 0.5
-        kill(job, everyone if whole_job else [self._draw.choice(ranks_of(job) or everyone)])
+        one = None if whole_job else self._draw.choice(ranks_of(job) or [psutil.Process(job.pid)])
+        kill(job, one)
 
 
 # Ten parts, so that each has an end that can be waited for, and can be run alone.
