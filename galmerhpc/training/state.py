@@ -39,6 +39,9 @@ class Progress:
         Steps done in the epoch under way.
     seconds : float
         Seconds of training so far, over all sessions.
+    settled : bool
+        Whether the last steps kept batch normalisation's statistics as `network.Network.settle`
+        had left them.
     loss : float
         Sum of the losses of the epoch's images so far, over all ranks.
     best : float, optional
@@ -55,6 +58,7 @@ class Progress:
     epoch: int = 0
     step: int = 0
     seconds: float = 0.0
+    settled: bool = False
     loss: float = 0.0
     best: float | None = None
     best_name: str | None = None
@@ -67,8 +71,9 @@ class Progress:
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any], sums: Sums) -> "Progress":
-        """Read what `meta` wrote."""
-        return cls(sums, **{f.name: meta[f.name] for f in dataclasses.fields(cls)[1:]})
+        """Read what `meta` wrote; older checkpoints know nothing of `settled`."""
+        known = {"settled": False, **meta}
+        return cls(sums, **{f.name: known[f.name] for f in dataclasses.fields(cls)[1:]})
 
 
 class State:

@@ -205,8 +205,7 @@ class Trainer:
             A rank was asked to stop; all ranks stop after the same step, with a checkpoint.
         """
         training, progress = self._training, self.progress
-        if self._is_frozen(progress.epoch) and not progress.step:
-            self.network.settle(self._statistics_batches())
+        self._settle()
         bar = tqdm(
             desc=f"epoch {progress.epoch + 1}/{training.epochs}",
             total=self.reader.count, initial=progress.step * training.batch_size, unit="img",
@@ -235,9 +234,16 @@ class Trainer:
                 self._writer.check()
                 start = time.perf_counter()
 
-    def _is_frozen(self, epoch: int) -> bool:
-        """Tell whether batch normalisation keeps its statistics in an epoch, counted from 0."""
-        return epoch >= self._training.epochs - self._training.freeze_batchnorm_epochs
+    def _settle(self) -> None:
+        """Settle batch normalisation's statistics, where the epoch keeps them and has not begun.
+
+        It may also keep them from here on, where a resumed training has other epochs.
+        """
+        training, progress = self._training, self.progress
+        kept = progress.epoch >= training.epochs - training.freeze_batchnorm_epochs
+        if kept and not (progress.step and progress.settled):
+            self.network.settle(self._statistics_batches())
+        progress.settled = kept
 
     def _statistics_batches(self) -> Iterator[Batch]:
         """Return batches of an epoch that no training has: they are nobody's next ones."""
@@ -254,8 +260,7 @@ class Trainer:
         """Do one step and return whether any rank was asked to stop."""
         progress = self.progress
         step = progress.epoch * self._steps + progress.step
-        frozen = self._is_frozen(progress.epoch)
-        outcome = self.network.step(batch, progress.epoch, step, stop, frozen)
+        outcome = self.network.step(batch, progress.epoch, step, stop, progress.settled)
         progress.step += 1
         if outcome.failed or not np.isfinite(outcome.loss):
             self._fail(batch, outcome)
@@ -302,8 +307,7 @@ class Trainer:
         """Validate, add a row to the history, checkpoint."""
         progress = self.progress
         training_sums = merged(progress.sums)
-        frozen = self._is_frozen(progress.epoch)
-        with self.network.evaluated(self._statistics_batches(), frozen):
+        with self.network.evaluated(self._statistics_batches(), progress.settled):
             validation_sums, validation_loss = self._validate()
         row: history.Row = {
             "epoch": progress.epoch + 1,
@@ -317,9 +321,9 @@ class Trainer:
             **history.metric_columns("validation", validation_sums, self._dataset.parameters),
         }
         self.progress = Progress(
-            self.no_sums(), progress.epoch + 1, seconds=progress.seconds, best=progress.best,
-            best_name=progress.best_name, epochs_since_best=progress.epochs_since_best + 1,
-            history=[*progress.history, row],
+            self.no_sums(), progress.epoch + 1, seconds=progress.seconds,
+            settled=progress.settled, best=progress.best, best_name=progress.best_name,
+            epochs_since_best=progress.epochs_since_best + 1, history=[*progress.history, row],
         )  # fmt: skip
         self._note_best(row)
         if horovod.rank() == 0:
@@ -386,15 +390,15 @@ class Trainer:
 
     def export(self) -> None:
         """Write ``model.keras`` from rank 0: the last epoch's network, or the best one's."""
-        best, epochs = self.progress.best_name, self.progress.epoch
+        best, settled = self.progress.best_name, self.progress.settled
         if best and best != self._checkpoint_name():
             path = self._folder / best
             found = load_best(path) if horovod.rank() == 0 else None
-            ranks, epochs = horovod.broadcast_object(
-                (found[1]["ranks"], found[1]["epoch"]) if found else (0, 0)
+            ranks, settled = horovod.broadcast_object(
+                (found[1]["ranks"], found[1].get("settled", False)) if found else (0, False)
             )
             self.network.state.restore(found[0] if found else None, ranks, path)
-        with self.network.evaluated(self._statistics_batches(), self._is_frozen(epochs - 1)):
+        with self.network.evaluated(self._statistics_batches(), settled):
             if horovod.rank() == 0:
                 self.network.export(self._config.run_dir / "model.keras")
                 history.write_metrics(self._config.run_dir, self.progress.history)
