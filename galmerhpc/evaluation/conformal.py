@@ -5,8 +5,9 @@ at its predicted viewing angle, have a quantile; predicted value +- quantile x u
 interval of a new image. Views of one encounter err alike, so that groups of images (realisation x
 configuration) are what is exchangeable, not images: every group has the same weight, whatever its
 size. This is the pooling of the groups' distributions of Dunn, Wasserman & Ramdas 2022 (Journal of
-the American Statistical Association 118, 2491). It holds for an image of a new group, and the
-better the more groups there are; `halved_coverage` measures how well on those that there are.
+the American Statistical Association 118, 2491), with the correction for a finite sample that
+`_quantiles` explains. It holds for an image of a new group; of K groups whose images err alike no
+interval can hold more than K / (K + 1). `halved_coverage` measures what is held.
 
 ``evaluation/intervals.json`` holds what `Calibration.to_json` gives, by condition of the images::
 
@@ -295,7 +296,7 @@ def calibrate(labels: Labels, levels: Sequence[float]) -> Calibration:
             max(limits),
             tuple(nodes.tolist()),
             tuple(usual.tolist()),
-            tuple(_quantiles(ratio, weights, levels).tolist()),
+            tuple(_quantiles(ratio, groups, levels)),
         )
     spin = None
     if score is not None:
@@ -417,13 +418,31 @@ def _usual_error(errors: Floats, theta: Floats, weights: Floats) -> tuple[Floats
     return middles, np.maximum(usual, _SMALLEST_USUAL * mean)
 
 
-def _quantiles(values: Floats, weights: Floats, levels: Sequence[float]) -> Floats:
-    """Return the smallest values at or below which the levels' shares of the weights lie."""
+def _quantiles(values: Floats, groups: NDArray[np.int64], levels: Sequence[float]) -> list[float]:
+    """Return the values below which a new group's lie to the levels' shares, all groups weighed.
+
+    A new value is one more than the n that were drawn, so that split-conformal prediction takes
+    the quantile of level x (1 + 1 / n). Here n is as many independent images as would leave the
+    groups' mean share as uncertain as it is (Kish 1965, Survey Sampling, effective size): the
+    number of images where those of a group have nothing in common, of groups where they err alike.
+    Where that asks for more than there is, the largest value has to do.
+    """
+    _, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.argsort(values)
-    reached = np.cumsum(weights[order])
-    # The last sum is 1 but for rounding.
-    places = np.searchsorted(reached, np.array(levels) - 1e-12)
-    return values[order][np.minimum(places, len(values) - 1)]
+    reached = np.cumsum(group_weights(groups)[order])
+
+    def at(share: float) -> float:
+        # The last sum is 1 but for rounding.
+        place = int(np.searchsorted(reached, share - 1e-12))
+        return float(values[order][min(place, len(values) - 1)])
+
+    found = []
+    for level in levels:
+        shares = np.bincount(member, values <= at(level)) / counts
+        variance = shares.var(ddof=1) / len(counts) if len(counts) > 1 else np.inf
+        alone = level * (1 - level) / variance if variance else np.inf
+        found.append(at(level * (1 + 1 / np.clip(alone, len(counts), len(values)))))
+    return found
 
 
 def _fit_spin(score: Floats, retrograde: Floats, weights: Floats) -> SpinProbability:

@@ -65,6 +65,28 @@ def test_intervals_hold_what_they_promise_for_new_groups() -> None:
     assert np.abs(np.mean(held, axis=0) - LEVELS).max() < 0.03
 
 
+@pytest.mark.parametrize(
+    ("groups", "images", "alike"), [(10, 1, 0.0), (16, 40, 0.0), (16, 40, 0.5), (24, 40, 1.0)]
+)
+def test_few_groups_hold_no_less_however_much_their_images_have_in_common(
+    groups: int, images: int, alike: float
+) -> None:
+    generator = np.random.default_rng(5)
+
+    def errors(groups: int, images: int) -> np.ndarray:
+        shared, own = generator.normal(size=(groups, 1)), generator.normal(size=(groups, images))
+        return (np.sqrt(alike) * shared + np.sqrt(1 - alike) * own).reshape(-1, 1)
+
+    members, level, held = np.repeat(np.arange(groups), images), 0.9, []
+    for _ in range(200):
+        off, new = errors(groups, images), errors(500, 1)
+        labels = Labels(("inclination",), np.zeros_like(off), off, None, members)
+        found = calibrate(labels, [level]).holds(("inclination",), np.zeros_like(new), new)
+        held.append(found["inclination"].mean())
+    # More than 1 / (groups + 1) above it would be wider than need be.
+    assert level - 0.015 < np.mean(held) < level + 1 / (groups + 1) + 0.015
+
+
 def test_halvings_measure_the_same() -> None:
     true, predicted, score, group = predictions(60, 80, seed=3)
     found = halved_coverage(Labels(NAMES, true, predicted, score, group), LEVELS, 100, 0)
