@@ -128,17 +128,15 @@ class Scorer:
         every = self._measures(predicted, np.ones((1, len(predicted)), np.int64))
         resampled = [self._measures(predicted, counts) for counts in self._resamples()]
         spread = {name: np.concatenate([part[name] for part in resampled]) for name in every}
-        low, high = ({k: _percentile(v, q) for k, v in spread.items()} for q in INTERVAL)
+        ends = {name: self._interval(values) for name, values in spread.items()}
         parameters: dict[str, dict[str, Any]] = {}
         for k, name in enumerate(self._parameters):
             own = [m for m in every if m in AVERAGED or not np.isnan(every[m][0, k])]
             parameters[name] = {m: float(every[m][0, k]) for m in own}
-            parameters[name]["interval"] = {m: [low[m][k], high[m][k]] for m in own}
+            parameters[name]["interval"] = {m: ends[m][:, k].tolist() for m in own}
         average: dict[str, Any] = {m: float(_mean(every[m])[0]) for m in AVERAGED}
         means = {m: _mean(spread[m])[:, None] for m in AVERAGED}
-        average["interval"] = {
-            m: [float(_percentile(v, q)[0]) for q in INTERVAL] for m, v in means.items()
-        }
+        average["interval"] = {m: self._interval(v)[:, 0].tolist() for m, v in means.items()}
         return {"parameters": parameters, "average": average}
 
     def compare(self, predicted: Floats, other: Floats) -> dict[str, Any]:
@@ -156,11 +154,20 @@ class Scorer:
         sums = np.stack([np.bincount(self._member, g, groups) for g in gain.T], axis=1)  # (G, P)
         sizes = np.bincount(self._member, minlength=groups)
         spread = (self._counts @ sums) / (self._counts @ sizes)[:, None]  # (R, P)
-        low, high = (_percentile(spread, q) for q in INTERVAL)
+        ends = self._interval(spread)
         return {
-            name: {"mae_difference": float(gain[:, k].mean()), "interval": [low[k], high[k]]}
+            name: {"mae_difference": float(gain[:, k].mean()), "interval": ends[:, k].tolist()}
             for k, name in enumerate(self._parameters)
         }
+
+    def _interval(self, spread: Floats) -> Floats:
+        """Return both ends of the interval of measures over resamples (R, P), shape (2, P).
+
+        Not a number where there is one group only: all its resamples are itself.
+        """
+        if self._counts.shape[1] == 1:
+            return np.full((len(INTERVAL), spread.shape[1]), np.nan)
+        return np.array([_percentile(spread, level) for level in INTERVAL])
 
     def _resamples(self) -> Iterator[NDArray[np.int64]]:
         """Yield how often each image is drawn, (r, N) for some of the resamples at a time."""

@@ -173,11 +173,14 @@ def lost_to_lookup(found: dict[str, Any]) -> list[str]:
 
 
 def unclear(found: dict[str, Any]) -> list[str]:
-    """Return the names of the parameters where the 95 % interval leaves open who is better."""
+    """Return the names of the parameters where the 95 % interval leaves open who is better.
+
+    One encounter has no interval, and says nothing of others.
+    """
     return [
         name
         for name, part in found["against_lookup"].items()
-        if None not in part["interval"] and part["interval"][0] <= 0 <= part["interval"][1]
+        if None in part["interval"] or part["interval"][0] <= 0 <= part["interval"][1]
     ]
 
 

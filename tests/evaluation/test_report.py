@@ -303,6 +303,12 @@ def test_a_long_training_has_no_shortness_to_excuse_it(metrics: dict[str, Any]) 
     assert "minutes" not in verdict(metrics)
 
 
+def test_one_encounter_is_no_clear_win(metrics: dict[str, Any]) -> None:
+    better = {"mae_difference": -1.0, "interval": [None, None]}
+    metrics["against_lookup"] = dict.fromkeys(metrics["against_lookup"], better)
+    assert "not clearly on spin, inclination, azimuth and viewing angle" in verdict(metrics)
+
+
 def test_what_is_not_defined_is_a_dash(metrics: dict[str, Any]) -> None:
     for part in metrics["scores"].values():
         part["parameters"]["inclination"]["r2"] = None

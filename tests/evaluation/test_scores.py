@@ -124,6 +124,15 @@ def test_views_of_one_encounter_count_as_one_observation() -> None:
     assert 2.5 * spread < high - low < 5 * spread
 
 
+def test_one_encounter_has_no_interval() -> None:
+    true = np.random.default_rng(0).uniform(0, 90, (30, 1))
+    judge = scorer(("inclination",), true, groups=np.zeros(30, np.int64))
+    found = judge.score(true + 1)["parameters"]["inclination"]
+    assert found["mae"] == pytest.approx(1)
+    assert np.isnan(found["interval"]["mae"]).all()
+    assert np.isnan(judge.compare(true + 1, true + 2)["inclination"]["interval"]).all()
+
+
 def test_a_comparison_knows_that_both_saw_the_same_images() -> None:
     random = np.random.default_rng(0)
     true, group = np.zeros((400, 1)), np.arange(400) % 8
