@@ -1269,6 +1269,12 @@ def _keys_at(place: tuple[int | str, ...]) -> list[str]:
     return list(section.model_fields)
 
 
+def differences(config: Config, base: Config) -> list[str]:
+    """Return what makes a configuration of another one, as `load` takes overrides."""
+    values, known = (flatten(one.model_dump(mode="json")) for one in (config, base))
+    return [f"{k}={json.dumps(v)}" for k, v in values.items() if k not in known or known[k] != v]
+
+
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested values by dotted key: ``{"training.epochs": 3}``."""
     flat: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galmerhpc.catalogue import Views
-from galmerhpc.config import GSB, dump, load
+from galmerhpc.config import GSB, differences, dump, load
 from galmerhpc.errors import InputError
 from tests.support import ROOT
 
@@ -228,6 +228,15 @@ def test_overrides_win_and_wrong_ones_are_named(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=expected.replace("?", r"\?")):
             load(path, [override])
+
+
+def test_differences_are_the_overrides_that_make_one_of_the_other(tmp_path: Path) -> None:
+    path = write(tmp_path, training={"epochs": 3})
+    keys = ["training.epochs=7", "evaluation.sky=null", "training.augment.noise=2.5"]
+    assert differences(load(path), load(path)) == []
+    changed = load(path, [*keys, 'run_dir="a b"'])
+    assert load(path, differences(changed, load(path))) == changed
+    assert len(differences(changed, load(path))) == 4
 
 
 def test_a_few_lines_that_stand_for_gigabytes_are_refused_in_a_few_lines(tmp_path: Path) -> None:

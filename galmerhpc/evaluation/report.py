@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from galmerhpc import files
-from galmerhpc.config import Config, dump
+from galmerhpc.config import Config, differences, dump, load
 from galmerhpc.errors import InputError
 from galmerhpc.evaluation.conditions import CLEAN
 from galmerhpc.evaluation.evaluate import REPORT, folder_of, intact, record_of
@@ -146,7 +146,8 @@ def report(
     figures = {
         name: (folder / f"{name}.png").read_bytes() for name in CAPTIONS if f"{name}.png" in made
     }
-    files.write_text(path, page(config, metrics, figures, others))
+    given = differences(config, load(config.run_dir))
+    files.write_text(path, page(config, metrics, figures, others, given))
     log.info("report: %s", path)
     return path
 
@@ -157,7 +158,10 @@ def _read(
     """Read a run's metrics.json; return it, and the files of the evaluation."""
     folder, record = folder_of(config, split, other), record_of(config, split, other)
     if not intact(record, folder):
-        raise InputError(f"{folder}: missing, unfinished or changed; run galmerhpc evaluate first")
+        raise InputError(
+            f"{folder}: missing, unfinished, changed or made with other keys; run galmerhpc "
+            "evaluate first, with the keys that this command was given"
+        )
     return files.read_json(folder / "metrics.json"), record.files
 
 
@@ -166,6 +170,7 @@ def page(
     metrics: dict[str, Any],
     figures: dict[str, bytes],
     others: dict[str, dict[str, Any]],
+    given: Sequence[str] = (),
 ) -> str:
     """Return the report.
 
@@ -179,6 +184,8 @@ def page(
         PNG files by name of `gallery.CAPTIONS`.
     others : dict of dict
         Content of other runs' metrics.json, by the run's name.
+    given : sequence of str
+        Keys that the evaluation was given beside the run's own (`config.differences`).
     """
     run = metrics["run"]
     return f"""<!DOCTYPE html>
@@ -210,7 +217,7 @@ def page(
 <h2>Figures</h2>
 {"".join(_figure(figures[name], CAPTIONS[name]) for name in CAPTIONS if name in figures)}
 <h2>To repeat it</h2>
-<pre>{escape(commands(config, metrics))}</pre>
+<pre>{escape(commands(config, metrics, given))}</pre>
 {_definitions(provenance(metrics))}
 <details><summary>Configuration</summary><pre>{escape(dump(config))}</pre></details>
 </body>
@@ -363,24 +370,25 @@ def facts(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def commands(config: Config, metrics: dict[str, Any]) -> str:
-    """Return the commands that repeat the run."""
+def commands(config: Config, metrics: dict[str, Any], given: Sequence[str]) -> str:
+    """Return the commands that repeat the run, with the keys that its evaluation was given."""
     data, split = metrics["data"], metrics["repeat"]["split"]
     folder = config.run_dir
-    given = [
+    this = [
         str(folder),
+        *given,
         *(["--data", data["folder"]] if data else []),
         *(["--split", "val" if split == "validation" else split] if split else []),
     ]
-    whole = [f"{folder}/config.yaml", f"run_dir={folder}-again"]
+    whole = [f"{folder}/config.yaml", *given, f"run_dir={folder}-again"]
     return "\n".join(
         [
             "# the whole job, into a folder of its own, under mpirun or srun if this one was;",
             "# the configuration stands below",
             f"galmerhpc run {shlex.join(whole)}",
             "# this page alone",
-            f"galmerhpc evaluate {shlex.join(given)}",
-            f"galmerhpc report {shlex.join(given)}",
+            f"galmerhpc evaluate {shlex.join(this)}",
+            f"galmerhpc report {shlex.join(this)}",
         ]
     )
 
