@@ -23,7 +23,7 @@ from galmerhpc import __version__, files
 from galmerhpc.errors import GalmerhpcError, InputError, brief
 from galmerhpc.evaluation import photographs
 from galmerhpc.evaluation.pair_image import kpc_per_arcsec
-from galmerhpc.evaluation.pairs import Disc, Pair, write_pairs
+from galmerhpc.evaluation.pairs import FAINTEST_MAGNITUDE, Disc, Pair, write_pairs
 
 SKYSERVER = "https://skyserver.sdss.org/dr18/SkyServerWS"
 HYPERLEDA = "http://atlas.obs-hp.fr/hyperleda/fG.cgi"
@@ -82,13 +82,17 @@ class Archives:
         address = f"{self.skyserver}/SearchTools/SqlSearch"
         text = _get(address, cmd=" ".join(query.split()), format="csv").decode("utf-8", "replace")
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-        if not lines or lines[0].replace(" ", "").lower() != "magnitude,redshift":
+        head, *rows = [line.replace(" ", "").lower().split(",") for line in lines] or [[]]
+        if head != ["magnitude", "redshift"] or any(len(row) != len(head) for row in rows):
             raise GalmerhpcError(f"{address}: no table but {_quote(text)}; try again later")
-        if len(lines) == 1:
+        if not rows:
             return None, None
-        magnitude, redshift = (_number(cell) for cell in lines[1].split(","))
-        # What comes closer is too near for its redshift to tell a distance.
-        return magnitude, redshift if redshift and redshift > 0 else None
+        magnitude, redshift = map(_number, rows[0])
+        return (
+            magnitude if magnitude is not None and abs(magnitude) <= FAINTEST_MAGNITUDE else None,
+            # What comes closer is too near for its redshift to tell a distance.
+            redshift if redshift is not None and redshift > 0 else None,
+        )
 
     def cutout(self, ra_deg: float, dec_deg: float, scale_arcsec: float) -> bytes:
         """Return a JPEG of `CUTOUT_PX` pixels a side, north up and east left.

@@ -29,6 +29,10 @@ HUBBLE_KM_S_MPC, MATTER = 70.0, 0.3
 WORKING_PX = 256
 """Side of the image in which other objects are looked for; finer than what is trained on."""
 
+LARGE_CUT_PX = 16 * WORKING_PX
+"""A square of twice this side or more is cut from the picture made smaller: it would take as much
+memory where it is beyond the picture's edges."""
+
 DETECTION_SIGMAS = 3.0
 """Brightness above the sky, in units of its noise, of what counts as an object."""
 
@@ -114,7 +118,8 @@ def prepare(picture: Image.Image, pair: Pair, config: Config, bright_level: floa
     Raises
     ------
     ValueError
-        The galaxies are not in the picture, in one place, or there is nothing where they should be.
+        The galaxies are not in the picture or in one place, there is nothing where they should be,
+        or their field shows too little of them.
     """
     first, second = (disc.pixel for disc in pair.discs)
     if first is None or second is None:
@@ -127,8 +132,16 @@ def prepare(picture: Image.Image, pair: Pair, config: Config, bright_level: floa
     apart = float(np.hypot(*(places[1] - places[0])))
     if apart < 1:
         raise ValueError("both galaxies are in one place")
-    kpc = kpc_per_px(pair)
-    field_px = field_kpc(config) / (kpc or TYPICAL_SEPARATION_KPC / apart)
+    kpc, width_kpc = kpc_per_px(pair), field_kpc(config)
+    scale = kpc or TYPICAL_SEPARATION_KPC / apart
+    apart_kpc = scale * apart
+    too_little = (
+        f"too little of the pair is left in its field of {width_kpc:.0f} kpc, where the galaxies "
+        f"are {apart_kpc:.3g} kpc apart; check redshift, scale and places"
+    )
+    if apart_kpc < width_kpc / WORKING_PX:
+        raise ValueError(too_little)
+    field_px = width_kpc / scale
     centre = places.mean(axis=0)
     levels = np.asarray(picture.convert("L"), np.float32)
     dark, noise = without_sky(levels)
@@ -139,10 +152,10 @@ def prepare(picture: Image.Image, pair: Pair, config: Config, bright_level: floa
     field = cut(dark, centre, field_px)
     nuclei = (places - centre) * (WORKING_PX / field_px) + (WORKING_PX - 1) / 2
     alone = without_others(field, nuclei, noise)
-    bright = alone
-    if bright_level is not None:
-        level = np.percentile(training_form(_picture(alone), config), BRIGHT_PERCENTILE)
-        bright = alone * np.float32(bright_level / max(level, 1.0))
+    level = np.percentile(training_form(_picture(alone), config), BRIGHT_PERCENTILE)
+    if level <= threshold_of(noise):  # to make it bright would be to show the noise
+        raise ValueError(too_little)
+    bright = alone if bright_level is None else alone * np.float32(bright_level / level)
     return Steps(
         _marked(picture, places, centre, field_px),
         _picture(dark),
@@ -150,7 +163,7 @@ def prepare(picture: Image.Image, pair: Pair, config: Config, bright_level: floa
         _picture(alone),
         _picture(bright),
         training_form(_picture(bright), config),
-        kpc * apart if kpc else None,
+        apart_kpc if kpc else None,
     )
 
 
@@ -210,9 +223,14 @@ def cut(levels: Levels, centre: NDArray[np.float64], side: float) -> Levels:
     side : float
         Its side, pixels.
     """
+    picture = Image.fromarray(levels)
+    if side >= 2 * LARGE_CUT_PX:
+        factor = int(side // LARGE_CUT_PX)
+        picture, side = picture.reduce(factor), side / factor
+        centre = (centre + 0.5) / factor - 0.5
     x, y = centre + 0.5 - side / 2
     box = (math.floor(x), math.floor(y), math.ceil(x + side), math.ceil(y + side))
-    around = Image.fromarray(levels).crop(box)  # beyond the edges it is 0
+    around = picture.crop(box)  # beyond the edges it is 0
     inside = (x - box[0], y - box[1], x - box[0] + side, y - box[1] + side)
     size = (WORKING_PX, WORKING_PX)
     scaled = around.resize(size, Image.Resampling.LANCZOS, box=inside)

@@ -37,6 +37,12 @@ THICKNESS = 0.2
 MOST_UNEQUAL = 3.0
 """Ratio of light beyond which a pair is far from 1:1, where major mergers are said to end."""
 
+FAINTEST_MAGNITUDE = 40.0
+"""Numbers beyond it, of either sign, are what catalogues write for unknown: 99.99, -999, -9999."""
+
+FARTHEST_REDSHIFT = 10.0
+"""What is above it is a velocity in km/s."""
+
 _J_NAME = re.compile(r"J(\d\d)(\d\d)(\d\d(?:\.\d+)?)([+-])(\d\d)(\d\d)(\d\d(?:\.\d+)?)")
 
 
@@ -190,12 +196,15 @@ def _pair(cells: dict[str, str]) -> Pair:
     image = cells.get("image") or f"{name}.jpg"
     if Path(image).name != image:
         raise ValueError(f"image {image!r} is not the name of a file in the folder of images")
+    redshift = _positive(cells, "redshift")
+    if redshift is not None and redshift > FARTHEST_REDSHIFT:
+        raise ValueError(f"redshift: {redshift:g} is above {FARTHEST_REDSHIFT:g}; is it in km/s?")
     return Pair(
         name,
         image,
         (_disc(cells, 1), _disc(cells, 2)),
         _positive(cells, "scale_arcsec_per_px"),
-        _positive(cells, "redshift"),
+        redshift,
     )
 
 
@@ -206,13 +215,16 @@ def _disc(cells: dict[str, str], number: int) -> Disc:
     major, minor = (_positive(cells, f"{axis}{number}_px") for axis in "ab")
     if inclination is None and major and minor:
         inclination = inclination_of_axes(min(major, minor) / max(major, minor))
+    magnitude = _number(cells, f"mag{number}")
+    if magnitude is not None and abs(magnitude) > FAINTEST_MAGNITUDE:
+        raise ValueError(f"mag{number}: {magnitude:g} is no magnitude; leave unknown ones empty")
     place = _both(cells, f"ra{number}_deg", f"dec{number}_deg")
     return Disc(
         sky=place or place_of_name(cells.get(f"name{number}", "")),
         pixel=_both(cells, f"x{number}_px", f"y{number}_px"),
         pa_deg=_number(cells, f"pa{number}_deg"),
         inclination_deg=inclination,
-        magnitude=_number(cells, f"mag{number}"),
+        magnitude=magnitude,
     )
 
 

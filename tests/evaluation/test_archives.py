@@ -76,6 +76,15 @@ def test_what_nobody_knows_stays_open(archives: Archives, sky: Sky, tmp_path: Pa
     assert pair.solutions_deg is pair.light_ratio is None
 
 
+@pytest.mark.parametrize("unknown", [-9999.0, -999.0, 99.99, 999.0])
+def test_what_stands_for_an_unknown_magnitude_is_none(
+    archives: Archives, sky: Sky, tmp_path: Path, unknown: float
+) -> None:
+    sky.galaxies[:] = [replace(FIRST, magnitude=unknown), SECOND]
+    (pair,) = fetch([PAIR], tmp_path, archives)
+    assert [disc.magnitude for disc in pair.discs] == [None, 16.5]
+
+
 def test_a_pair_astride_the_meridian_is_one_pair(
     archives: Archives, sky: Sky, tmp_path: Path
 ) -> None:
@@ -90,8 +99,13 @@ def test_a_pair_astride_the_meridian_is_one_pair(
 PAGE = (200, "text/html", b"<html><body>Error: the database is down</body></html>")
 
 
+SHORT_ROW = (200, "text/csv", b"#Table1\nmagnitude,redshift\n15.0\n")
+
+
 @pytest.mark.parametrize("service", ["SqlSearch", "getjpeg", "fG.cgi"])
-@pytest.mark.parametrize("answer", [PAGE, (404, "text/html", b"gone"), (200, "text/csv", b"")])
+@pytest.mark.parametrize(
+    "answer", [PAGE, SHORT_ROW, (404, "text/html", b"gone"), (200, "text/csv", b"")]
+)
 def test_a_page_instead_of_an_answer_is_an_error_that_names_the_service(
     archives: Archives, sky: Sky, tmp_path: Path, service: str, answer: Answer
 ) -> None:

@@ -123,6 +123,34 @@ def test_the_field_is_that_of_the_training_images() -> None:
     assert pair_image.field_kpc(config()) == pytest.approx(66.7, abs=0.1)
 
 
+@pytest.mark.parametrize("side", [5_000.0, 9_000.0, 17_000.0])
+def test_a_field_much_wider_than_the_picture_is_cut_at_its_place(side: float) -> None:
+    dark, _ = pair_image.without_sky(np.asarray(photograph(), np.float32))
+    field = pair_image.cut(dark, np.array([295.0, 225.0]), side).astype(float)
+    assert field.sum() * (side / 256) ** 2 == pytest.approx(dark.sum(dtype=float), rel=0.1)
+
+    def centre(levels: np.ndarray) -> np.ndarray:
+        light = levels / levels.sum()
+        return np.array([light.sum(axis=k) @ np.arange(light.shape[1 - k]) for k in (0, 1)])
+
+    expected = (centre(dark.astype(float)) - (295, 225)) * 256 / side + 127.5
+    assert centre(field) == pytest.approx(expected, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("redshift", "scale", "apart"),
+    [(0.5, 0.4, "186"), (0.0005, 0.4, "0.316"), (0.0005, 0.1, "0.079"), (0.02, 1e-300, "3.09")],
+)
+def test_a_pair_that_its_field_does_not_show_is_refused(
+    redshift: float, scale: float, apart: str
+) -> None:
+    where = pair(redshift=redshift, scale_arcsec_per_px=scale)
+    says = f"too little of the pair is left in its field of 67 kpc.* {apart}.* check redshift"
+    for bright_level in (140.0, None):
+        with pytest.raises(ValueError, match=says):
+            pair_image.prepare(photograph(), where, config(), bright_level)
+
+
 @pytest.mark.parametrize(
     ("places", "says"),
     [
