@@ -8,13 +8,14 @@ some errors as a page with status 200.
 
 import csv
 import io
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import requests
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3.util import Retry
@@ -24,6 +25,8 @@ from galmerhpc.errors import GalmerhpcError, InputError, brief
 from galmerhpc.evaluation import photographs
 from galmerhpc.evaluation.pair_image import kpc_per_arcsec
 from galmerhpc.evaluation.pairs import FAINTEST_MAGNITUDE, Disc, Pair, write_pairs
+
+log = logging.getLogger(__name__)
 
 SKYSERVER = "https://skyserver.sdss.org/dr18/SkyServerWS"
 HYPERLEDA = "http://atlas.obs-hp.fr/hyperleda/fG.cgi"
@@ -94,8 +97,8 @@ class Archives:
             redshift if redshift is not None and redshift > 0 else None,
         )
 
-    def cutout(self, ra_deg: float, dec_deg: float, scale_arcsec: float) -> bytes:
-        """Return a JPEG of `CUTOUT_PX` pixels a side, north up and east left.
+    def cutout(self, ra_deg: float, dec_deg: float, scale_arcsec: float) -> bytes | None:
+        """Return a JPEG of `CUTOUT_PX` pixels a side, north up and east left; None if it is blank.
 
         Raises
         ------
@@ -108,14 +111,16 @@ class Archives:
             width=CUTOUT_PX, height=CUTOUT_PX,
         )  # fmt: skip
         try:
-            with Image.open(io.BytesIO(body), formats=("JPEG",)) as picture:
-                size = picture.size
-        except UnidentifiedImageError:
-            size = (0, 0)
-        if size != (CUTOUT_PX, CUTOUT_PX):
-            text = body.decode("utf-8", "replace")
-            raise GalmerhpcError(f"{address}: no picture but {_quote(text)}; try again later")
-        return body
+            picture = photographs.decode(io.BytesIO(body))
+            if picture.size != (CUTOUT_PX, CUTOUT_PX):
+                raise ValueError(f"one of {picture.width} x {picture.height} pixels")
+        except ValueError as error:
+            text = body.decode("utf-8", "backslashreplace")
+            raise GalmerhpcError(
+                f"{address}: not the picture that was asked for ({error}) but {_quote(text)}; "
+                "try again later"
+            ) from None
+        return None if photographs.is_blank(picture) else body
 
     def orientation(self, ra_deg: float, dec_deg: float) -> tuple[float | None, float | None]:
         """Return position angle and inclination of the galaxy at a place, degrees, None if unknown.
@@ -160,34 +165,51 @@ def fetch(pairs: Sequence[Pair], images: Path, archives: Archives) -> list[Pair]
     Parameters
     ----------
     pairs : sequence of Pair
-        With the discs' right ascensions and declinations.
+        Those that lack something with their discs' right ascensions and declinations.
     images : Path
-        Folder of the pictures; ``fetched.csv`` in it is the table that is returned.
+        Folder of the pictures; ``fetched.csv`` in it is the table that is returned, or if the
+        fetching ends early the table as far as it came.
     archives : Archives
         Whom to ask.
 
     Raises
     ------
     InputError
-        A pair has no place on the sky.
+        A pair has no place on the sky, or its picture is another one.
     GalmerhpcError
         An archive cannot be reached or answers something else; what was fetched stays.
     """
-    fetched = [
-        _fetched(pair, images, archives)
-        for pair in tqdm(pairs, desc="fetch", unit="pair", disable=None)
-    ]
-    write_pairs(images / "fetched.csv", fetched)
+    for pair in pairs:
+        if _lacks(pair) and None in (disc.sky for disc in pair.discs):
+            raise InputError(
+                f"pair {pair.name}: --fetch needs ra1_deg, dec1_deg, ra2_deg and dec2_deg, or "
+                "names such as J013247.27-082526.9 in name1 and name2"
+            )
+    fetched, done, table = list(pairs), 0, images / "fetched.csv"
+    try:
+        for pair in tqdm(pairs, desc="fetch", unit="pair", disable=None):
+            fetched[done] = _fetched(pair, images, archives)
+            done += 1
+    finally:
+        if done:
+            write_pairs(table, fetched)
+            log.info(
+                "fetch: %s has what is known of %d of %d pairs; as --pairs it saves asking again",
+                table, done, len(pairs),
+            )  # fmt: skip
     return fetched
+
+
+def _lacks(pair: Pair) -> bool:
+    """Tell whether an archive may know more of a pair than the table does."""
+    known = [(d.pixel, d.pa_deg, d.inclination_deg, d.magnitude) for d in pair.discs]
+    return pair.redshift is None or any(None in disc for disc in known)
 
 
 def _fetched(pair: Pair, images: Path, archives: Archives) -> Pair:
     first, second = (disc.sky for disc in pair.discs)
     if first is None or second is None:
-        raise InputError(
-            f"pair {pair.name}: --fetch needs ra1_deg, dec1_deg, ra2_deg and dec2_deg, or names "
-            "such as J013247.27-082526.9 in name1 and name2"
-        )
+        return pair
     discs = tuple(
         _oriented(disc, place, archives)
         for disc, place in zip(pair.discs, (first, second), strict=True)
@@ -201,8 +223,6 @@ def _fetched(pair: Pair, images: Path, archives: Archives) -> Pair:
         )
         redshift = next((z for z in (redshift, known[0][1], known[1][1]) if z is not None), None)
     pair = replace(pair, discs=(discs[0], discs[1]), redshift=redshift)
-    if pair.discs[0].pixel and pair.discs[1].pixel:
-        return pair
     return _with_cutout(pair, first, second, images, archives)
 
 
@@ -224,20 +244,16 @@ def _with_cutout(
     images: Path,
     archives: Archives,
 ) -> Pair:
-    """Return a pair with a picture of the sky around it, and its discs' places there."""
+    """Return a pair with a picture of the sky around it, and its discs' places there.
+
+    One that has places stays as it is: its picture is not asked for unless they are those in ours.
+    """
     ra = first[0] + _wrapped(second[0] - first[0]) / 2
     dec = (first[1] + second[1]) / 2
     width = CUTOUT_SEPARATIONS * separation_arcsec(first, second)
     if pair.redshift:
         width = max(width, CUTOUT_KPC / kpc_per_arcsec(pair.redshift))
     scale = max(width / CUTOUT_PX, FINEST_ARCSEC)
-    path = images / pair.image
-    if path.exists():
-        refuse_other(path, pair, scale)
-    else:
-        picture = archives.cutout(ra % 360, dec, scale)
-        with files.atomic_path(path) as temporary:
-            temporary.write_bytes(picture)
     middle = (CUTOUT_PX - 1) / 2
 
     def pixel(place: tuple[float, float]) -> tuple[float, float]:
@@ -248,7 +264,22 @@ def _with_cutout(
         replace(disc, pixel=pixel(place))
         for disc, place in zip(pair.discs, (first, second), strict=True)
     )
-    return replace(pair, discs=(discs[0], discs[1]), scale_arcsec_per_px=scale)
+    placed = replace(pair, discs=(discs[0], discs[1]), scale_arcsec_per_px=scale)
+    has_places = pair.discs[0].pixel is not None and pair.discs[1].pixel is not None
+    if has_places and pair != placed:
+        return pair
+    path = images / pair.image
+    if not has_places:
+        refuse_other(path, pair, scale)
+    if path.exists() and not is_broken_cutout(path):
+        return placed
+    picture = archives.cutout(ra % 360, dec, scale)
+    if picture is None:
+        log.warning("%s: not made: SkyServer has only a blank picture of this place", path)
+        return pair
+    with files.atomic_path(path) as temporary:
+        temporary.write_bytes(picture)
+    return placed
 
 
 def refuse_other(path: Path, pair: Pair, scale_arcsec: float) -> None:
@@ -257,17 +288,32 @@ def refuse_other(path: Path, pair: Pair, scale_arcsec: float) -> None:
     Raises
     ------
     InputError
-        It has another size, or the table gives it another scale.
+        It has another format or size, or the table gives it another scale.
     """
-    try:
-        ours = photographs.read(path).size == (CUTOUT_PX, CUTOUT_PX)
-    except ValueError:
-        ours = False
-    if not ours or pair.scale_arcsec_per_px not in (None, scale_arcsec):
+    same_scale = pair.scale_arcsec_per_px in (None, scale_arcsec)
+    if path.exists() and not (is_cutout(path) and same_scale):
         raise InputError(
             f"pair {pair.name}: {path} is there and not from --fetch; give x1_px, y1_px, x2_px and "
             "y2_px in the table, or move the picture away"
         )
+
+
+def is_cutout(path: Path) -> bool:
+    """Tell whether a picture has a cut-out's format and size, whole or not."""
+    try:
+        with Image.open(path, formats=("JPEG",)) as picture:
+            return picture.size == (CUTOUT_PX, CUTOUT_PX)
+    except Exception:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
+        return False
+
+
+def is_broken_cutout(path: Path) -> bool:
+    """Tell whether a cut-out is cut short or blank, so that it may be fetched again."""
+    try:
+        photographs.read(path)
+    except ValueError:
+        return is_cutout(path)
+    return False
 
 
 def separation_arcsec(first: tuple[float, float], second: tuple[float, float]) -> float:

@@ -18,7 +18,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,12 +147,42 @@ def read(path: Path) -> Image.Image:
             elif head.startswith(b"SIMPLE  ="):
                 picture = _of_numbers(_fits(path))
             else:
-                picture = _pillow(path)
+                picture = decode(path)
     except OSError as error:
         raise ValueError(f"cannot be read ({brief(error.strerror or error)})") from None
-    if picture.getcolors(1) is not None:
+    if is_blank(picture):
         raise ValueError("a blank picture")
     return picture
+
+
+def decode(file: Path | IO[bytes]) -> Image.Image:
+    """Return the whole picture of a file in one of `FORMATS`, of mode L or RGB.
+
+    Raises
+    ------
+    ValueError
+        As `read`, but for a blank one.
+    """
+    try:
+        with _quiet(), Image.open(file, formats=FORMATS) as picture:
+            _check_size(*picture.size)
+            # What a camera adds to a JPEG is a preview of the same.
+            if picture.format != "MPO" and getattr(picture, "is_animated", False):
+                raise ValueError("several pictures in one file")
+            return _decoded(picture)
+    except UnidentifiedImageError:
+        raise ValueError(f"no {', '.join(FORMATS)}, NumPy or FITS picture") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"more than {MOST_PIXELS:,} pixels; make it smaller") from None
+    except ValueError:
+        raise
+    except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
+        raise ValueError(f"a broken picture ({brief(error)})") from None
+
+
+def is_blank(picture: Image.Image) -> bool:
+    """Tell whether a picture is of one colour."""
+    return picture.getcolors(1) is not None
 
 
 def stretched(brightness: NDArray[np.floating]) -> Images:
@@ -259,25 +289,6 @@ def _fits(path: Path) -> NDArray[Any]:
     if values.dtype.kind not in "uif":
         raise ValueError(f"a FITS image of {values.dtype}, not of numbers")
     return np.moveaxis(values, 0, 2)[::-1]
-
-
-def _pillow(path: Path) -> Image.Image:
-    """Return a file's picture in the mode L or RGB."""
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            _check_size(*picture.size)
-            # What a camera adds to a JPEG is a preview of the same.
-            if picture.format != "MPO" and getattr(picture, "is_animated", False):
-                raise ValueError("several pictures in one file")
-            return _decoded(picture)
-    except UnidentifiedImageError:
-        raise ValueError(f"no {', '.join(FORMATS)}, NumPy or FITS picture") from None
-    except Image.DecompressionBombError:
-        raise ValueError(f"more than {MOST_PIXELS:,} pixels; make it smaller") from None
-    except ValueError:
-        raise
-    except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
-        raise ValueError(f"a broken picture ({brief(error)})") from None
 
 
 def _decoded(picture: Image.Image) -> Image.Image:

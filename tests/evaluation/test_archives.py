@@ -12,6 +12,7 @@ from galmerhpc.errors import GalmerhpcError, InputError
 from galmerhpc.evaluation.archives import CUTOUT_PX, Archives, fetch, separation_arcsec
 from galmerhpc.evaluation.pairs import Disc, Pair, read_pairs
 from tests.evaluation.archive_servers import Answer, Galaxy, Sky, serve
+from tests.evaluation.pictures import encode
 
 FIRST = Galaxy(150.0, 60.0, magnitude=15.0, redshift=None, pa_deg=10, inclination_deg=45)
 SECOND = Galaxy(150.01, 60.003, magnitude=16.5, redshift=0.04, pa_deg=80, inclination_deg=70)
@@ -116,6 +117,76 @@ def test_a_page_instead_of_an_answer_is_an_error_that_names_the_service(
     assert not (tmp_path / "fetched.csv").exists()
 
 
+def test_a_cut_out_is_stored_whole_or_not_at_all(
+    archives: Archives, sky: Sky, tmp_path: Path
+) -> None:
+    whole = sky.picture({"ra": 150, "dec": 60, "scale": 0.5, "width": 512, "height": 512})
+    for length in (2, 100, 600, len(whole) // 2):
+        cut = (200, "image/jpeg", whole[:length])
+        sky.instead = lambda path, _, cut=cut: cut if "getjpeg" in path else None
+        with pytest.raises(GalmerhpcError, match="getjpeg: not the picture"):
+            fetch([PAIR], tmp_path, archives)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_of_which_there_is_no_picture_does_not_stop_the_others(
+    archives: Archives, sky: Sky, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    black = (200, "image/jpeg", encode(Image.new("RGB", (CUTOUT_PX, CUTOUT_PX)), "JPEG"))
+    sky.instead = lambda path, query: (
+        black if "getjpeg" in path and query["ra"].startswith("150.005") else None
+    )
+    other = replace(PAIR, name="b", image="b.jpg", discs=(Disc(sky=(150.3, 60)), PAIR.discs[1]))
+    first, second = fetch([PAIR, other], tmp_path, archives)
+    assert first.discs[0].pixel is None
+    assert "a.jpg: not made" in caplog.text
+    assert second.discs[0].pixel
+    assert [path.name for path in tmp_path.glob("*.jpg")] == ["b.jpg"]
+
+
+def test_a_broken_cut_out_is_fetched_again_and_another_picture_is_not(
+    archives: Archives, tmp_path: Path
+) -> None:
+    expected, path = fetch([PAIR], tmp_path, archives), tmp_path / "a.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert fetch([PAIR], tmp_path, archives) == expected
+    assert path.read_bytes() == whole
+    other = whole[:100], encode(Image.new("L", (300, 200)), "JPEG")
+    for content in other:
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"a\.jpg is there and not from --fetch"):
+            fetch([PAIR], tmp_path, archives)
+        assert path.read_bytes() == content
+
+
+def test_what_was_fetched_before_a_failure_is_kept(
+    archives: Archives, sky: Sky, tmp_path: Path
+) -> None:
+    lost = replace(PAIR, name="b", image="b.jpg", discs=(Disc(sky=(150.0, 20.0)), PAIR.discs[1]))
+    sky.instead = lambda _, query: PAGE if " 20.0" in query.get("cmd", "") else None
+    with pytest.raises(GalmerhpcError, match="SqlSearch"):
+        fetch([PAIR, lost], tmp_path, archives)
+    first, second = read_pairs(tmp_path / "fetched.csv")
+    assert second == lost
+    sky.asked.clear()
+    assert fetch([first], tmp_path, archives) == [first]
+    assert sky.asked == []
+
+
+def test_pictures_that_a_fetched_table_lacks_are_fetched(
+    archives: Archives, sky: Sky, tmp_path: Path
+) -> None:
+    fetch([PAIR], tmp_path, archives)
+    sky.asked.clear()
+    (pair,) = pairs = read_pairs(tmp_path / "fetched.csv")
+    assert fetch(pairs, tmp_path / "new", archives) == pairs
+    assert [path.rpartition("/")[2] for path in sky.asked] == ["getjpeg"]
+    assert (tmp_path / "new/a.jpg").read_bytes() == (tmp_path / "a.jpg").read_bytes()
+    nowhere = replace(pair, discs=tuple(replace(disc, sky=None) for disc in pair.discs))
+    assert fetch([nowhere], tmp_path, archives) == [nowhere]  # it lacks nothing
+
+
 def test_a_busy_service_is_asked_again(
     archives: Archives, sky: Sky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +211,9 @@ def test_a_service_that_is_not_there_is_named(
         fetch([PAIR], tmp_path, Archives(nowhere, nowhere))
 
 
-def test_without_a_place_nothing_can_be_fetched(archives: Archives, tmp_path: Path) -> None:
+def test_without_a_place_nothing_can_be_fetched(
+    archives: Archives, sky: Sky, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="pair a: --fetch needs ra1_deg"):
-        fetch([replace(PAIR, discs=(Disc(), Disc()))], tmp_path, archives)
+        fetch([PAIR, replace(PAIR, discs=(Disc(), Disc()))], tmp_path, archives)
+    assert sky.asked == []
