@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import socket
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from galmerhpc.cli import log_file, make_parser
 from tests.conftest import write_run
-from tests.support import ROOT, galmerhpc, run
+from tests.support import ROOT, galmerhpc, run, unprivileged
 
 DEMO = str(ROOT / "configs/demo.yaml")
 COMMANDS = (
@@ -156,14 +155,10 @@ def test_a_missing_library_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
-    """Root reads everything, unless that power is taken from it."""
-    powers = "-dac_override,-dac_read_search"
-    without = ["setpriv", f"--bounding-set={powers}", f"--inh-caps={powers}"]
     config = str(write_run(tmp_path))
     raw = tmp_path / "run" / "raw"
     raw.mkdir(parents=True, mode=0)
-    command = [sys.executable, "-m", "galmerhpc.cli", "scrape", config]
-    done = run(*(without if os.getuid() == 0 else []), *command)
+    done = run(*unprivileged(), sys.executable, "-m", "galmerhpc.cli", "scrape", config)
     raw.chmod(0o755)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

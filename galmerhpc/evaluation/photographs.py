@@ -14,9 +14,10 @@ one that is too large is refused before its pixels are read.
 """
 
 import contextlib
+import glob
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +28,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from galmerhpc.config import Config
 from galmerhpc.dataset.preprocess import finished
 from galmerhpc.dataset.shards import Images
-from galmerhpc.errors import InputError, brief
+from galmerhpc.errors import brief
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF")
 """Of Pillow's; some of the others start programs. NumPy and FITS have readers of their own."""
@@ -56,36 +57,38 @@ _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _EIGHT_BITS = ("1", "L", "P", "RGB", "CMYK", "YCbCr", *_ALPHA)
 
 
-def paths_of(names: list[str]) -> list[Path]:
+def paths_of(names: Sequence[str]) -> list[Path]:
     """Return the files that names stand for: themselves, a folder's pictures, a pattern's matches.
 
     Parameters
     ----------
-    names : list of str
+    names : sequence of str
         Files, folders (their files with one of `SUFFIXES`, by name) and patterns with ``*``, ``?``
         or ``[]`` that the shell did not expand.
 
-    Raises
-    ------
-    InputError
-        A folder holds no picture, or nothing has a pattern's name.
+    Returns
+    -------
+    list of Path
+        Each once. A folder without pictures and a pattern that nothing matches stand for
+        themselves, so that `read` refuses them by name.
     """
     found: list[Path] = []
     for name in names:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise InputError(f"{name}: holds no picture ({', '.join(SUFFIXES)})")
-            found += inside
-        elif set("*?[") & set(name) and not path.exists():
-            inside = sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-            if not inside:
-                raise InputError(f"{name}: no file has such a name")
-            found += inside
-        else:
-            found.append(path)
-    return found
+        # A file may be called like a pattern. The module glob takes any name and skips what it may
+        # not look into, where the methods of Path raise.
+        matches = [] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True))  # noqa: PTH207
+        for path in map(Path, matches or [name]):
+            found += _pictures_in(path) or [path]
+    return list(dict.fromkeys(found))
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    """Return a folder's pictures by name; none of what is no folder, or may not be looked into."""
+    try:
+        inside = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    except OSError:
+        return []
+    return [path for path in inside if not os.path.isdir(path)]  # noqa: PTH112 - as above
 
 
 def trains_grey(config: Config) -> bool:
@@ -137,6 +140,8 @@ def read(path: Path) -> Image.Image:
         says which, and leaves it to the caller to name the file.
     """
     try:
+        if path.is_dir():
+            raise ValueError(f"a folder with no picture to be seen ({', '.join(SUFFIXES)})")
         if not path.is_file():
             raise ValueError("not a regular file" if path.exists() else "no such file")
         with path.open("rb") as file:

@@ -217,7 +217,7 @@ def predict(
     InputError
         The model cannot be used; or files were refused, after all others' predictions were printed.
     """
-    paths = photographs.paths_of(list(names))
+    paths = photographs.paths_of(names)
     predictor = Predictor.open(model, condition)
     log.info("predict: %s", treatment(predictor.config))
     log.info("predict: %s", predictor.describe_intervals())

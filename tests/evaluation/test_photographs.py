@@ -1,6 +1,7 @@
 """Pictures that somebody gives: what is read, what is refused, and what the network sees of it."""
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ from PIL import Image
 
 from galmerhpc.config import Config
 from galmerhpc.dataset.preprocess import picture_of
-from galmerhpc.errors import InputError
 from galmerhpc.evaluation import photographs
 from tests.evaluation.pictures import (
     SIDE,
@@ -22,6 +22,7 @@ from tests.evaluation.pictures import (
     scene,
     write_nuisances,
 )
+from tests.support import run, unprivileged
 
 
 def config(size: int = 48, **more: object) -> Config:
@@ -128,8 +129,43 @@ def test_folders_and_patterns_are_expanded_in_order(tmp_path: Path) -> None:
     assert names == ["[x].png", "a.JPG", "b.png", "c.fits"]
     assert [p.name for p in photographs.paths_of([f"{tmp_path}/?.[pf]*"])] == ["b.png", "c.fits"]
     assert photographs.paths_of([f"{tmp_path}/[x].png"]) == [tmp_path / "[x].png"]
-    assert photographs.paths_of(["not/there.png"]) == [Path("not/there.png")]  # refused later
+    (tmp_path / "d.png").mkdir()
+    (tmp_path / "d.png/e.png").touch()
+    assert [path.name for path in photographs.paths_of([str(tmp_path)])] == names
+    for pattern in ("**.png", "**/*.png"):
+        found = photographs.paths_of([f"{tmp_path}/{pattern}"])
+        assert [path.name for path in found] == ["[x].png", "b.png", "e.png"]
+    assert [path.name for path in photographs.paths_of([str(tmp_path), f"{tmp_path}/*.png"])] == [
+        *names, "e.png",
+    ]  # fmt: skip
+
+
+def test_a_name_that_stands_for_no_picture_is_refused_by_that_name(tmp_path: Path) -> None:
+    """Root sees everything, unless that power is taken from it."""
     (tmp_path / "empty").mkdir()
-    for name in ("empty", "*.tiff"):
-        with pytest.raises(InputError, match=name.replace("*", r"\*")):
-            photographs.paths_of([f"{tmp_path}/{name}"])
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed/a.png").touch()
+    names = {
+        "not/there.png": "no such file",
+        "*.tiff": "no such file",
+        "**.tiff": "no such file",
+        "empty": "a folder with no picture",
+        "n" * 300: "cannot be read",
+        "closed": "a folder with no picture",
+        "closed/a.png": "cannot be read",
+    }
+    code = """
+import sys
+from galmerhpc.evaluation import photographs
+for path in photographs.paths_of(sys.argv[1:]):
+    try:
+        photographs.read(path)
+    except ValueError as error:
+        print(path, error, sep=": ")
+"""
+    (tmp_path / "closed").chmod(0)
+    done = run(*unprivileged(), sys.executable, "-c", code, *(f"{tmp_path}/{n}" for n in names))
+    (tmp_path / "closed").chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    for line, (name, why) in zip(done.stdout.splitlines(), names.items(), strict=True):
+        assert line.startswith(f"{tmp_path}/{name}: {why}")
