@@ -817,7 +817,7 @@ class Evaluation(Section):
     bootstrap: Count = 1000
     """Resamples of whole encounters (realisation x configuration) behind the 95 % intervals."""
     levels: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.68, 0.9)
-    """Shares of the true values that the intervals around predictions are to hold."""
+    """Shares of the true values that the intervals around predictions are to hold, increasing."""
     halvings: Count = 100
     """Random halvings of the encounters that measure what these intervals do hold."""
     montage_rows: Count = 4
@@ -826,6 +826,13 @@ class Evaluation(Section):
     """Images across."""
     seed: Seed = 0
     """Of the sky-like changes, the resamples and the halvings."""
+
+    @field_validator("levels")
+    @classmethod
+    def _check_levels(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or any(wider <= level for level, wider in itertools.pairwise(value)):
+            raise ValueError("give one or more, each above the one before it")
+        return value
 
 
 class Studies(Section):

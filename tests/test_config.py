@@ -120,6 +120,12 @@ def test_an_address_gets_the_polite_rate_unless_one_is_given(
             {"training": {"best_metric": "validation_accuracy"}},
             "no column validation_accuracy (there are: validation_loss, validation_mae",
         ),
+        ({"evaluation": {"levels": []}}, "evaluation.levels: give one or more"),
+        (
+            {"evaluation": {"levels": [0.9, 0.68]}},
+            "each above the one before it",
+        ),
+        ({"evaluation": {"levels": [0.9, 0.9]}}, "each above the one before it"),
         ({"scrape": {"source": "galmer.obspm.fr"}}, "scrape.source: give 'mirror' or an address"),
         ({"simulate": {"pair": ["gSa", "gE0"]}}, "no galaxy model 'gE0'"),
         ({"split": {"kind": "inclination"}}, "test_inclination_deg"),

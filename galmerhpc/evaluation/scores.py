@@ -212,7 +212,8 @@ class Scorer:
                 right[:, k] = (estimate > 0.5) == (true > 0.5)
             elif name == INCLINATION.name:
                 place = np.abs(estimate[:, None] - self._inclinations).argmin(axis=1)
-                right[:, k] = self._inclinations[place] == true
+                nearest = self._inclinations[place].astype(np.float32)  # as labels are stored
+                right[:, k] = nearest == true.astype(np.float32)
         return right
 
     def _on_the_circle(self, predicted: Floats) -> Floats:

@@ -29,12 +29,13 @@ def scorer(
     groups: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     resamples: int = 20,
+    simulated: np.ndarray = SIMULATED,
 ) -> Scorer:
     if weights is None:
         weights = np.full(len(true), 1 / len(true))
     if groups is None:
         groups = np.arange(len(true)) % 7
-    return Scorer(names, true, weights, SIMULATED, groups, resamples, seed=0)
+    return Scorer(names, true, weights, simulated, groups, resamples, seed=0)
 
 
 def test_weights_make_a_grid_of_views_a_sphere() -> None:
@@ -151,6 +152,14 @@ def test_the_azimuth_is_also_scored_on_the_circle() -> None:
     found = scorer(("azimuth",), true).score(predicted)["parameters"]["azimuth"]
     assert found["circular_mae"] == pytest.approx(11)
     assert found["mae"] == pytest.approx(189)
+
+
+def test_an_inclination_is_the_catalogue_s_though_labels_have_fewer_digits() -> None:
+    simulated = np.array([0.0, 33.3, 60.1])
+    true = simulated.astype(np.float32).astype(np.float64)[:, None]
+    judge = scorer(("inclination",), true, simulated=simulated)
+    predicted = true + np.array([[1.0], [-2.0], [-30.0]])
+    assert judge.score(predicted)["parameters"]["inclination"]["accuracy"] == pytest.approx(2 / 3)
 
 
 def test_averages_leave_out_a_parameter_without_r2() -> None:
