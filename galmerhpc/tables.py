@@ -37,7 +37,7 @@ def parse(
     optional: Sequence[str] | None,
     row: Callable[[dict[str, str]], Row],
 ) -> list[Row]:
-    """Read a CSV table with a header, UTF-8; empty lines do not count.
+    """Read a CSV table with a header, UTF-8; empty lines and rows of empty cells do not count.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def parse(
     try:
         header = [name.strip() for name in next(reader, [])]
         _check_header(header, needed, optional)
-        rows = [row(_by_column(header, cells)) for cells in reader if cells]
+        rows = [row(_by_column(header, cells)) for cells in reader if any(map(str.strip, cells))]
     except (csv.Error, ValueError) as error:
         # A cell that is quoted may be of any length.
         why = textwrap.shorten(str(error), _LONGEST_MESSAGE, placeholder=" ...")
@@ -78,6 +78,9 @@ def parse(
 def _check_header(
     header: Sequence[str], needed: Sequence[str], optional: Sequence[str] | None
 ) -> None:
+    for separator in (";", "\t"):
+        if len(header) == 1 and separator in header[0]:
+            raise ValueError(f"one column with {separator!r} in its name; separate them by commas")
     for name in needed:
         if name not in header:
             near = difflib.get_close_matches(name, set(header) - set(needed), 1)

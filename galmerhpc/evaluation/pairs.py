@@ -13,11 +13,12 @@ A table (CSV, docs/format.md) has a row a pair; of the columns below those are n
     a1_px b1_px a2_px b2_px    major and minor axes, in any unit
     mag1 mag2                  magnitudes in one band
 
-Other columns are not looked at.
+Other columns are not looked at; a line names them.
 """
 
 import csv
 import io
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -30,6 +31,15 @@ from numpy.typing import ArrayLike, NDArray
 from galmerhpc import files, tables
 from galmerhpc.errors import InputError
 from galmerhpc.parameters import relative_inclination
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    "name", "image", "scale_arcsec_per_px", "redshift",
+    "name1", "ra1_deg", "dec1_deg", "x1_px", "y1_px", "pa1_deg", "i1_deg", "a1_px", "b1_px", "mag1",
+    "name2", "ra2_deg", "dec2_deg", "x2_px", "y2_px", "pa2_deg", "i2_deg", "a2_px", "b2_px", "mag2",
+)  # fmt: skip
+"""Those of a table that are looked at."""
 
 THICKNESS = 0.2
 """Axis ratio of a disc seen edge-on (Hubble 1926, ApJ 64, 321; Haynes & Giovanelli 1984)."""
@@ -149,14 +159,22 @@ def place_of_name(name: str) -> tuple[float, float] | None:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read a table of pairs.
+    """Read a table of pairs, and log which of its columns are not looked at.
 
     Raises
     ------
     InputError
         It is no such table, or a number is wrong; the message names file and line.
     """
-    pairs = tables.parse(path, tables.read_bytes(path), (), None, _pair)
+    others: set[str] = set()
+
+    def row(cells: dict[str, str]) -> Pair:
+        others.update(cells.keys() - {"", *COLUMNS})
+        return pair_of(cells)
+
+    pairs = tables.parse(path, tables.read_bytes(path), (), None, row)
+    if others:
+        log.info("%s: columns that are not looked at: %s", path, ", ".join(sorted(others)))
     names = [pair.name for pair in pairs]
     for name in names:
         if names.count(name) > 1:
@@ -189,7 +207,14 @@ def _cells(pair: Pair) -> dict[str, object]:
     return cells
 
 
-def _pair(cells: dict[str, str]) -> Pair:
+def pair_of(cells: dict[str, str]) -> Pair:
+    """Return the pair of a row, given as its cells by column.
+
+    Raises
+    ------
+    ValueError
+        A cell is wrong; the message names its column.
+    """
     name = cells.get("name") or Path(cells.get("image", "")).stem or cells.get("name1", "")
     if not name:
         raise ValueError("a pair needs a name, an image or a name1")

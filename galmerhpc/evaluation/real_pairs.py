@@ -31,7 +31,7 @@ from galmerhpc import files, tables
 from galmerhpc.errors import InputError
 from galmerhpc.evaluation import archives, photographs
 from galmerhpc.evaluation.pair_image import Steps, field_kpc, prepare
-from galmerhpc.evaluation.pairs import MOST_UNEQUAL, Pair, folded, read_pairs
+from galmerhpc.evaluation.pairs import MOST_UNEQUAL, Pair, folded, pair_of, read_pairs
 from galmerhpc.evaluation.predict import Predictor
 from galmerhpc.metrics import regression_metrics, to_json
 from galmerhpc.parameters import INCLINATION
@@ -251,12 +251,13 @@ def best_constant(true: NDArray[np.float64]) -> dict[str, float]:
 
 def paper_pairs() -> tuple[list[Pair], NDArray[np.float64]]:
     """Return the paper's 15 pairs and its authors' published predictions, degrees."""
-    content = tables.read_bytes(PAPER_PAIRS)
     column = "published_prediction_deg"
-    published = tables.parse(
-        PAPER_PAIRS, content, (column,), None, lambda cells: float(cells[column])
-    )
-    return read_pairs(PAPER_PAIRS), np.array(published)
+
+    def row(cells: dict[str, str]) -> tuple[Pair, float]:
+        return pair_of(cells), float(cells[column])
+
+    rows = tables.parse(PAPER_PAIRS, tables.read_bytes(PAPER_PAIRS), (column,), None, row)
+    return [pair for pair, _ in rows], np.array([prediction for _, prediction in rows])
 
 
 # --- what is printed ------------------------------------------------------------------------------

@@ -110,6 +110,21 @@ def test_a_table_is_read_and_written_back(tmp_path: Path) -> None:
     assert read_pairs(tmp_path / "again.csv") == [pair]
 
 
+def test_columns_that_are_not_looked_at_are_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    read(tmp_path, HEAD, ROW)
+    write_pairs(tmp_path / "again.csv", paper_pairs()[0])
+    read_pairs(tmp_path / "again.csv")
+    assert not caplog.messages
+    rows = [f"{name}{ROW[1:]},5,6" for name in "ab"]
+    pairs = read(tmp_path, HEAD + ",PA1,incl1", *rows, 11 * ",", " , ,,,,,,,,,, ")
+    assert [pair.name for pair in pairs] == ["a", "b"]
+    (message,) = caplog.messages
+    assert message == f"{tmp_path / 'pairs.csv'}: columns that are not looked at: PA1, incl1"
+
+
 def test_axes_stand_in_for_inclinations_and_names_for_places(tmp_path: Path) -> None:
     head = "name1,name2,pa1_deg,pa2_deg,a1_px,b1_px,a2_px,b2_px"
     (pair,) = read(tmp_path, head, "J013247.27-082526.9,J013247.63-082515.9,40,50,10,5,4,4")
@@ -139,6 +154,9 @@ def test_a_pair_without_angles_has_no_solution(tmp_path: Path) -> None:
         (("name,image", "a,../../etc/passwd"), "is not the name of a file in the folder"),
         (("x1_px,y1_px", "1,2"), "a pair needs a name"),
         ((HEAD,), "the table has no rows"),
+        ((HEAD, 9 * ","), "the table has no rows"),
+        ((HEAD.replace(",", ";"), ROW.replace(",", ";")), "pairs.csv:1: one column with ';' in"),
+        ((HEAD.replace(",", "\t"), ROW), "pairs.csv:1: one column with '\\t' in its name"),
     ],
 )
 def test_a_wrong_table_is_refused_by_line(
