@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import subprocess
@@ -137,8 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown.setLevel(logging.INFO if speaks else logging.ERROR)
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[shown])
     log.setLevel(logging.DEBUG)  # what is not shown may be for a rank's own file (`log_file`)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be in an encoding that lacks characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         given.function(given)
+        sys.stdout.flush()
     except InterruptedRunError as stop:  # every rank knows of it, and leaves by itself
         if speaks:
             print(stop, file=sys.stderr, flush=True)
@@ -147,6 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parallel.fail(f"galmerhpc: {error}", error.exit_code)
     except PermissionError as error:  # it names the file
         parallel.fail(f"galmerhpc: {error}", ExitCode.WRONG_INPUT)
+    except BrokenPipeError:
+        # As the documentation of the module signal has it: leave nothing for the end to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        parallel.fail("galmerhpc: what reads the output has ended", ExitCode.FAILED)
     except KeyboardInterrupt:
         parallel.fail("galmerhpc: interrupted", ExitCode.FAILED)
     except Exception:  # noqa: BLE001 - a fault of ours: say all there is, and leave no rank waiting
@@ -436,7 +444,10 @@ def add_use_commands(add: AddCommand) -> None:
         "change that evaluation.sky makes, else clean)",
     )  # fmt: skip
     command.add_argument(
-        "--montage", type=Path, metavar="FILE", help="draw the pictures with their labels"
+        "--montage",
+        type=Path,
+        metavar="FILE",
+        help="draw the pictures with their labels, into FILE.png and FILE.pdf",
     )
 
     command = add(

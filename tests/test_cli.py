@@ -142,6 +142,12 @@ def test_ranks_that_mpi_does_not_know_of_keep_logs_of_their_own(
         assert text.endswith(f"rank {rank} here is rank {rank}\n")
 
 
+def test_output_that_is_not_read_to_its_end_is_one_line() -> None:
+    command = f"{sys.executable} -m galmerhpc.cli catalogue show {DEMO}"
+    done = run("sh", "-c", f"{{ {command}; echo $? >&2; }} | true")
+    assert done.stderr.splitlines() == ["galmerhpc: what reads the output has ended", "1"]
+
+
 def test_a_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -107,7 +107,7 @@ class Answer:
 def doctor() -> int:
     """Print what there is and what is wrong, and return the exit code."""
     report = examine()
-    print(report)
+    print(report, flush=True)
     return ExitCode.FAILED if report.errors else ExitCode.COMPLETE
 
 

@@ -627,8 +627,8 @@ def _symbol(name: str) -> str:
 
 
 def finish(figure: Figure, path: Path, note: str = "") -> None:
-    """Write the note under the figure and the figure to its files, each whole or not at all."""
+    """Write the note under the figure, and the figure to ``PATH.png`` and ``PATH.pdf``."""
     figure.supxlabel(note, fontsize=8.5, color=GREY, wrap=True)
     for suffix in SUFFIXES:
-        with files.atomic_path(path.with_suffix(suffix)) as temporary:
+        with files.atomic_path(path.with_name(path.name + suffix)) as temporary:
             figure.savefig(temporary)

@@ -208,15 +208,19 @@ def predict(
     form : str
         ``table``, ``csv`` or ``json``.
     montage : Path, optional
-        Where to draw the pictures with their labels, as the paper does; written as PNG and PDF.
+        Where to draw the pictures with their labels, as the paper does; written as PNG and PDF,
+        whichever ending it has.
     condition : str, optional
         Images that the intervals are for (`Predictor.open`).
 
     Raises
     ------
     InputError
-        The model cannot be used; or files were refused, after all others' predictions were printed.
+        The model cannot be used or the montage is a folder; or files were refused, after all
+        others' predictions were printed.
     """
+    if montage and montage.is_dir():
+        raise InputError(f"{montage}: a folder; --montage needs a file's name")
     paths = photographs.paths_of(names)
     predictor = Predictor.open(model, condition)
     log.info("predict: %s", treatment(predictor.config))
@@ -231,7 +235,8 @@ def predict(
             text = as_json(answers, predictor)
     print(text, end="", flush=True)
     if montage and answers.drawn:
-        draw(answers, predictor.config, montage)
+        known = montage.suffix.lower() in figures.SUFFIXES
+        draw(answers, predictor.config, montage.with_suffix("") if known else montage)
     if answers.refused:
         raise InputError(
             f"{len(answers.refused)} of {len(paths)} files are no pictures to predict; "
@@ -342,7 +347,7 @@ def as_json(answers: Answers, predictor: Predictor) -> str:
         ],
         "refused": [{"file": photographs.shown(path), "why": why} for path, why in answers.refused],
     }
-    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(values, indent=1) + "\n"
 
 
 def _values(estimate: Estimate, predictor: Predictor) -> dict[str, float]:

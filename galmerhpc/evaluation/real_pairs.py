@@ -108,11 +108,17 @@ def real_pairs(
     Raises
     ------
     InputError
-        The model estimates no inclination, the table is wrong, or none of its pairs can be used.
+        The model estimates no inclination, the table is wrong, none of its pairs can be used, or
+        the folder for the steps cannot be made.
     GalmerhpcError
         An archive cannot be reached.
     """
     pairs = read_pairs(table)
+    if explain:
+        try:
+            explain.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--explain {explain}: not a folder: {error.strerror}") from None
     predictor = Predictor.open(model)
     if INCLINATION.name not in predictor.config.parameters:
         raise InputError(f"{predictor.path}: does not estimate the inclination")
@@ -191,7 +197,6 @@ def answer(
 def write_steps(steps: Steps, folder: Path, name: str) -> None:
     """Write every intermediate picture as ``NAME_1_original.png`` and so on."""
     safe = re.sub(r"[^\w.+-]", "_", name)
-    folder.mkdir(parents=True, exist_ok=True)
     for number, (step, picture) in enumerate(steps.pictures().items(), 1):
         with files.atomic_path(folder / f"{safe}_{number}_{step}.png") as temporary:
             picture.save(temporary, "PNG")

@@ -29,8 +29,8 @@ def test_montage_text_shows_other_labels_as_numbers() -> None:
 
 
 def drawn(path: Path) -> np.ndarray:
-    assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
-    with Image.open(path.with_suffix(".png")) as image:
+    assert Path(f"{path}.pdf").read_bytes().startswith(b"%PDF")
+    with Image.open(f"{path}.png") as image:
         return np.asarray(image.convert("RGB"))
 
 
@@ -38,8 +38,9 @@ def drawn(path: Path) -> np.ndarray:
 def test_montage_holds_every_image(channels: int, tmp_path: Path) -> None:
     levels = np.array([40, 90, 140, 190, 240], np.uint8)
     images = np.broadcast_to(levels[:, None, None, None], (5, 32, 32, channels))
-    figures.montage(images, ["true"] * 5, ["predicted"] * 5, 3, tmp_path / "montage", "note")
-    picture = drawn(tmp_path / "montage")
+    path = tmp_path / "montage_v1.5"
+    figures.montage(images, ["true"] * 5, ["predicted"] * 5, 3, path, "note")
+    picture = drawn(path)
     greys = {tuple(rgb) for rgb in picture.reshape(-1, 3) if rgb[0] == rgb[1] == rgb[2]}
     assert {(level,) * 3 for level in levels} <= greys
 

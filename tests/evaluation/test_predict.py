@@ -15,7 +15,7 @@ from galmerhpc import files
 from galmerhpc.config import Config, dump
 from galmerhpc.errors import InputError
 from galmerhpc.evaluation.conformal import FILE, read_calibration
-from galmerhpc.evaluation.predict import Predictor
+from galmerhpc.evaluation.predict import Predictor, predict
 from galmerhpc.parameters import NAMES
 from tests.evaluation.pictures import bad_files, odd_files, write_nuisances
 from tests.evaluation.runs import EXPECTED, MODEL, OTHER_MODEL, SIZE, draw_pair, training_and_unseen
@@ -103,7 +103,7 @@ def test_no_file_stops_the_others(run: Path, tmp_path: Path) -> None:
     nuisances = {path.name for path in write_nuisances(folder)}
     given = [str(folder / name) for name in (*good, *bad, *nuisances)]
     assert len(given) >= 120
-    montage = tmp_path / "montage.png"
+    montage = tmp_path / "montage_v1.5.png"
     done = galmerhpc("predict", str(run), *given, "--format", "json", "--montage", str(montage))
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -115,6 +115,13 @@ def test_no_file_stops_the_others(run: Path, tmp_path: Path) -> None:
     assert all(f"{folder}/{name}: refused: " in done.stderr for name in refused)
     with Image.open(montage) as image:
         assert min(image.size) > 400
+    assert montage.with_suffix(".pdf").is_file()
+
+
+def test_a_montage_in_place_of_a_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    for montage in (Path(), tmp_path):
+        with pytest.raises(InputError, match="--montage needs a file's name"):
+            predict(tmp_path / "no model", [], montage=montage)
 
 
 @pytest.mark.parametrize(

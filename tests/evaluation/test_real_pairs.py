@@ -10,10 +10,17 @@ from PIL import Image
 from sklearn import metrics as sklearn_metrics
 
 from galmerhpc.config import Config
+from galmerhpc.errors import InputError
 from galmerhpc.evaluation.pair_image import prepare
 from galmerhpc.evaluation.pairs import folded, read_pairs
 from galmerhpc.evaluation.photographs import read
-from galmerhpc.evaluation.real_pairs import best_constant, errors_of, paper_pairs
+from galmerhpc.evaluation.real_pairs import (
+    PAPER_PAIRS,
+    best_constant,
+    errors_of,
+    paper_pairs,
+    real_pairs,
+)
 from tests.evaluation.archive_servers import Galaxy, Sky, serve
 from tests.evaluation.test_predict import run  # noqa: F401 - a fixture
 from tests.support import galmerhpc
@@ -82,7 +89,9 @@ def test_pairs_are_scored_against_the_first_solution_and_the_rest_is_named(
 def test_the_paper_s_pairs_are_fetched_and_predicted(
     run: Path,  # noqa: F811
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # as where a locale is not set up
     pairs, _ = paper_pairs()
     sky = Sky([Galaxy(*disc.sky) for pair in pairs for disc in pair.discs])
     with serve(sky) as address:
@@ -94,6 +103,15 @@ def test_the_paper_s_pairs_are_fetched_and_predicted(
     assert len(list((tmp_path / "new").glob("*.jpg"))) == 15
     line = next(x for x in done.stdout.splitlines() if x.startswith("network"))
     assert line.split()[1] == "15"
+    assert "network, PA within 90\\xb0" in done.stdout
+    assert done.stderr.count("columns that are not looked at: dec_deg, published_prediction") == 1
+
+
+def test_steps_that_have_no_folder_are_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "steps").touch()
+    for explain in (tmp_path / "steps", tmp_path / "steps/below"):
+        with pytest.raises(InputError, match=r"--explain .*steps.*: not a folder"):
+            real_pairs(tmp_path / "no model", PAPER_PAIRS, tmp_path, None, explain)
 
 
 def test_errors_are_sklearn_s_and_the_constant_is_the_best_one() -> None:
