@@ -134,8 +134,7 @@ def wins(part: Metrics) -> list[str]:
 def points(study: Path) -> tuple[list[table.Row], list[Metrics]]:
     """Return a study's table, and metrics.json of its points."""
     rows = table.read(study / "results.csv")
-    names = [path.parents[1] for path in sorted(study.glob("*/evaluation/metrics.json"))]
-    return rows, [metrics_of(run) for run in names]
+    return rows, [metrics_of(study / row["point"]) for row in rows]
 
 
 def study_found(runs: Path, *names: str, columns: Sequence[str] = ()) -> Found:

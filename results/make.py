@@ -1,6 +1,6 @@
 """Make the lines of docs/results.md one by one, and write what they say.
 
-    make results                 what must exist and does not, or was made with other configurations
+    make results                 what must exist and does not, or was made otherwise than now
     make results LINES="3 8"     these
     make results LINES=--page    only write docs/results.md again, from results/*.json
 
@@ -56,11 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def is_made(line: Line, root: Path) -> bool:
-    """Say whether a line has been made, with the present configurations."""
+    """Say whether a line has been made, by the present commands and configurations."""
     path = json_path(line, root)
-    if not path.exists():
-        return False
-    return files.read_json(path)["configurations"] == configurations(line, root)
+    return path.exists() and not has_changed(line, files.read_json(path), root)
+
+
+def has_changed(line: Line, result: dict[str, Any], root: Path) -> bool:
+    """Say whether a line is made otherwise than its JSON says it was."""
+    made = result["commands"], result["configurations"]
+    return made != (list(line.commands), configurations(line, root))
 
 
 def make(line: Line, root: Path) -> int:
@@ -128,7 +132,10 @@ def write_json(line: Line, found: Found, root: Path) -> None:
 
 
 def configurations(line: Line, root: Path) -> dict[str, str]:
-    """Return the hash of each configuration that a line's commands use."""
+    """Return the hash of each configuration that a line's commands use.
+
+    Of all that decides a figure: what a run makes, and the encounters and points of a study.
+    """
     found = {}
     for command in line.commands:
         words = shlex.split(command)
@@ -136,7 +143,13 @@ def configurations(line: Line, root: Path) -> dict[str, str]:
         for word in words:
             if word.endswith(".yaml") and word not in keys:
                 config = load(root / word, keys)
-                found[" ".join([word, *keys])] = digest(config.inputs("evaluate"))
+                found[" ".join([word, *keys])] = digest(
+                    [
+                        config.inputs("evaluate"),
+                        config.simulate.model_dump(mode="json"),
+                        config.studies.model_dump(mode="json"),
+                    ]
+                )
     return found
 
 
@@ -180,11 +193,11 @@ def facts(line: Line, result: dict[str, Any], root: Path) -> str:
         f"Training {duration(result['training_s'])} in all; {result['date'][:10]}."
     )
     try:
-        now = configurations(line, root)
+        changed = has_changed(line, result, root)
     except InputError as error:
         return f"{text} **{error}**"
-    if now != result["configurations"]:
-        text += " **The configurations have changed since.**"
+    if changed:
+        text += " **Its commands or configurations have changed since.**"
     return text
 
 

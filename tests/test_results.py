@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from galmerhpc import files
 from galmerhpc.cli import make_parser
 from galmerhpc.config import load
-from results.lines import LINES, Bar
-from results.make import cell, configurations, duration, markdown, write_page
+from results.lines import LINES, Bar, Found, Line
+from results.make import (
+    cell,
+    configurations,
+    duration,
+    is_made,
+    json_path,
+    markdown,
+    write_page,
+)
 from tests.support import ROOT
 
 
@@ -27,6 +36,27 @@ def test_a_configuration_is_told_by_its_overrides() -> None:
     found = configurations(line, ROOT)
     assert any("configs/never_seen.yaml training.epochs=5" in name for name in found)
     assert len(set(found.values())) == len(found)
+
+
+@pytest.mark.parametrize(
+    "change", ["training: {epochs: 9}", "simulate: {step_myr: 0.5}", "studies: {dropout: [0.2]}"]
+)
+def test_a_line_is_made_until_its_configuration_or_its_commands_change(
+    tmp_path: Path, change: str
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("library: l.h5\n")
+    line, other = (
+        Line(1, "A line", (f"galmerhpc {command} c.yaml",), lambda _: Found([]))
+        for command in ("study dropout", "run")
+    )
+    made = {"commands": line.commands, "configurations": configurations(line, tmp_path)}
+    assert not is_made(line, tmp_path)
+    files.write_json(json_path(line, tmp_path), made)
+    assert is_made(line, tmp_path)
+    assert not is_made(other, tmp_path)
+    config.write_text(f"library: l.h5\n{change}\n")
+    assert not is_made(line, tmp_path)
 
 
 def test_the_page_is_what_the_json_says(tmp_path: Path) -> None:

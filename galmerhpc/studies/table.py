@@ -90,7 +90,7 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """Read a table back.
+    """Read a table back: text and numbers by column, None where a cell is empty.
 
     Raises
     ------
@@ -101,7 +101,10 @@ def read(path: Path) -> list[Row]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run the study first") from None
-    return [{k: _value(cell) for k, cell in row.items()} for row in csv.DictReader(lines)]
+    return [
+        {k: cell if k == "point" else _value(cell) for k, cell in row.items()}
+        for row in csv.DictReader(lines)
+    ]
 
 
 def _value(cell: str) -> float | str | None:
