@@ -568,6 +568,10 @@ def scrape(given: argparse.Namespace) -> None:
     config, part = read_config(given), Slice.parse(given.slice)
     if require_catalogue(config).images:
         raise InputError("catalogue.images: pictures of a folder; run galmerhpc images import")
+    done = parallel.broadcast(parallel.rank() == 0 and scrape.is_done(config, given.retry_failed))
+    if done and not given.dry_run:  # it needs no library any more
+        log.info("scrape: complete, nothing to do")
+        return
     if config.scrape.source == "mirror" and parallel.rank() == 0:
         from galmerhpc.simulate.library import require_snapshots
 
@@ -575,9 +579,6 @@ def scrape(given: argparse.Namespace) -> None:
     if given.dry_run:
         if parallel.rank() == 0:
             print(scrape.forecast(config, part, given.retry_failed), flush=True)
-        return
-    if parallel.broadcast(parallel.rank() == 0 and scrape.is_done(config, given.retry_failed)):
-        log.info("scrape: complete, nothing to do")
         return
     with preview_service(config) as source:
         scrape.scrape(

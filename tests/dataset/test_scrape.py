@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ from galmerhpc.dataset.missing import missing_views, read_failures
 from galmerhpc.dataset.raw import RawStore, read_spool
 from galmerhpc.errors import ExitCode
 from galmerhpc.files import StageRecord, sha256
+from galmerhpc.simulate.library import library_path
 from tests.dataset.runs import galmerhpc_without_room, held
 from tests.servers import Reply, Service, encode, gif, serve, well
 from tests.support import galmerhpc, kill, ranks_of, run, start
@@ -105,12 +107,21 @@ def test_the_mirror_gives_the_same_to_any_number_of_ranks(tmp_path: Path) -> Non
             {"spin": "retrograde", "inclination_deg": 90, "first_id": 27436, "first_time_myr": 100}
         ]
         values["catalogue"]["render"] = {"nbins": 64, "zoom": 1}
+        values["library"] = str(shutil.copy(library_path("shipped"), folder / "library.h5"))
         path.write_text(yaml.safe_dump(values))
         done = galmerhpc("scrape", str(path), ranks=ranks)
         assert done.returncode == ExitCode.COMPLETE, done.stderr
         contents.append(held(folder / "run" / "raw"))
     assert len(contents[0]) == 2 * 19
     assert contents[0] == contents[1] == contents[2]
+    # What is complete needs its library no more; what is not, does.
+    (tmp_path / "2/library.h5").unlink()
+    done = galmerhpc("scrape", str(tmp_path / "2/config.yaml"), ranks=2)
+    assert done.returncode == ExitCode.COMPLETE, done.stderr
+    assert "complete, nothing to do" in done.stderr
+    (tmp_path / "2/run/raw/stage.json").unlink()
+    done = galmerhpc("scrape", str(tmp_path / "2/config.yaml"), ranks=2)
+    assert "library.h5: no such snapshot library" in one_line(done.stderr)
 
 
 class Fickle:
