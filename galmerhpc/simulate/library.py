@@ -275,6 +275,7 @@ def require_snapshots(library: str, catalogue: Catalogue) -> None:
                     "inclination_deg": run.inclination_deg,
                     "realisation": run.simulation,
                     "time_myr": snapshot.time_myr,
+                    **_known(run.labels, found),
                 }
                 for name, value in wanted.items():
                     if not _same(found[name], value):
@@ -282,6 +283,15 @@ def require_snapshots(library: str, catalogue: Catalogue) -> None:
                             f"{where} holds snapshot {snapshot.id} with {name} {found[name]}, the "
                             f"catalogue says {value}; correct one of them"
                         )
+
+
+def _known(labels: Mapping[str, float], found: Mapping[str, Attribute]) -> dict[str, Attribute]:
+    """Return the labels that an encounter's attributes have too, by the attributes' names.
+
+    A label is what was asked for, ``orbit.pericentre_kpc``, where ``pericentre_kpc`` was measured.
+    """
+    names = {label: f"orbit.{label}" if f"orbit.{label}" in found else label for label in labels}
+    return {name: labels[label] for label, name in names.items() if name in found}
 
 
 def _same(one: Attribute, other: Attribute) -> bool:

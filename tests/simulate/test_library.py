@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from galmerhpc.config import load
+from galmerhpc.config import Catalogue, load
 from galmerhpc.errors import InputError
 from galmerhpc.simulate.encounters import tasks
 from galmerhpc.simulate.galaxies import Component
@@ -20,6 +20,7 @@ from galmerhpc.simulate.library import (
     library_path,
     merge,
     neighbour_distance,
+    require_snapshots,
     write_encounter,
 )
 from tests.support import ROOT
@@ -211,6 +212,25 @@ def test_shipped_means_the_packages_file_and_anything_else_a_path():
     assert SHIPPED.name == "library.h5"
     assert SHIPPED.parent.parent.name == "galmerhpc"
     assert library_path("some/where.h5") == Path("some/where.h5")
+
+
+@pytest.mark.parametrize(
+    ("labels", "fault"),
+    [
+        ({"mass_ratio": 1, "pericentre_kpc": 8, "gas_fraction": 0.1}, None),  # not 8.76, as passed
+        ({"mass_ratio": 10, "pericentre_kpc": 8}, "mass_ratio 1.0, the catalogue says 10"),
+        ({"pericentre_kpc": 16}, "orbit.pericentre_kpc 8.0, the catalogue says 16"),
+    ],
+)
+def test_labels_are_those_of_the_library(labels: dict[str, float], fault: str | None) -> None:
+    run = {"spin": "retrograde", "inclination_deg": 90, "labels": labels}
+    run["snapshots"] = [{"id": 27436, "time_myr": 100}]
+    catalogue = Catalogue.model_validate({"runs": [run]})
+    if fault is None:
+        require_snapshots("shipped", catalogue)
+    else:
+        with pytest.raises(InputError, match=f"snapshot 27436 with {fault}"):
+            require_snapshots("shipped", catalogue)
 
 
 # --- the shipped library --------------------------------------------------------------------------
