@@ -53,6 +53,12 @@ MOST_PARTICLES = 20_000_000
 _COMPONENTS = {0: Component.GAS, 1: Component.STARS, 2: Component.HALO}
 _NEEDED = ("file", "id", "time_myr", "spin", "inclination_deg")
 _OPTIONAL = ("simulation", "pair", "orbit")
+# Names that the library has for something of its own, and what to do about such a column.
+_TAKEN = {
+    "realisation": "call the column simulation",
+    "orbit_type": "call the column orbit",
+    **dict.fromkeys(("source", "clamped", "code_version"), "give the column another name"),
+}
 _LARGEST_TILT_DEG = 10.0  # of the orbit's axis to z, beyond which pictures mislead
 _LARGEST_OFFSET_KPC = 5.0  # of the luminous matter's centre; a picture shows 33 to each side
 
@@ -290,6 +296,8 @@ def _run(cells: Mapping[str, str]) -> Run:
     ValueError
         It is wrong; the message names the column.
     """
+    for name in cells.keys() & _TAKEN.keys():
+        raise ValueError(f"{name}: the library has one of its own; {_TAKEN[name]}")
     try:
         return Run.model_validate(
             {

@@ -5,6 +5,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from galmerhpc.errors import InputError
 from galmerhpc.preview import Preview
 from galmerhpc.simulate.galaxies import MASS_UNIT_MSUN, Component
 from galmerhpc.simulate.import_fits import COLUMNS, import_fits
-from galmerhpc.simulate.library import Library, Snapshot, library_path
+from galmerhpc.simulate.library import Library, Snapshot, library_path, require_snapshots
 from galmerhpc.simulate.render import render
 from tests.support import galmerhpc, run
 
@@ -60,13 +61,15 @@ def write_fits(path: Path, table: dict[str, np.ndarray]) -> Path:
     return path
 
 
-def imported(folder: Path, *paths: Path, rows: str = ROW, **options: float) -> str:
-    (folder / "table.csv").write_text(HEADER + rows)
+def imported(
+    folder: Path, *paths: Path, header: str = HEADER, rows: str = ROW, **options: float
+) -> str:
+    (folder / "table.csv").write_text(header + rows)
     units = {"length_kpc": 1.0, "mass_msun": MASS_UNIT_MSUN, "neighbours": 32} | options
     return import_fits(paths, folder / "table.csv", folder / "library.h5", **units)
 
 
-def refusal(folder: Path, *paths: Path, **options: float) -> str:
+def refusal(folder: Path, *paths: Path, **options: Any) -> str:
     with pytest.raises(InputError) as caught:
         imported(folder, *paths, **options)
     assert "\n" not in str(caught.value)
@@ -130,6 +133,11 @@ def test_the_command_prints_runs_that_the_mirror_answers(tmp_path: Path) -> None
     first, second = catalogue.runs
     assert [(s.id, s.time_myr) for s in first.snapshots] == [(7, 0), (8, 50)]
     assert (second.simulation, second.labels) == (1, {"mass_ratio": 2})
+    require_snapshots(str(library), catalogue)
+    with pytest.raises(InputError, match=r"snapshot 7 with mass_ratio 2.0, the catalogue says 3"):
+        require_snapshots(
+            str(library), Catalogue.model_validate(yaml.safe_load(done.stdout.replace("2.0", "3")))
+        )
     config = tmp_path / "run.yaml"
     config.write_text(
         f"library: {library}\ncatalogue: {{runs: {yaml.safe_load(done.stdout)['runs']}}}"
@@ -207,6 +215,23 @@ def test_a_wrong_table_is_named_with_its_line(tmp_path: Path, rows: str, expecte
     message = refusal(tmp_path, path, rows=rows)
     assert message.startswith(str(tmp_path / "table.csv"))
     assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("realisation", "call the column simulation"),
+        ("orbit_type", "call the column orbit"),
+        ("source", "give the column another name"),
+    ],
+)
+def test_a_column_by_the_librarys_own_name_is_refused(
+    tmp_path: Path, name: str, remedy: str
+) -> None:
+    path = write_fits(tmp_path / "a.fits", few())
+    message = refusal(tmp_path, path, header=HEADER.replace("simulation", name))
+    assert f"table.csv:2: {name}: " in message
+    assert remedy in message
 
 
 def test_one_number_for_two_snapshots_is_refused(tmp_path: Path) -> None:
