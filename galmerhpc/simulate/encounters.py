@@ -368,7 +368,12 @@ def _target(config: Config) -> Path:
             f"library: {SHIPPED} is part of the package and is not overwritten; name a file to "
             "make, for example library=runs/library.h5"
         )
-    return library_path(config.library)
+    path = library_path(config.library)
+    if path.is_dir():
+        raise InputError(
+            f"library: {path} is a folder; name a file to make, for example library=runs/library.h5"
+        )
+    return path
 
 
 def _check_start(task: Task) -> None:

@@ -410,6 +410,12 @@ def test_the_shipped_library_is_not_overwritten(tmp_path):
         simulate(load(write(tmp_path), ["library=shipped"]))
 
 
+@pytest.mark.parametrize("folder", [".", "", "/"])
+def test_a_folder_is_no_library_to_make(tmp_path, folder):
+    with pytest.raises(InputError, match=r"is a folder; name a file to make, .*library="):
+        simulate(load(write(tmp_path), [f"library='{folder}'"]))
+
+
 def test_a_snapshot_from_before_the_start_is_refused_at_once(tmp_path, counted):
     with pytest.raises(InputError, match=r"start_myr: -400 .*start_separation"):
         simulate(read(tmp_path, snapshots={"start_myr": -400}))
