@@ -66,12 +66,11 @@ def progress(config: Config, command: str) -> str:
         stages.
     """
     if command == "study":
-        return _progress_of_studies(config.run_dir)
+        return _progress_of_studies(config)
     if command == "run":
         return "; ".join(f"{stage}: {progress(config, stage)}" for stage in STAGES)
     if command == "simulate":
-        library = Path(config.library)
-        made = sorted(library.with_name(f"{library.name}.parts").glob("*.h5"))
+        made = _encounters(config)
     else:
         stage = "evaluate" if command == "report" else command
         made = sorted((config.run_dir / FOLDERS[stage]).glob(_MADE[stage]))
@@ -84,12 +83,26 @@ def progress(config: Config, command: str) -> str:
     return f"{len(made)} files, {sum(path.stat().st_size for path in made) / 1e6:.3f} MB"
 
 
-_DATA_OF_STUDIES = ("raw/raw-*", "shards/*.h5", "studies/raw/*/raw-*", "studies/shards/*/*.h5")
+def _encounters(config: Config) -> list[Path]:
+    """Return the encounters of the run's library that are simulated, until they become it."""
+    return list(Path(f"{config.library}.parts").glob("*.h5"))
 
 
-def _progress_of_studies(run_dir: Path) -> str:
+_DATA_OF_STUDIES = (
+    "studies/libraries/*.h5.parts/*.h5",
+    "studies/libraries/*.h5",
+    "raw/raw-*",
+    "shards/*.h5",
+    "studies/raw/*/raw-*",
+    "studies/shards/*/*.h5",
+)
+
+
+def _progress_of_studies(config: Config) -> str:
     """Return how far all points are; other tasks are at work on them, so nothing is opened."""
+    run_dir = config.run_dir
     data = [path for pattern in _DATA_OF_STUDIES for path in run_dir.glob(pattern)]
+    data += _encounters(config)
     steps = [step_of(path) or 0 for path in run_dir.glob("studies/*/*/checkpoints/step-*")]
     evaluated = list(run_dir.glob("studies/*/*/evaluation/metrics.json"))
     return f"{len(data)} files of data, {sum(steps)} steps, {len(evaluated)} points evaluated"

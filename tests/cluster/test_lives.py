@@ -132,6 +132,19 @@ def test_tasks_of_a_scrape_are_jobs_of_their_own_and_those_of_a_training_one(con
     assert record.read_text().splitlines() == ["nothing yet"] * 2
 
 
+def test_a_study_gets_on_while_libraries_are_simulated(config):
+    own = config.model_copy(update={"library": str(config.run_dir / "own.h5")})
+    libraries = config.run_dir / "studies/libraries"
+    parts = ("own.h5.parts", libraries / "a.h5.parts", libraries)
+    seen = {progress(own, "study")}
+    for number, folder in enumerate(parts, 1):
+        file = config.run_dir / folder / f"{number}.h5"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+        seen.add(progress(own, "study"))
+        assert len(seen) == number + 1
+
+
 def test_a_checkpoint_that_was_set_aside_is_no_step(config):
     checkpoint(config, 3)
     checkpoint(config, 5)
