@@ -577,6 +577,11 @@ class Split(Section):
     seed: Seed = 0
     """Of the tiles or samples that are drawn."""
 
+    def shared(self) -> dict[str, Any]:
+        """Return the keys that go with every kind."""
+        own = {"kind", "test_inclination_deg", *SIMULATION_KEYS}
+        return self.model_dump(mode="json", exclude=own)
+
     @model_validator(mode="after")
     def _check(self) -> "Split":
         if self.validation_fraction + self.test_fraction >= 1:

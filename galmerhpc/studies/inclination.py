@@ -6,12 +6,12 @@ from galmerhpc.studies.study import Point, Study
 
 def points(config: Config) -> list[Point]:
     """Return a point for each inclination that is left out of training and tested."""
-    kept = config.split.model_dump(include={"validation_fraction", "tile_deg", "seed"})
+    shared = config.split.shared()
     return [
         Point(
             f"{value:g}",
             value,
-            {"split": {"kind": "inclination", "test_inclination_deg": value, **kept}},
+            {"split": {"kind": "inclination", **shared, "test_inclination_deg": value}},
         )
         for value in config.studies.inclinations_deg
     ]

@@ -1,25 +1,26 @@
 """The same views divided in every way: what a split that leaks makes of an error."""
 
-from galmerhpc.config import Config, Split
+from galmerhpc.config import SIMULATION_KEYS, Config, Split
 from galmerhpc.studies.study import Point, Study
-
-_SHARES = ("validation_fraction", "test_fraction", "tile_deg", "seed")
 
 
 def points(config: Config) -> list[Point]:
     """Return a point for each kind of split.
 
-    Realisations are divided as the configuration says, where its own split does so.
+    Realisations are divided as the configuration says, where its own split does so; all else is
+    the same at every point.
     """
-    shares = config.split.model_dump(mode="json", include={*_SHARES})
-    shares["test_fraction"] = shares["test_fraction"] or Split().test_fraction
-    held_out = {"test_inclination_deg": config.studies.inclinations_deg[0]}
-    own = config.split if config.split.kind == "simulation" else Split()
+    shared = config.split.shared()
+    shared["test_fraction"] = shared["test_fraction"] or Split().test_fraction
     splits = [
-        {"kind": "random", **shares},
-        {"kind": "blocked", **shares},
-        own.model_dump(mode="json"),
-        {"kind": "inclination", **shares, **held_out},
+        {"kind": "random", **shared},
+        {"kind": "blocked", **shared},
+        {"kind": "simulation", **shared, **{k: getattr(config.split, k) for k in SIMULATION_KEYS}},
+        {
+            "kind": "inclination",
+            **shared,
+            "test_inclination_deg": config.studies.inclinations_deg[0],
+        },
     ]
     return [Point(split["kind"], split["kind"], {"split": split}) for split in splits]
 

@@ -80,6 +80,14 @@ def test_the_same_views_are_split_in_every_way() -> None:
     assert found["inclination"].split.test_inclination_deg == 45
 
 
+def test_all_ways_to_split_have_as_many_views_of_the_same_tiles() -> None:
+    keys = {"training_fraction": 0.5, "tile_deg": 10, "seed": 3}
+    blocked = f"split={{kind: blocked, {', '.join(f'{k}: {v}' for k, v in keys.items())}}}"
+    for study in ("split", "inclination"):
+        for own in configs(study, blocked).values():
+            assert own.split.model_dump(include={*keys}) == keys
+
+
 def test_each_time_has_runs_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(
