@@ -157,11 +157,11 @@ class Simulate(Section):
     """Tilt i1 of disc 1 against the orbital plane about the line of pericentre."""
     inclinations2_deg: tuple[float, ...] = (0.0, 45.0, 75.0, 90.0)
     """Tilts i2 of disc 2; the pair's relative inclination is i2 - i1."""
-    realisations: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1)
+    realisations: tuple[Number, ...] = (0, 1)
     """Random seeds of the particles: each makes the same encounter of other particles."""
     particles: Particles = Particles()
     snapshots: SnapshotTimes = SnapshotTimes()
-    first_snapshot_id: Annotated[int, Field(ge=0)] = 27399
+    first_snapshot_id: Number = 27399
     """Number of the first snapshot; they count on by time, inclination, spin, realisation."""
     step_myr: Positive = 1.0
     """Leapfrog step."""
@@ -764,8 +764,8 @@ class Training(Section):
     stall_limit_s: Positive = 600.0
     """Seconds after which a rank that does not answer ends the job; must exceed first-step tracing
     and work that only rank 0 does."""
-    seed: Seed = 0
-    """Of weights, order, augmentation and dropout."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # no more is taken by NumPy's own generator
+    """Of weights, order, augmentation and dropout; below 2**32."""
 
     @model_validator(mode="after")
     def _check(self) -> "Training":

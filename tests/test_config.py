@@ -103,6 +103,9 @@ def test_an_address_gets_the_polite_rate_unless_one_is_given(
         ),
         ({"training": {"learning_rate": float("nan")}}, "training.learning_rate"),
         ({"training": {"learning_rate": "fast"}}, "not 'fast'"),
+        ({"training": {"seed": 2**32}}, "training.seed: input should be less than 4294967296"),
+        ({"simulate": {"realisations": [2**31]}}, "simulate.realisations.0: input should be less"),
+        ({"simulate": {"first_snapshot_id": 2**31}}, "first_snapshot_id: input should be less"),
         ({"training": {"patience": 3}}, "patience needs a best_metric"),
         (
             {"training": {"epochs": 2, "freeze_batchnorm_epochs": 2}},
