@@ -119,7 +119,7 @@ the sky tell (the paper's Eq. 3). The table has a row a pair; docs/format.md nam
 STUDY_HELP = """
 Vary one quantity and leave the rest: each point is a run of its own in RUN/studies/NAME/POINT, made
 on the ranks that this command has; a finished one is skipped. Ends in results.csv and a figure. The
-points are keys of the section studies.
+points are keys of the section studies. One that fails is named at the end, after the others.
 
   galmerhpc study batch-size configs/random_split.yaml 'studies.batch_sizes=[16, 25, 64]'
   mpirun -np 2 galmerhpc study realisations configs/never_seen.yaml

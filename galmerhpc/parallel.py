@@ -37,6 +37,7 @@ _POLL_S = 0.001
 _ASK, _LEAVE = 0, 1
 # On a busy node ranks come to the same fault seconds apart.
 _GRACE_S = 5.0
+_MEETING_S = 20.0  # no less: who takes longer for the same fault ends the job
 
 
 @functools.cache
@@ -360,6 +361,31 @@ def work(items: Sequence[T], told: Callable[[T], object] | None = None) -> Itera
     with Desk(take) as desk:
         while (index := desk.ask(None)) < len(items):
             yield items[index]
+
+
+class Meeting:
+    """Where ranks find out whether all of them have given up the same work, and may go on to other.
+
+    Collective, and made before the work: the messages of what was given up cannot meet its own.
+    """
+
+    def __init__(self) -> None:
+        world = communicator()
+        self._messages = world.Dup() if world else None
+
+    def is_of_all(self, fault: str) -> bool:
+        """Say whether every rank comes here soon, with the same fault.
+
+        If not, the others may be waiting in the midst of the work for this one: the job must end.
+        """
+        if self._messages is None:
+            return True
+        everybody, end = self._messages.Ibarrier(), time.monotonic() + _MEETING_S
+        while not everybody.Test():
+            if time.monotonic() > end:
+                return False
+            time.sleep(_POLL_S)
+        return len(set(self._messages.allgather(fault))) == 1
 
 
 def fail(message: str, exit_code: int) -> NoReturn:

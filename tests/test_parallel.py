@@ -101,6 +101,7 @@ def test_too_little_shared_memory_is_known_to_every_rank(shared_memory: Path) ->
     ("name", "code", "line"),
     [
         ("fail_on_rank_1", 3, "rank 1: something is wrong"),
+        ("give_up", 3, "rank 1: something is wrong"),
         ("fail_everywhere", 2, "something is wrong"),
         ("fail_at_work", 2, "something is wrong"),
         ("fail_at_the_desk", 2, "something is wrong"),

@@ -128,6 +128,17 @@ def fail_on_rank_1(folder: Path) -> None:  # noqa: ARG001
     parallel.barrier()
 
 
+def give_up(folder: Path) -> None:  # noqa: ARG001
+    """Give up work with all ranks for one reason, for many, and at last on one rank alone."""
+    meeting = parallel.Meeting()
+    if not meeting.is_of_all("a fault") or meeting.is_of_all(f"a fault of {parallel.rank()}"):
+        parallel.fail("the ranks misunderstood each other", 1)
+    parallel._MEETING_S = 0.1
+    if parallel.rank() == 1 and not meeting.is_of_all("a fault"):
+        parallel.fail("something is wrong", 3)
+    parallel.barrier()
+
+
 def fail_everywhere(folder: Path) -> None:  # noqa: ARG001
     """Fail on every rank for the same reason."""
     parallel.barrier()

@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from galmerhpc import files, parallel
+from galmerhpc.catalogue import Views
 from galmerhpc.config import RESOLVED, Config, Stage, digest, dump, replaced, require_catalogue
-from galmerhpc.errors import InputError
+from galmerhpc.dataset.records import stage_record
+from galmerhpc.dataset.split import ViewTable, assign
+from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
 from galmerhpc.evaluation.evaluate import record_of
 from galmerhpc.evaluation.summary import COLLISIONLESS, WHAT_IS_NEW
 from galmerhpc.studies import figure, table
@@ -33,6 +36,9 @@ Command = Callable[[str, Path], None]
 def sweep(study: Study, config: Config, command: Command, number: int | None = None) -> None:
     """Do a study's points that are not finished. Collective.
 
+    A point that fails on all ranks alike, as a training that diverges does, is named, and the
+    others go on. What fails on one rank alone ends the job, since the others wait for it.
+
     Parameters
     ----------
     study : Study
@@ -48,6 +54,8 @@ def sweep(study: Study, config: Config, command: Command, number: int | None = N
     ------
     InputError
         The study has no such point, or the configuration does not fit it.
+    GalmerhpcError
+        Points failed; the message names them, its class is that of the first one's failure.
     InterruptedRunError
         A signal or a time limit came; the same command goes on from there.
     """
@@ -55,7 +63,10 @@ def sweep(study: Study, config: Config, command: Command, number: int | None = N
     if number is not None and not 1 <= number <= len(points):
         raise InputError(f"--point {number}: the study {study.name} has points 1 to {len(points)}")
     if parallel.rank() == 0:
+        _check(study, points if number is None else [points[number - 1]])
         open_study(study, config)
+    meeting = parallel.Meeting()
+    failures: dict[str, GalmerhpcError] = {}
     for k, (point, own) in enumerate(points, 1):
         if number not in (None, k):
             continue
@@ -63,9 +74,55 @@ def sweep(study: Study, config: Config, command: Command, number: int | None = N
             log.info("study %s: point %s is complete", study.name, point.name)
         else:
             log.info("== study %s: point %s, %d of %d", study.name, point.name, k, len(points))
-            _do(study, config, own, command)
+            try:
+                _do(study, config, own, command)
+            except InterruptedRunError:
+                raise
+            except GalmerhpcError as error:
+                failure = type(error)(f"{_place(study, point)}: {error}")
+                log.warning("%s", failure)  # shown by rank 0
+                if not meeting.is_of_all(str(error)):
+                    raise failure from None
+                failures[point.name] = failure
+                continue
         if parallel.rank() == 0:
             write_results(study, config)
+    if failures:
+        first, *_ = failures.values()
+        raise type(first)(
+            f"study {study.name}: of its {len(points)} points these failed: "
+            f"{', '.join(failures)}; what is wrong with each stands above"
+        )
+
+
+def _place(study: Study, point: Point) -> str:
+    return f"study {study.name}, point {point.name}"
+
+
+def _check(study: Study, points: Sequence[tuple[Point, Config]]) -> None:
+    """Refuse points that could only fail, before hours are spent on those before them."""
+    faults = [f"{_place(study, point)}: {fault}" for point, own in points if (fault := _fault(own))]
+    if faults:
+        raise InputError("\n".join(faults))
+
+
+def _fault(own: Config) -> str:
+    """Return what keeps a point that is not finished from being done, as far as can be seen."""
+    batch_size, ranks = own.training.batch_size, parallel.size()
+    try:
+        if is_finished(own):
+            return ""
+        if not stage_record(own, "preprocess").complete:
+            views = ViewTable(**Views(require_catalogue(own)).table())
+            assign(views, own.split, own.preprocess.copies)
+    except InputError as error:
+        return str(error)
+    if batch_size < ranks:
+        return (
+            f"training.batch_size {batch_size} leaves some of the {ranks} ranks without images: "
+            "leave the point out, or start fewer ranks"
+        )
+    return ""
 
 
 def open_study(study: Study, config: Config) -> None:
@@ -94,7 +151,7 @@ def point_configs(study: Study, config: Config) -> list[tuple[Point, Config]]:
             replaced(
                 config,
                 {**point.changes, "run_dir": str(folder / point.name)},
-                f"study {study.name}, point {point.name}",
+                _place(study, point),
             ),
         )
         for point in study.points(config)
@@ -141,6 +198,7 @@ def _link_shared(config: Config, own: Config) -> None:
         home.mkdir(parents=True, exist_ok=True)
         link = own.run_dir / name
         if not link.exists():
+            link.unlink(missing_ok=True)  # it may lead to where something has been removed
             link.symlink_to(os.path.relpath(home, own.run_dir), target_is_directory=True)
 
 

@@ -1,11 +1,14 @@
 """Points on real ranks: what they share, what is skipped, and a line of the results of them."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from galmerhpc import files
+from galmerhpc.files import StageRecord
 from galmerhpc.studies import table
 from results.lines import Bar, Line, study_found
 from results.make import json_path, make, write_page
@@ -25,7 +28,7 @@ def small(tiny_run: Path) -> Path:
 
 
 def test_points_share_what_is_there_and_are_not_done_twice(
-    small: Path, monkeypatch: pytest.MonkeyPatch
+    small: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = small.parent / "run"
     made = {path: path.stat().st_mtime_ns for path in run.glob("*/*.h5")}
@@ -34,7 +37,7 @@ def test_points_share_what_is_there_and_are_not_done_twice(
     assert done.returncode == 0, done.stderr
     study = run / "studies/dropout"
     (row,) = table.read(study / "results.csv")
-    assert (row["point"], row["training_images"], row["evaluated"]) == (0.25, 42, "test")
+    assert (row["point"], row["training_images"], row["evaluated"]) == ("0.25", 42, "test")
     assert not (study / "0").exists()
     assert {path: path.stat().st_mtime_ns for path in run.glob("*/*.h5")} == made
     for name in ("raw", "shards"):
@@ -57,7 +60,22 @@ def test_points_share_what_is_there_and_are_not_done_twice(
         monkeypatch.setenv(name, value)
     launcher = "mpirun -np 2 --oversubscribe --bind-to none"
     command = f"{launcher} galmerhpc study dropout {small.name} '{POINTS}'"
+    # Of the two that are left, one leads to shards that are gone, the other was made otherwise.
+    for name in ("0", "0.5"):
+        (study / name).mkdir()
+    (study / "0.5/shards").symlink_to("../../shards/gone")
+    StageRecord(study / "0/checkpoints", {"training.epochs": 99}).begin()
     lines = [Line(3, "Dropout", (command,), read), Line(4, "Another", ("galmerhpc info x",), read)]
+    assert make(lines[0], root) == 2
+    failed, said = capfd.readouterr().err.rsplit("galmerhpc: ", 1)
+    assert "study dropout, point 0: " in failed
+    assert "checkpoints: made with another" in failed
+    assert said.startswith("study dropout: of its 3 points these failed: 0; ")
+    assert "Traceback" not in failed + said
+    assert [row["point"] for row in table.read(study / "results.csv")] == ["0.25", "0.5"]
+    shutil.rmtree(study / "0/checkpoints")
+    (study / "left_over/evaluation").mkdir(parents=True)
+    files.write_json(study / "left_over/evaluation/metrics.json", {})  # of a study of other points
     assert make(lines[0], root) == 0
     assert (study / "0.25/model.keras").stat().st_mtime_ns == model
     assert [row["value"] for row in table.read(study / "results.csv")] == [0, 0.25, 0.5]
@@ -88,3 +106,19 @@ def test_mistakes_are_one_line(small: Path) -> None:
     assert done.returncode == 2
     assert "--point 4: the study dropout has points 1 to 3" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_points_that_cannot_be_done_are_named_before_the_first_begins(small: Path) -> None:
+    for study, points, faults in (
+        ("batch-size", "studies.batch_sizes=[25, 1]", {"1": "leaves some of the 2 ranks"}),
+        (
+            "inclination",
+            "studies.inclinations_deg=[90, 30, 60]",
+            dict.fromkeys(("30", "60"), "no inclination"),
+        ),
+    ):
+        done = galmerhpc("study", study, str(small), points, ranks=2)
+        assert done.returncode == 2
+        for point, fault in faults.items():
+            assert re.search(f"study {study}, point {point}: .*{fault}", done.stderr)
+        assert not (small.parent / "run/studies").exists()
