@@ -566,20 +566,26 @@ def scrape(given: argparse.Namespace) -> None:
     from galmerhpc.dataset.slices import Slice
 
     config, part = read_config(given), Slice.parse(given.slice)
-    if require_catalogue(config).images:
+    catalogue, raw = require_catalogue(config), config.run_dir / "raw"
+    if catalogue.images:
         raise InputError("catalogue.images: pictures of a folder; run galmerhpc images import")
     done = parallel.broadcast(parallel.rank() == 0 and scrape.is_done(config, given.retry_failed))
+    draws = config.scrape.source == "mirror" and parallel.rank() == 0
+    if draws:
+        from galmerhpc.simulate import agreement
     if done and not given.dry_run:  # it needs no library any more
+        if draws and agreement.has_changed(raw, config.library, catalogue):
+            log.warning("scrape: %s was drawn before %s was made anew", raw, config.library)
         log.info("scrape: complete, nothing to do")
         return
-    if config.scrape.source == "mirror" and parallel.rank() == 0:
-        from galmerhpc.simulate.library import require_snapshots
-
-        require_snapshots(config.library, require_catalogue(config))
+    if draws:
+        agreement.require_snapshots(config.library, catalogue)
     if given.dry_run:
         if parallel.rank() == 0:
             print(scrape.forecast(config, part, given.retry_failed), flush=True)
         return
+    if draws:
+        agreement.require_same(raw, config.library, catalogue)
     with preview_service(config) as source:
         scrape.scrape(
             open_run(config),

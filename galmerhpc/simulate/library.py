@@ -22,7 +22,6 @@ A position beyond +-655.34 kpc, twenty times what a picture shows, is moved to t
 encounter's attribute ``clamped`` counts how often this happened.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -36,7 +35,6 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from galmerhpc import __version__
-from galmerhpc.config import Catalogue
 from galmerhpc.errors import InputError
 from galmerhpc.files import atomic_path, unreadable
 from galmerhpc.simulate.galaxies import Component as Component
@@ -242,63 +240,6 @@ class Library:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def require_snapshots(library: str, catalogue: Catalogue) -> None:
-    """Refuse a catalogue with snapshots that a library does not hold, or holds as something else.
-
-    Parameters
-    ----------
-    library : str
-        What the configuration's `library` says.
-    catalogue : Catalogue
-        Runs whose snapshots are to be drawn.
-
-    Raises
-    ------
-    InputError
-        The message names the run and the snapshot.
-    """
-    with Library(library_path(library)) as held:
-        known = held.snapshot_ids
-        for number, run in enumerate(catalogue.runs):
-            where = f"catalogue.runs.{number}: the library ({library})"
-            for snapshot in run.all_snapshots():
-                if snapshot.id not in held:
-                    raise InputError(
-                        f"{where} holds no snapshot {snapshot.id}; it holds {len(known)}, from "
-                        f"{known[0]} to {known[-1]}"
-                    )
-                found = held.describe(snapshot.id)
-                wanted: dict[str, Attribute] = {
-                    "spin": run.spin,
-                    "inclination_deg": run.inclination_deg,
-                    "realisation": run.simulation,
-                    "time_myr": snapshot.time_myr,
-                    **_known(run.labels, found),
-                }
-                for name, value in wanted.items():
-                    if not _same(found[name], value):
-                        raise InputError(
-                            f"{where} holds snapshot {snapshot.id} with {name} {found[name]}, the "
-                            f"catalogue says {value}; correct one of them"
-                        )
-
-
-def _known(labels: Mapping[str, float], found: Mapping[str, Attribute]) -> dict[str, Attribute]:
-    """Return the labels that an encounter's attributes have too, by the attributes' names.
-
-    A label is what was asked for, ``orbit.pericentre_kpc``, where ``pericentre_kpc`` was measured.
-    """
-    names = {label: f"orbit.{label}" if f"orbit.{label}" in found else label for label in labels}
-    return {name: labels[label] for label, name in names.items() if name in found}
-
-
-def _same(one: Attribute, other: Attribute) -> bool:
-    """Tell whether two labels are one, but for what arithmetic leaves in the last digits."""
-    if isinstance(one, str) or isinstance(other, str):
-        return one == other
-    return math.isclose(one, other, abs_tol=1e-6)
 
 
 def stored_attributes(path: Path) -> dict[str, dict[str, Attribute]]:

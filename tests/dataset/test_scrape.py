@@ -18,6 +18,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import psutil
 import pytest
@@ -122,6 +123,17 @@ def test_the_mirror_gives_the_same_to_any_number_of_ranks(tmp_path: Path) -> Non
     (tmp_path / "2/run/raw/stage.json").unlink()
     done = galmerhpc("scrape", str(tmp_path / "2/config.yaml"), ranks=2)
     assert "library.h5: no such snapshot library" in one_line(done.stderr)
+    # Pictures of a library that is made anew under the same name do not mix with the first one's.
+    with h5py.File(tmp_path / "1/library.h5", "r+") as library:
+        for encounter in library["encounters"].values():
+            encounter.attrs["energy_drift"] *= 1.01
+    done = galmerhpc("scrape", str(tmp_path / "1/config.yaml"))
+    assert done.returncode == ExitCode.COMPLETE, done.stderr
+    assert "library.h5 was made anew" in done.stderr
+    (tmp_path / "1/run/raw/stage.json").unlink()
+    done = galmerhpc("scrape", str(tmp_path / "1/config.yaml"))
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert "pictures of other encounters than" in one_line(done.stderr)
 
 
 class Fickle:

@@ -16,9 +16,10 @@ from galmerhpc.catalogue import Views
 from galmerhpc.config import Catalogue
 from galmerhpc.errors import InputError
 from galmerhpc.preview import Preview
+from galmerhpc.simulate.agreement import require_snapshots
 from galmerhpc.simulate.galaxies import MASS_UNIT_MSUN, Component
 from galmerhpc.simulate.import_fits import COLUMNS, import_fits
-from galmerhpc.simulate.library import Library, Snapshot, library_path, require_snapshots
+from galmerhpc.simulate.library import Library, Snapshot, library_path
 from galmerhpc.simulate.render import render
 from tests.support import galmerhpc, run
 

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from galmerhpc.config import Catalogue, load
 from galmerhpc.errors import InputError
+from galmerhpc.simulate.agreement import require_snapshots
 from galmerhpc.simulate.encounters import tasks
 from galmerhpc.simulate.galaxies import Component
 from galmerhpc.simulate.library import (
@@ -20,7 +21,6 @@ from galmerhpc.simulate.library import (
     library_path,
     merge,
     neighbour_distance,
-    require_snapshots,
     write_encounter,
 )
 from tests.support import ROOT
