@@ -243,11 +243,14 @@ def _disc(cells: dict[str, str], number: int) -> Disc:
     magnitude = _number(cells, f"mag{number}")
     if magnitude is not None and abs(magnitude) > FAINTEST_MAGNITUDE:
         raise ValueError(f"mag{number}: {magnitude:g} is no magnitude; leave unknown ones empty")
+    angle = _number(cells, f"pa{number}_deg")
+    if angle is not None and abs(angle) > 360:
+        raise ValueError(f"pa{number}_deg: {angle:g} is no angle; leave unknown ones empty")
     place = _both(cells, f"ra{number}_deg", f"dec{number}_deg")
     return Disc(
         sky=place or place_of_name(cells.get(f"name{number}", "")),
         pixel=_both(cells, f"x{number}_px", f"y{number}_px"),
-        pa_deg=_number(cells, f"pa{number}_deg"),
+        pa_deg=angle,
         inclination_deg=inclination,
         magnitude=magnitude,
     )

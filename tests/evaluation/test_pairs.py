@@ -149,6 +149,7 @@ def test_a_pair_without_angles_has_no_solution(tmp_path: Path) -> None:
         (("name,redshift", "a,-1"), "pairs.csv:2: redshift: must be above 0, not -1"),
         (("name,redshift", "a,6500"), "pairs.csv:2: redshift: 6500 is above 10; is it in km/s?"),
         (("name,mag1", "a,15", "b,-9999"), "pairs.csv:3: mag1: -9999 is no magnitude; leave"),
+        (("name,pa1_deg", "a,-999"), "pairs.csv:2: pa1_deg: -999 is no angle; leave"),
         (("name,mag2", "a,99.99"), "pairs.csv:2: mag2: 99.99 is no magnitude; leave"),
         (("name,x1_px", "a,5"), "x1_px and y1_px go together"),
         (("name,image", "a,../../etc/passwd"), "is not the name of a file in the folder"),
