@@ -119,7 +119,8 @@ the sky tell (the paper's Eq. 3). The table has a row a pair; docs/format.md nam
 STUDY_HELP = """
 Vary one quantity and leave the rest: each point is a run of its own in RUN/studies/NAME/POINT, made
 on the ranks that this command has; a finished one is skipped. Ends in results.csv and a figure. The
-points are keys of the section studies. One that fails is named at the end, after the others.
+points are keys of the section studies. Points that cannot be done are refused before the first; one
+that fails is named at the end, after the others. --point K does one.
 
   galmerhpc study batch-size configs/random_split.yaml 'studies.batch_sizes=[16, 25, 64]'
   mpirun -np 2 galmerhpc study realisations configs/never_seen.yaml
@@ -578,14 +579,15 @@ def scrape(given: argparse.Namespace) -> None:
             log.warning("scrape: %s was drawn before %s was made anew", raw, config.library)
         log.info("scrape: complete, nothing to do")
         return
-    if draws:
+    if draws and not done:
         agreement.require_snapshots(config.library, catalogue)
+        agreement.require_same(raw, config.library, catalogue)
     if given.dry_run:
         if parallel.rank() == 0:
             print(scrape.forecast(config, part, given.retry_failed), flush=True)
         return
     if draws:
-        agreement.require_same(raw, config.library, catalogue)
+        agreement.note(raw, config.library, catalogue)
     with preview_service(config) as source:
         scrape.scrape(
             open_run(config),

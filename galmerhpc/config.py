@@ -1283,8 +1283,20 @@ def _keys_at(place: tuple[int | str, ...]) -> list[str]:
 
 def differences(config: Config, base: Config) -> list[str]:
     """Return what makes a configuration of another one, as `load` takes overrides."""
-    values, known = (flatten(one.model_dump(mode="json")) for one in (config, base))
-    return [f"{k}={json.dumps(v)}" for k, v in values.items() if k not in known or known[k] != v]
+    values, known = (one.model_dump(mode="json") for one in (config, base))
+    return [f"{key}={json.dumps(value)}" for key, value in _changed(values, known)]
+
+
+def _changed(
+    values: dict[str, Any], known: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys with other values; a mapping as one where keys of it are gone."""
+    for key, value in values.items():
+        old = known.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and old.keys() <= value.keys():
+            yield from _changed(value, old, f"{prefix}{key}.")
+        elif key not in known or value != old:
+            yield prefix + key, value
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -59,12 +59,15 @@ def communicator() -> "MPI.Intracomm | None":
         return None
     from mpi4py import MPI
 
-    # Open MPI starts a world of one where its daemon has gone, MPICH under Open MPI's mpirun.
-    started = max(int(os.environ.get(name, "1")) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+    # Open MPI starts a world of one where its daemon has gone, MPICH under Open MPI's mpirun, any
+    # MPI where srun offers another PMI than its own. Under mpirun, a step's tasks are its daemons.
+    sizes = [os.environ.get(name, "1") for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")]
+    by_srun = "PMIX_RANK" in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ
+    started = max(*map(int, sizes), tasks if by_srun else 1)
     if MPI.COMM_WORLD.Get_size() == 1 < started:
         raise InputError(
             f"{started} ranks were started, and MPI knows of this one only: mpirun has been "
-            "killed, or is of another MPI than the one that mpi4py was built with"
+            "killed, or it (or srun --mpi) is not of the MPI that mpi4py was built with"
         )
     return MPI.COMM_WORLD
 
@@ -295,7 +298,7 @@ class Desk(Generic[Q, A]):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leave it, when all ranks do; after an error, which ends the job, at once."""
+        """Leave it, when all ranks do; after an error at once."""
         if self._messages is None or kind is not None:
             return
         if self._here:

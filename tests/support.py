@@ -128,10 +128,12 @@ def at_work(job: "subprocess.Popen[str]") -> list[psutil.Process]:
     at mpirun's children misses those that it is about to start.
     """
     found = []
-    for process in psutil.process_iter():
+    for pid in psutil.pids():
         with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
-            if os.getsid(process.pid) == job.pid and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+            if os.getsid(pid) == job.pid:
+                process = psutil.Process(pid)
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
     return found
 
 

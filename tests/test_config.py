@@ -245,6 +245,7 @@ def test_differences_are_the_overrides_that_make_one_of_the_other(tmp_path: Path
     assert differences(load(path), load(path)) == []
     changed = load(path, [*keys, 'run_dir="a b"'])
     assert load(path, differences(changed, load(path))) == changed
+    assert load(path, ['run_dir="a b"', *differences(load(path), changed)]) == load(path)
     assert len(differences(changed, load(path))) == 4
 
 

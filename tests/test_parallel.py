@@ -148,10 +148,16 @@ def test_tasks_that_know_nothing_of_each_other_are_refused(monkeypatch: pytest.M
     parallel.communicator.cache_clear()
 
 
-def test_ranks_that_mpi_does_not_know_of_are_refused() -> None:
-    # As a rank finds it when mpirun is killed before MPI has started, or is another MPI's.
-    alone = run(
-        sys.executable, "-c", "from galmerhpc import parallel; parallel.rank()",
-        env={"OMPI_COMM_WORLD_SIZE": "3"},
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    "env",
+    [
+        # As a rank finds it when mpirun is killed before MPI has started, or is another MPI's.
+        {"OMPI_COMM_WORLD_SIZE": "3"},
+        # Under srun --mpi=pmix with an MPI that knows no PMIx.
+        {"PMIX_RANK": "1", "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1"},
+    ],
+)
+def test_ranks_that_mpi_does_not_know_of_are_refused(env: dict[str, str]) -> None:
+    command = "from galmerhpc import parallel; parallel.rank()"
+    alone = run(sys.executable, "-c", command, env=env)
     assert "InputError: 3 ranks were started, and MPI knows of this one only" in alone.stderr

@@ -11,8 +11,9 @@ import io
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 import requests
 from PIL import Image
@@ -24,9 +25,11 @@ from galmerhpc import __version__, files
 from galmerhpc.errors import GalmerhpcError, InputError, brief
 from galmerhpc.evaluation import photographs
 from galmerhpc.evaluation.pair_image import kpc_per_arcsec
-from galmerhpc.evaluation.pairs import FAINTEST_MAGNITUDE, Disc, Pair, write_pairs
+from galmerhpc.evaluation.pairs import FAINTEST_MAGNITUDE, Disc, Pair, read_pairs, write_pairs
 
 log = logging.getLogger(__name__)
+
+Row = TypeVar("Row", Disc, Pair)
 
 SKYSERVER = "https://skyserver.sdss.org/dr18/SkyServerWS"
 HYPERLEDA = "http://atlas.obs-hp.fr/hyperleda/fG.cgi"
@@ -160,7 +163,8 @@ class Archives:
 def fetch(pairs: Sequence[Pair], images: Path, archives: Archives) -> list[Pair]:
     """Fill in what a table of pairs leaves open, and write the pictures into a folder.
 
-    A picture that is there stays; what the table says is not asked for.
+    A picture that is there stays; what the table says is not asked for, nor what an earlier fetch
+    into this folder has found for it.
 
     Parameters
     ----------
@@ -185,19 +189,33 @@ def fetch(pairs: Sequence[Pair], images: Path, archives: Archives) -> list[Pair]
                 f"pair {pair.name}: --fetch needs ra1_deg, dec1_deg, ra2_deg and dec2_deg, or "
                 "names such as J013247.27-082526.9 in name1 and name2"
             )
-    fetched, done, table = list(pairs), 0, images / "fetched.csv"
+    table = images / "fetched.csv"
+    before = {pair.name: pair for pair in read_pairs(table)} if table.exists() else {}
+    fetched, done = [_gone_on(pair, before.get(pair.name)) for pair in pairs], 0
     try:
-        for pair in tqdm(pairs, desc="fetch", unit="pair", disable=None):
+        for pair in tqdm(fetched, desc="fetch", unit="pair", disable=None):
             fetched[done] = _fetched(pair, images, archives)
             done += 1
     finally:
         if done:
             write_pairs(table, fetched)
-            log.info(
-                "fetch: %s has what is known of %d of %d pairs; as --pairs it saves asking again",
-                table, done, len(pairs),
-            )  # fmt: skip
+            log.info("fetch: %s has what is known of %d of %d pairs", table, done, len(pairs))
     return fetched
+
+
+def _gone_on(pair: Pair, before: Pair | None) -> Pair:
+    """Return what an earlier fetch knew of a pair, unless it says otherwise than its own row."""
+    if before is None:
+        return pair
+    discs = [_completed(disc, other) for disc, other in zip(pair.discs, before.discs, strict=True)]
+    filled = replace(_completed(pair, before), discs=(discs[0], discs[1]))
+    return before if filled == before else pair
+
+
+def _completed(one: Row, other: Row) -> Row:
+    """Return one with the other's values where it has none."""
+    missing = [f.name for f in fields(one) if getattr(one, f.name) is None]
+    return replace(one, **{name: getattr(other, name) for name in missing})
 
 
 def _lacks(pair: Pair) -> bool:

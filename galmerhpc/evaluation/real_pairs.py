@@ -113,7 +113,7 @@ def real_pairs(
     GalmerhpcError
         An archive cannot be reached.
     """
-    pairs = read_pairs(table)
+    pairs = paper_pairs()[0] if table == PAPER_PAIRS else read_pairs(table)
     if explain:
         try:
             explain.mkdir(parents=True, exist_ok=True)

@@ -72,8 +72,6 @@ def _same(one: Attribute, other: Attribute) -> bool:
 def require_same(folder: Path, library: str, catalogue: Catalogue) -> None:
     """Refuse to draw pictures into a folder whose others were drawn from other snapshots.
 
-    The first call for a folder notes what they are, in `FILE`.
-
     Parameters
     ----------
     folder : Path
@@ -93,6 +91,10 @@ def require_same(folder: Path, library: str, catalogue: Catalogue) -> None:
             f"{folder}: holds pictures of other encounters than {library} does now, under the same "
             "numbers; choose another run_dir or remove that folder"
         )
+
+
+def note(folder: Path, library: str, catalogue: Catalogue) -> None:
+    """Note what a folder's pictures are drawn from, in `FILE`, for `require_same`."""
     files.write_json(folder / FILE, _content(library, catalogue))
 
 
@@ -107,8 +109,8 @@ def has_changed(folder: Path, library: str, catalogue: Catalogue) -> bool:
 def _content(library: str, catalogue: Catalogue) -> dict[str, str]:
     """Return what `FILE` holds: a checksum of all that a library says of a catalogue's snapshots.
 
-    The measured energy drift is a part of it, and tells one computation from another. A library
-    that has only grown says the same.
+    The measured energy drift is a part of it, and tells one computation from another, as does the
+    checksum of an imported file. A library that has only grown says the same.
     """
     with Library(library_path(library)) as held:
         said = {

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from galmerhpc import tables
+from galmerhpc import files, tables
 from galmerhpc.config import Run, Snapshot
 from galmerhpc.errors import GalmerhpcError, InputError, brief
 from galmerhpc.simulate.galaxies import Component, Particles
@@ -57,7 +57,10 @@ _OPTIONAL = ("simulation", "pair", "orbit")
 _TAKEN = {
     "realisation": "call the column simulation",
     "orbit_type": "call the column orbit",
-    **dict.fromkeys(("source", "clamped", "code_version"), "give the column another name"),
+    **dict.fromkeys(
+        ("source", "source_sha256", "length_kpc", "mass_msun", "clamped", "code_version"),
+        "give the column another name",
+    ),
 }
 _LARGEST_TILT_DEG = 10.0  # of the orbit's axis to z, beyond which pictures mislead
 _LARGEST_OFFSET_KPC = 5.0  # of the luminous matter's centre; a picture shows 33 to each side
@@ -114,7 +117,13 @@ def import_fits(
         for path, run in zip(tqdm(paths, "import", unit="file", disable=None), chosen, strict=True):
             (snapshot,) = run.snapshots
             particles = read_particles(path, length_kpc, mass_msun)
-            yield snapshot.id, _encounter(path, run, snapshot, particles)
+            made_from: dict[str, Attribute] = {
+                "source": path.name,
+                "source_sha256": files.sha256(path),
+                "length_kpc": length_kpc,
+                "mass_msun": mass_msun,
+            }
+            yield snapshot.id, _encounter(run, snapshot, particles, made_from)
 
     write_library(output, encounters(), neighbours)
     log.info("import: %s: %d snapshots", output, len(paths))
@@ -250,7 +259,9 @@ def _warn_of_offset(path: Path, particles: Particles) -> None:
         )  # fmt: skip
 
 
-def _encounter(path: Path, run: Run, snapshot: Snapshot, particles: Particles) -> Encounter:
+def _encounter(
+    run: Run, snapshot: Snapshot, particles: Particles, made_from: Mapping[str, Attribute]
+) -> Encounter:
     luminous = particles.component != Component.HALO
     attributes: Mapping[str, Attribute] = {
         "pair": run.pair,
@@ -259,7 +270,7 @@ def _encounter(path: Path, run: Run, snapshot: Snapshot, particles: Particles) -
         "inclination_deg": run.inclination_deg,
         "realisation": run.simulation,
         **run.labels,
-        "source": path.name,
+        **made_from,
     }
     return Encounter(
         name=f"snapshot-{snapshot.id}",  # particles are born and grow: no two snapshots share them
@@ -296,8 +307,8 @@ def _run(cells: Mapping[str, str]) -> Run:
     ValueError
         It is wrong; the message names the column.
     """
-    for name in cells.keys() & _TAKEN.keys():
-        raise ValueError(f"{name}: the library has one of its own; {_TAKEN[name]}")
+    if taken := [name for name in _TAKEN if name in cells]:
+        raise ValueError(f"{taken[0]}: the library has one of its own; {_TAKEN[taken[0]]}")
     try:
         return Run.model_validate(
             {

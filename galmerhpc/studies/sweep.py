@@ -80,9 +80,9 @@ def sweep(study: Study, config: Config, command: Command, number: int | None = N
                 raise
             except GalmerhpcError as error:
                 failure = type(error)(f"{_place(study, point)}: {error}")
-                log.warning("%s", failure)  # shown by rank 0
                 if not meeting.is_of_all(str(error)):
                     raise failure from None
+                log.warning("%s", failure)  # shown by rank 0
                 failures[point.name] = failure
                 continue
         if parallel.rank() == 0:

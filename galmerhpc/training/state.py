@@ -71,9 +71,19 @@ class Progress:
 
     @classmethod
     def from_meta(cls, meta: dict[str, Any], sums: Sums) -> "Progress":
-        """Read what `meta` wrote; older checkpoints know nothing of `settled`."""
-        known = {"settled": False, **meta}
+        """Read what `meta` wrote."""
+        known = {**meta, "settled": was_settled(meta)}
         return cls(sums, **{f.name: known[f.name] for f in dataclasses.fields(cls)[1:]})
+
+
+def was_settled(meta: dict[str, Any]) -> bool:
+    """Return ``Progress.settled`` of a checkpoint; older ones tell it by their keys."""
+    if "settled" in meta:
+        return bool(meta["settled"])
+    epoch = meta["epoch"] - (meta["step"] == 0)  # of the last step
+    keys = meta["configuration"]
+    kept = keys.get("training.freeze_batchnorm_epochs", 0)
+    return bool(epoch >= keys["training.epochs"] - kept)
 
 
 class State:

@@ -32,7 +32,7 @@ from galmerhpc.models.targets import make_targets
 from galmerhpc.training import checkpoint, history, horovod
 from galmerhpc.training.memory import peak_bytes
 from galmerhpc.training.network import Network
-from galmerhpc.training.state import GO_ON, Progress
+from galmerhpc.training.state import GO_ON, Progress, was_settled
 from galmerhpc.training.step import Outcome
 from galmerhpc.training.watchdog import Watchdog
 
@@ -395,7 +395,7 @@ class Trainer:
             path = self._folder / best
             found = load_best(path) if horovod.rank() == 0 else None
             ranks, settled = horovod.broadcast_object(
-                (found[1]["ranks"], found[1].get("settled", False)) if found else (0, False)
+                (found[1]["ranks"], was_settled(found[1])) if found else (0, False)
             )
             self.network.state.restore(found[0] if found else None, ranks, path)
         with self.network.evaluated(self._statistics_batches(), settled):

@@ -120,6 +120,9 @@ def test_the_mirror_gives_the_same_to_any_number_of_ranks(tmp_path: Path) -> Non
     done = galmerhpc("scrape", str(tmp_path / "2/config.yaml"), ranks=2)
     assert done.returncode == ExitCode.COMPLETE, done.stderr
     assert "complete, nothing to do" in done.stderr
+    foretold = galmerhpc("scrape", str(tmp_path / "2/config.yaml"), "--dry-run")
+    assert foretold.returncode == ExitCode.COMPLETE, foretold.stderr
+    assert "requests  0" in foretold.stdout
     (tmp_path / "2/run/raw/stage.json").unlink()
     done = galmerhpc("scrape", str(tmp_path / "2/config.yaml"), ranks=2)
     assert "library.h5: no such snapshot library" in one_line(done.stderr)
@@ -131,9 +134,10 @@ def test_the_mirror_gives_the_same_to_any_number_of_ranks(tmp_path: Path) -> Non
     assert done.returncode == ExitCode.COMPLETE, done.stderr
     assert "library.h5 was made anew" in done.stderr
     (tmp_path / "1/run/raw/stage.json").unlink()
-    done = galmerhpc("scrape", str(tmp_path / "1/config.yaml"))
-    assert done.returncode == ExitCode.WRONG_INPUT
-    assert "pictures of other encounters than" in one_line(done.stderr)
+    for more in ([], ["--dry-run"]):
+        done = galmerhpc("scrape", str(tmp_path / "1/config.yaml"), *more)
+        assert done.returncode == ExitCode.WRONG_INPUT
+        assert "pictures of other encounters than" in one_line(done.stderr)
 
 
 class Fickle:

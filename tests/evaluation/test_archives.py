@@ -172,6 +172,12 @@ def test_what_was_fetched_before_a_failure_is_kept(
     sky.asked.clear()
     assert fetch([first], tmp_path, archives) == [first]
     assert sky.asked == []
+    # The same command goes on from there.
+    sky.instead = lambda *_: None
+    fetch([PAIR], tmp_path, archives)
+    assert sky.asked == []
+    assert fetch([PAIR, lost], tmp_path, archives)[0] == first
+    assert {path.rpartition("/")[2] for path in sky.asked} >= {"SqlSearch", "getjpeg"}
 
 
 def test_pictures_that_a_fetched_table_lacks_are_fetched(

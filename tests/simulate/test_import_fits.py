@@ -16,7 +16,7 @@ from galmerhpc.catalogue import Views
 from galmerhpc.config import Catalogue
 from galmerhpc.errors import InputError
 from galmerhpc.preview import Preview
-from galmerhpc.simulate.agreement import require_snapshots
+from galmerhpc.simulate.agreement import note, require_same, require_snapshots
 from galmerhpc.simulate.galaxies import MASS_UNIT_MSUN, Component
 from galmerhpc.simulate.import_fits import COLUMNS, import_fits
 from galmerhpc.simulate.library import Library, Snapshot, library_path
@@ -114,6 +114,22 @@ def test_gas_and_stars_are_told_apart_and_dark_matter_stays_out(tmp_path: Path) 
     }
     assert set(back.galaxy) == {0, 1}
     assert (back.mass == np.float32(MASS_UNIT_MSUN)).all()
+
+
+def test_a_library_of_other_units_or_files_is_another_one(tmp_path: Path) -> None:
+    catalogue = Catalogue.model_validate(
+        {"runs": [{"spin": "prograde", "inclination_deg": 0,
+                   "snapshots": [{"id": 500, "time_myr": 50}]}]}
+    )  # fmt: skip
+    library = tmp_path / "library.h5"
+    imported(tmp_path, write_fits(tmp_path / "a.fits", few(60)))
+    note(tmp_path, str(library), catalogue)
+    require_same(tmp_path, str(library), catalogue)
+    library.unlink()
+    (tmp_path / "a.fits").unlink()
+    imported(tmp_path, write_fits(tmp_path / "a.fits", few(61)))
+    with pytest.raises(InputError, match="holds pictures of other encounters than"):
+        require_same(tmp_path, str(library), catalogue)
 
 
 def test_the_command_prints_runs_that_the_mirror_answers(tmp_path: Path) -> None:

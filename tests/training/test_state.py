@@ -8,7 +8,7 @@ import pytest
 from galmerhpc.config import Training
 from galmerhpc.errors import GalmerhpcError, InputError
 from galmerhpc.training.loss_scale import LossScale
-from galmerhpc.training.state import State, mean_of
+from galmerhpc.training.state import State, mean_of, was_settled
 
 
 def state_of(width: int, seed: int) -> State:
@@ -64,3 +64,14 @@ def test_weights_that_are_not_finite_are_refused(value: float) -> None:
     weights.assign(np.where(np.eye(3, 4), value, weights.numpy()))
     with pytest.raises(GalmerhpcError, match="not finite any more; the last checkpoint is sound"):
         state.check()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step", "settled"), [(3, 0, False), (3, 5, True), (4, 0, True), (5, 0, True)]
+)
+def test_a_checkpoint_of_an_older_version_tells_by_its_keys_whether_statistics_were_settled(
+    epoch: int, step: int, settled: bool
+) -> None:
+    keys = {"training.epochs": 5, "training.freeze_batchnorm_epochs": 2}
+    assert was_settled({"epoch": epoch, "step": step, "configuration": keys}) == settled
+    assert was_settled({"epoch": 0, "step": 1, "configuration": keys, "settled": True})
