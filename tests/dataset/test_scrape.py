@@ -3,6 +3,7 @@
 import bisect
 import csv
 import dataclasses
+import itertools
 import os
 import random
 import re
@@ -573,9 +574,10 @@ class Harassed:
         """Do whole runs until so many kills have been survived."""
         with serve(slow) as service:
             self._life_s = 2.0  # of an undisturbed job; learnt as we go
-            while self.kills < kills:
+            runs = itertools.takewhile(lambda _: self.kills < kills, itertools.count())
+            for number in runs:
                 service.asked.clear()
-                folder = self._folder / f"after-{self.kills}"
+                folder = self._folder / str(number)
                 folder.mkdir()
                 self._one_run(write_config(folder, service.url, views_per_shard=20), service)
 
