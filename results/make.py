@@ -224,7 +224,7 @@ def cell(value: Any) -> str:
     if value is None:
         return ""
     if not isinstance(value, int | float):
-        return str(value).strip()
+        return str(value).strip().replace("|", "\\|")  # else it would end the cell
     if value == int(value) and abs(value) >= 1:
         return f"{value:,.0f}"
     return f"{value:.4f}" if abs(value) < 1 else f"{value:.4g}"

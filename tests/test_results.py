@@ -108,6 +108,7 @@ def test_numbers_are_written_for_readers() -> None:
         "", "0.1744", "2.25", "40", "237,182", "CNN", "0.0000",
     ]  # fmt: skip
     assert [duration(s) for s in (89, 7140, 3600)] == ["1 min", "1 h 59 min", "1 h 0 min"]
+    assert cell("|bias|") == "\\|bias\\|"
     assert markdown([{"a": 1, "b": 2}, {"a": 3}]) == [
         "| a | b |", "| --- | --- |", "| 1 | 2 |", "| 3 |  |",
     ]  # fmt: skip
