@@ -367,6 +367,7 @@ def coverage(runs: Path) -> Found:
             )
     found.remarks = [NOT_INDEPENDENT]
     found.tables["the same intervals on sky-like images"] = carried(metrics["sky"])
+    found.figures = {"Share held against share promised": runs / "never_seen/evaluation/coverage"}
     return found
 
 
