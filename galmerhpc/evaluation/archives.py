@@ -287,8 +287,7 @@ def _with_cutout(
     if has_places and pair != placed:
         return pair
     path = images / pair.image
-    if not has_places:
-        refuse_other(path, pair, scale)
+    refuse_other(path, pair, scale)
     if path.exists() and not is_broken_cutout(path):
         return placed
     picture = archives.cutout(ra % 360, dec, scale)

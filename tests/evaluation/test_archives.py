@@ -190,7 +190,7 @@ def test_pictures_that_a_fetched_table_lacks_are_fetched(
     assert [path.rpartition("/")[2] for path in sky.asked] == ["getjpeg"]
     assert (tmp_path / "new/a.jpg").read_bytes() == (tmp_path / "a.jpg").read_bytes()
     nowhere = replace(pair, discs=tuple(replace(disc, sky=None) for disc in pair.discs))
-    assert fetch([nowhere], tmp_path, archives) == [nowhere]  # it lacks nothing
+    assert fetch([nowhere], tmp_path / "other", archives) == [nowhere]  # it lacks nothing
 
 
 def test_a_busy_service_is_asked_again(
