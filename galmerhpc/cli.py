@@ -586,11 +586,12 @@ def scrape(given: argparse.Namespace) -> None:
         if parallel.rank() == 0:
             print(scrape.forecast(config, part, given.retry_failed), flush=True)
         return
+    config = open_run(config)
     if draws:
         agreement.note(raw, config.library, catalogue)
     with preview_service(config) as source:
         scrape.scrape(
-            open_run(config),
+            config,
             source,
             part=part,
             retry_failed=given.retry_failed,
