@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import Places, View, Views
@@ -106,9 +105,7 @@ def check(config: Config) -> Report:
     config : Config
         The run.
     """
-    report, there = parallel.broadcast(
-        _take_stock(config) if parallel.rank() == 0 else (Report(), _Inventory())
-    )
+    report, there = parallel.from_rank_0(lambda: _take_stock(config))
     catalogue = _Catalogue(config)
     for found in _each("raw", there.raw, lambda path: _check_raw(path, there, catalogue)):
         report.faults += found
@@ -127,10 +124,7 @@ def _check_training(config: Config, there: _Inventory, report: Report) -> list[F
     if lost := _lost(config.run_dir / "raw", report):
         report.notes.append(f"{lost}: without it the training shards cannot be verified")
         return []
-    plan, faults = parallel.broadcast(
-        _plan(config, there, report) if parallel.rank() == 0 else (None, [])
-    )
-    assert plan is not None
+    plan, faults = parallel.from_rank_0(lambda: _plan(config, there, report))
     results = _each("shards", there.training, lambda path: _check_shard(path, there, plan))
     for found, _ in results:
         faults += found
@@ -186,13 +180,12 @@ def _free_name(path: Path) -> Path:
 
 def _each(what: str, items: Sequence[T], verify: Callable[[T], R]) -> list[R]:
     """Verify items, each on the rank that is free; return all results, in order, on all ranks."""
-    with tqdm(
-        desc=f"check: {what}", total=len(items), unit="file", leave=False,
-        disable=None if parallel.rank() == 0 else True,
-    ) as bar:  # fmt: skip
+    with parallel.progress_bar(
+        desc=f"check: {what}", total=len(items), unit="file", leave=False
+    ) as bar:
         numbers = parallel.work(range(len(items)), lambda _: bar.update())
         mine = {number: verify(items[number]) for number in numbers}
-    results = {number: one for part in parallel.gather(mine) for number, one in part.items()}
+    results = parallel.gather_dict(mine)
     return parallel.broadcast([results[number] for number in sorted(results)])
 
 

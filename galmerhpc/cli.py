@@ -230,7 +230,10 @@ def make_parser() -> argparse.ArgumentParser:
         return command
 
     command = add_stage("run", run, "do the whole job, skipping what is complete", RUN_HELP)
-    command.set_defaults(slice="1/1", retry_failed=False, allow_missing=False, dry_run=False)
+    command.set_defaults(  # what the stages' own commands have options for
+        slice="1/1", retry_failed=False, allow_missing=False, dry_run=False, allow_change=(),
+        elastic=False, split=None, data=None, beside=(),
+    )  # fmt: skip
     add_stage("simulate", simulate, "compute N-body encounters into a snapshot library (MPI)")
     add_scrape_options(
         add_stage("scrape", scrape, "fetch the catalogue's previews into raw shards (MPI)")
@@ -570,7 +573,7 @@ def scrape(given: argparse.Namespace) -> None:
     catalogue, raw = require_catalogue(config), config.run_dir / "raw"
     if catalogue.images:
         raise InputError("catalogue.images: pictures of a folder; run galmerhpc images import")
-    done = parallel.broadcast(parallel.rank() == 0 and scrape.is_done(config, given.retry_failed))
+    done = parallel.from_rank_0(lambda: scrape.is_done(config, given.retry_failed))
     draws = config.scrape.source == "mirror" and parallel.rank() == 0
     if draws:
         from galmerhpc.simulate import agreement
@@ -655,7 +658,7 @@ def preprocess(given: argparse.Namespace) -> None:
 def train(given: argparse.Namespace) -> None:
     """Train."""
     config = read_config(given)
-    if getattr(given, "dry_run", False):
+    if given.dry_run:
         from galmerhpc.training.dry_run import dry_run
 
         dry_run(config)
@@ -663,8 +666,7 @@ def train(given: argparse.Namespace) -> None:
     from galmerhpc.training.train import train
 
     with log_file(config.run_dir, "train"):
-        allow_change = getattr(given, "allow_change", ())
-        train(open_run(config, allow_change), allow_change, getattr(given, "elastic", False))
+        train(open_run(config, given.allow_change), given.allow_change, given.elastic)
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -677,8 +679,8 @@ def evaluate(given: argparse.Namespace) -> None:
 
 def chosen_images(given: argparse.Namespace) -> tuple[str | None, Config | None]:
     """Return the split and the other run that a command of evaluation was given."""
-    split, data = getattr(given, "split", None), getattr(given, "data", None)
-    return "validation" if split == "val" else split, load(data) if data else None
+    split = "validation" if given.split == "val" else given.split
+    return split, load(given.data) if given.data else None
 
 
 def report(given: argparse.Namespace) -> None:
@@ -686,7 +688,7 @@ def report(given: argparse.Namespace) -> None:
     if parallel.rank() == 0:
         from galmerhpc.evaluation.report import report
 
-        beside = [load(run) for run in getattr(given, "beside", ())]
+        beside = [load(run) for run in given.beside]
         report(read_config(given), *chosen_images(given), beside)
 
 

@@ -234,7 +234,7 @@ def _job() -> str:
 
 
 def _outlive(file: IO[str]) -> bool:
-    """Wait for the lock of this job's life before, and return whether it is held then.
+    """Wait for the lock of this job's previous attempt, and return whether it is held then.
 
     A job that comes back after its node was lost keeps its number. The server of a network file
     system keeps a dead node's lock for a while.
@@ -242,7 +242,7 @@ def _outlive(file: IO[str]) -> bool:
     came_back = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
     if not came_back or not _holder(file).endswith(_job()):
         return False
-    log.info("%s: waiting for the lock of this job's life before", file.name)
+    log.info("%s: waiting for the lock of this job's previous attempt", file.name)
     end = time.monotonic() + _LEASE_S
     while not (held := hold(file)) and time.monotonic() < end:
         time.sleep(_LOOK_S)

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from galmerhpc.errors import GalmerhpcError, InputError
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+K = TypeVar("K")
 T = TypeVar("T")
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -37,7 +39,7 @@ _POLL_S = 0.001
 _ASK, _LEAVE = 0, 1
 # On a busy node ranks come to the same fault seconds apart.
 _GRACE_S = 5.0
-_MEETING_S = 20.0  # no less: who takes longer for the same fault ends the job
+_CONSENSUS_S = 20.0  # no less: who takes longer for the same fault ends the job
 
 
 @functools.cache
@@ -115,10 +117,24 @@ def broadcast(value: T) -> T:
     return world.bcast(value) if world else value
 
 
+def from_rank_0(make: Callable[[], T]) -> T:
+    """Return on all ranks what rank 0 makes; the others do not call `make`."""
+    world = communicator()
+    if world is None:
+        return make()
+    value: T = world.bcast(make() if world.Get_rank() == 0 else None)
+    return value
+
+
 def gather(value: T) -> list[T]:
     """Return every rank's value in rank order on rank 0, an empty list elsewhere."""
     world = communicator()
     return (world.gather(value) or []) if world else [value]
+
+
+def gather_dict(part: dict[K, T]) -> dict[K, T]:
+    """Return the entries of all ranks on rank 0, an empty dict elsewhere; no two share a key."""
+    return {key: value for one in gather(part) for key, value in one.items()}
 
 
 def agree(ok: bool) -> bool:
@@ -149,7 +165,7 @@ def local_size() -> int:
     return node.Get_size() if node else 1
 
 
-def ranks_apart() -> int:
+def unshared_ranks() -> int:
     """Return how many ranks of this node share no memory, each with its own of what others share.
 
     It is 1 where MPI knows of them. horovodrun with Gloo, as in elastic trainings, starts each as
@@ -250,8 +266,8 @@ def _agree_on_room(fault: str) -> None:
         )
 
 
-class Desk(Generic[Q, A]):
-    """A desk on rank 0 at which one function answers the questions of all ranks, one at a time.
+class Coordinator(Generic[Q, A]):
+    """A function on rank 0 that answers the questions of all ranks, one at a time.
 
     A collective context: every rank enters it and leaves it. A thread of rank 0 answers the others
     while rank 0 does its own part. Nobody waits in a busy loop.
@@ -263,8 +279,8 @@ class Desk(Generic[Q, A]):
 
     Examples
     --------
-    >>> with Desk(lambda question: 2 * question) as desk:
-    ...     desk.ask(21)
+    >>> with Coordinator(lambda question: 2 * question) as coordinator:
+    ...     coordinator.ask(21)
     42
     """
 
@@ -272,8 +288,8 @@ class Desk(Generic[Q, A]):
         self._answer, self._lock = answer, threading.Lock()
         self._fault: Exception | None = None
 
-    def __enter__(self) -> "Desk[Q, A]":
-        """Open the desk."""
+    def __enter__(self) -> "Coordinator[Q, A]":
+        """Begin to answer."""
         world = communicator()
         # Messages of its own cannot meet anybody else's.
         self._messages = world.Dup() if world and world.Get_size() > 1 else None
@@ -340,6 +356,11 @@ class Desk(Generic[Q, A]):
             messages.send(answer, dest=status.Get_source())
 
 
+def progress_bar(**options: Any) -> "tqdm[None]":
+    """Return a progress bar that only rank 0 shows, and only on a terminal; options are tqdm's."""
+    return tqdm(disable=None if rank() == 0 else True, **options)
+
+
 def work(items: Sequence[T], told: Callable[[T], object] | None = None) -> Iterator[T]:
     """Yield items of a list that all ranks hold, each to exactly one rank: whoever is free next.
 
@@ -361,12 +382,12 @@ def work(items: Sequence[T], told: Callable[[T], object] | None = None) -> Itera
             told(items[index])
         return index
 
-    with Desk(take) as desk:
-        while (index := desk.ask(None)) < len(items):
+    with Coordinator(take) as coordinator:
+        while (index := coordinator.ask(None)) < len(items):
             yield items[index]
 
 
-class Meeting:
+class Consensus:
     """Where ranks find out whether all of them have given up the same work, and may go on to other.
 
     Collective, and made before the work: the messages of what was given up cannot meet its own.
@@ -376,14 +397,14 @@ class Meeting:
         world = communicator()
         self._messages = world.Dup() if world else None
 
-    def is_of_all(self, fault: str) -> bool:
+    def is_unanimous(self, fault: str) -> bool:
         """Say whether every rank comes here soon, with the same fault.
 
         If not, the others may be waiting in the midst of the work for this one: the job must end.
         """
         if self._messages is None:
             return True
-        everybody, end = self._messages.Ibarrier(), time.monotonic() + _MEETING_S
+        everybody, end = self._messages.Ibarrier(), time.monotonic() + _CONSENSUS_S
         while not everybody.Test():
             if time.monotonic() > end:
                 return False

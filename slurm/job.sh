@@ -64,22 +64,22 @@ if [ "$(id -u)" = 0 ]; then                          # containers: Open MPI refu
   export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
 
-# --- A life of a job ------------------------------------------------------------------------------
+# --- An attempt of a job ---------------------------------------------------------------------------
 # SLURM sends USR1 to this shell ahead of the time limit (--signal=B:USR1@...), and it is passed on; at
 # a preemption SLURM sends TERM to the tasks themselves. They save their work and leave with 75; then the
-# job goes back to the queue, unless galmerhpc.cluster.lives finds that it does not get on.
+# job goes back to the queue, unless galmerhpc.cluster.attempts finds that it does not get on.
 options=()  # of galmerhpc, which a script may set
 
 live() {  # live STAGE HOW CONFIG [key=value ...] [--allow-change KEY ...]: galmerhpc STAGE on the tasks that HOW says
   local stage=$1 how=$2 status=0
   shift 2
-  lives() { python -m galmerhpc.cluster.lives "$1" "$stage" "${@:2}"; }
-  lives begin "$@"
+  attempts() { python -m galmerhpc.cluster.attempts "$1" "$stage" "${@:2}"; }
+  attempts begin "$@"
   "$how" galmerhpc "$stage" "${options[@]}" "$@" &
   child=$!
   [ $warned = no ] || kill -USR1 "$child"  # the signal came before the child
   while kill -0 "$child" 2> /dev/null; do wait "$child" || true; done
   wait "$child" || status=$?
   child=
-  [ $status -eq 0 ] || { lives end "$@" --status="$status" --warned="$warned"; exit; }
+  [ $status -eq 0 ] || { attempts end "$@" --status="$status" --warned="$warned"; exit; }
 }

@@ -37,7 +37,7 @@ export NETWORK_INTERFACE=          # the fast network's, as `ip link` lists it (
 # --- how often a job comes back
 export CONTINUATION=requeue        # requeue, or array: `submit` chains CONTINUATION_TASKS array tasks
 export CONTINUATION_TASKS=10       # only for array
-export MAX_LIVES=100               # a job that was started so often is not started again
+export MAX_ATTEMPTS=100            # a job that was started so often is not started again
 export REQUEUE_FAILED=no           # yes: also after a crash, as of nodes that lose GPUs
 
 # --- where things go

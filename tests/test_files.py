@@ -150,7 +150,10 @@ def test_a_job_that_came_back_waits_for_the_lock_of_its_life_before(tmp_path: Pa
         before.flush()
         job = subprocess.Popen(command, env=its, stdout=subprocess.PIPE, text=True)
         assert job.stdout is not None
-        assert job.stdout.readline() == f"{path}: waiting for the lock of this job's life before\n"
+        assert (
+            job.stdout.readline()
+            == f"{path}: waiting for the lock of this job's previous attempt\n"
+        )
     assert job.communicate(timeout=60)[0] == "held\n"
     assert job.returncode == 0
 

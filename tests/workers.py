@@ -33,8 +33,8 @@ def share_work(folder: Path) -> Any:  # noqa: ARG001
 def ask_the_desk(folder: Path) -> list[int]:  # noqa: ARG001
     """Ask for numbers; each rank asks another number of times, the last one never."""
     asked = itertools.count()
-    with parallel.Desk(lambda step: step * next(asked)) as desk:
-        return [desk.ask(10) for _ in range(COUNT * (parallel.size() - 1 - parallel.rank()))]
+    with parallel.Coordinator(lambda step: step * next(asked)) as coordinator:
+        return [coordinator.ask(10) for _ in range(COUNT * (parallel.size() - 1 - parallel.rank()))]
 
 
 def fail_at_the_desk(folder: Path) -> None:  # noqa: ARG001
@@ -44,9 +44,9 @@ def fail_at_the_desk(folder: Path) -> None:  # noqa: ARG001
         raise GalmerhpcError("something is wrong")
 
     try:
-        with parallel.Desk(answer) as desk:
+        with parallel.Coordinator(answer) as coordinator:
             if parallel.rank() > 0:
-                desk.ask(0)
+                coordinator.ask(0)
     except GalmerhpcError as error:
         parallel.fail(str(error), 2)
 
@@ -130,11 +130,13 @@ def fail_on_rank_1(folder: Path) -> None:  # noqa: ARG001
 
 def give_up(folder: Path) -> None:  # noqa: ARG001
     """Give up work with all ranks for one reason, for many, and at last on one rank alone."""
-    meeting = parallel.Meeting()
-    if not meeting.is_of_all("a fault") or meeting.is_of_all(f"a fault of {parallel.rank()}"):
+    consensus = parallel.Consensus()
+    if not consensus.is_unanimous("a fault") or consensus.is_unanimous(
+        f"a fault of {parallel.rank()}"
+    ):
         parallel.fail("the ranks misunderstood each other", 1)
-    parallel._MEETING_S = 0.1
-    if parallel.rank() == 1 and not meeting.is_of_all("a fault"):
+    parallel._CONSENSUS_S = 0.1
+    if parallel.rank() == 1 and not consensus.is_unanimous("a fault"):
         parallel.fail("something is wrong", 3)
     parallel.barrier()
 

@@ -50,7 +50,7 @@ class Site:
     network_interface: str
     continuation: Literal["requeue", "array"]
     continuation_tasks: int
-    max_lives: int
+    max_attempts: int
     requeue_failed: Literal["yes", "no"]
     runs_folder: str
     mail_user: str

@@ -93,15 +93,15 @@ def describe(jobs: Iterable[slurm.Job]) -> str:
     >>> describe([slurm.Job("7", str(k), "scrape", "RUNNING") for k in range(3)])
     '3 RUNNING'
     >>> describe([slurm.Job("7", "", "train", "FAILED", "NonZeroExitCode", "2:0", 1)])
-    'FAILED (NonZeroExitCode 2:0), life 2'
+    'FAILED (NonZeroExitCode 2:0), attempt 2'
     """
     counts: Counter[str] = Counter()
     for job in jobs:
         why = job.reason
         if job.exit_code not in ("", "0:0"):
             why = f"{why} {job.exit_code}".lstrip()
-        life = f", life {job.restarts + 1}" if job.restarts else ""
-        counts[f"{job.state}{f' ({why})' if why else ''}{life}"] += 1
+        attempt = f", attempt {job.restarts + 1}" if job.restarts else ""
+        counts[f"{job.state}{f' ({why})' if why else ''}{attempt}"] += 1
     return ", ".join(f"{n} {state}" if n > 1 else state for state, n in counts.items())
 
 

@@ -239,7 +239,7 @@ def sbatch_command(config: Config, request: Request, site: Site, stage: Stage) -
             job += request.changes()
             if site.continuation == "array":
                 options.append(f"--array=1-{site.continuation_tasks}%1")
-                number = "%A"  # its tasks are one training's lives: one log
+                number = "%A"  # its tasks are one training's attempts: one log
         case "evaluate":
             options = [
                 f"--cpus-per-task={site.cpus_per_task}",

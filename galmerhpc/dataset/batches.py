@@ -15,13 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from galmerhpc import parallel
 from galmerhpc.config import Data
 from galmerhpc.dataset.shards import Dataset, Images, Rows, blocks, read_columns
 from galmerhpc.dataset.split import SPLITS
-from galmerhpc.dataset.stage import staged
+from galmerhpc.dataset.staging import stage_locally
 from galmerhpc.errors import InputError
 
 # Images that are read into memory at once: few enough to be in the processor's cache still when
@@ -130,7 +129,7 @@ class SplitReader:
     The images come from the first source that applies:
 
     1. A split of at most `data.memory_gb` is read once a node, in order, into memory that the
-       node's ranks share; each rank has its own where they cannot (`parallel.ranks_apart`), and
+       node's ranks share; each rank has its own where they cannot (`parallel.unshared_ranks`), and
        all of these together are at most so large.
     2. With `data.stage`, from a copy of the shards on node-local storage.
     3. From the shards where they are.
@@ -172,10 +171,10 @@ class SplitReader:
         self.rows: Positions = table["row"]
         self.labels: NDArray[np.float32] = table["labels"]
         self._source: _Source
-        if self.count * self.image_bytes * parallel.ranks_apart() <= data.memory_gb * 1e9:
+        if self.count * self.image_bytes * parallel.unshared_ranks() <= data.memory_gb * 1e9:
             self._source = _InMemory(dataset, table, split, data.threads)
         else:
-            self._source = _InShards(staged(dataset, data) if data.stage else dataset, table)
+            self._source = _InShards(stage_locally(dataset, data) if data.stage else dataset, table)
 
     @property
     def count(self) -> int:
@@ -291,10 +290,9 @@ class _InMemory:
                 shards.read(positions, self._images[block[0] : sum(block)])
                 return block[1]
 
-            bar = tqdm(
-                desc=f"read {split}", total=len(table), unit="img", leave=False,
-                disable=None if parallel.rank() == 0 else True,
-            )  # fmt: skip
+            bar = parallel.progress_bar(
+                desc=f"read {split}", total=len(table), unit="img", leave=False
+            )
             with bar, ThreadPoolExecutor(threads) as pool:
                 for count in pool.map(read, blocks(len(table), dataset.image_shape, _PART_BYTES)):
                     bar.update(count)

@@ -45,20 +45,20 @@ class TryAgainError(Exception):
 
     Attributes
     ----------
-    trouble : bool
+    overload : bool
         Whether it shows that the host is asked too much: statuses 429 and 503, Retry-After,
         time-outs, refused connections.
-    heard : bool
+    answered : bool
         Whether the host answered at all.
     retry_after_s : float
         Seconds for which the host asks to be left alone.
     """
 
     def __init__(
-        self, why: str, *, trouble: bool = False, heard: bool = True, retry_after_s: float = 0.0
+        self, why: str, *, overload: bool = False, answered: bool = True, retry_after_s: float = 0.0
     ) -> None:
         super().__init__(why)
-        self.trouble, self.heard, self.retry_after_s = trouble, heard, retry_after_s
+        self.overload, self.answered, self.retry_after_s = overload, answered, retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Client:
     @contextlib.contextmanager
     def _answer(self, url: str) -> Iterator[requests.Response]:
         """Give the response to one request; its connection is kept if it was read to the end."""
-        request, heard = self._request.copy(), False
+        request, answered = self._request.copy(), False
         request.url = url
         try:
             with self._session.send(
@@ -171,11 +171,11 @@ class Client:
                 timeout=(self._connect_s, self._timeout_s),
                 **self._settings,
             ) as response:
-                heard = True
+                answered = True
                 yield response
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             slow = _refused(error) or _timed_out(error)
-            raise TryAgainError(self._why(error), trouble=slow, heard=heard) from error
+            raise TryAgainError(self._why(error), overload=slow, answered=answered) from error
 
     def _redirect(self, url: str, location: str) -> str:
         try:
@@ -195,7 +195,7 @@ class Client:
             if len(body) > limit:
                 raise ViewFailedError(f"the answer is longer than {limit} bytes")
             if time.monotonic() > deadline:
-                raise TryAgainError(f"no whole answer within {self._timeout_s:g} s", trouble=True)
+                raise TryAgainError(f"no whole answer within {self._timeout_s:g} s", overload=True)
         return bytes(body)
 
     def _why(self, error: BaseException) -> str:
@@ -269,8 +269,8 @@ def _check_status(response: requests.Response, body: bytes) -> None:
     text = f"HTTP {status} {_page(body)}".rstrip()
     if status in (408, 429) or status >= 500:
         pause_s = _retry_after(response)
-        trouble = status in (429, 503) or pause_s > 0
-        raise TryAgainError(text, trouble=trouble, retry_after_s=pause_s)
+        overload = status in (429, 503) or pause_s > 0
+        raise TryAgainError(text, overload=overload, retry_after_s=pause_s)
     raise ViewFailedError(text)
 
 

@@ -10,8 +10,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import View, Views, require_classes
 from galmerhpc.config import Config, require_catalogue
@@ -73,16 +71,11 @@ def import_images(config: Config) -> None:
 def _import(config: Config, record: files.StageRecord, views: Views) -> None:
     """Read the pictures that are missing, and close the stage."""
     folder = config.run_dir / "raw"
-    old, missing = parallel.broadcast(
-        _take_stock(config, record, views) if parallel.rank() == 0 else ([], [])
-    )
+    old, missing = parallel.from_rank_0(lambda: _take_stock(config, record, views))
     writer = RawWriter(folder, parallel.rank(), config.scrape.views_per_shard)
     refused: list[Refused] = []
     handfuls = [missing[k : k + _TOGETHER] for k in range(0, len(missing), _TOGETHER)]
-    with tqdm(
-        total=len(missing), desc="import", unit="img",
-        disable=None if parallel.rank() == 0 else True,
-    ) as bar:  # fmt: skip
+    with parallel.progress_bar(total=len(missing), desc="import", unit="img") as bar:
         for handful in parallel.work(handfuls, lambda handful: bar.update(len(handful))):
             pictures = [_read(views[index]) for index in handful]
             writer.append([p for p in pictures if isinstance(p, Response)])

@@ -5,11 +5,11 @@ All moments are seconds of one clock that the caller reads, so that it can be te
 
 
 class Pace:
-    """The pace of all ranks together: a budget, and less of it while the host is in trouble.
+    """The pace of all ranks together: a budget, and less of it while the host is overloaded.
 
     Requests start at slots that lie 1 / rate apart; a slot that was not used is lost, so that
-    nothing is caught up in a burst. Trouble halves the rate and the connections, at most once a
-    round trip, down to one connection; each answer without trouble gives back a fixed share
+    nothing is caught up in a burst. An overload halves the rate and the connections, at most once a
+    round trip, down to one connection; each good answer gives back a fixed share
     (additive increase, multiplicative decrease: Chiu & Jain 1989). Where a single connection is
     too much for the host, pauses follow, each twice as long as the one before, until it answers.
 
@@ -59,13 +59,13 @@ class Pace:
             self._next = moment + 1 / (self._rate_per_s * self._share)
         return moment
 
-    def answered(self) -> None:
-        """Take note of an answer without trouble."""
+    def recover(self) -> None:
+        """Take note of a good answer."""
         self._share = min(1.0, self._share + self._RECOVERY)
         self._pause_s = self._first_pause_s
 
-    def trouble(self, now: float, began: float, silence_s: float = 0.0) -> bool:
-        """Slow down, for a request that began at `began`; return whether it was a new trouble.
+    def back_off(self, now: float, began: float, silence_s: float = 0.0) -> bool:
+        """Slow down, for a request that began at `began`; return whether it was a new overload.
 
         Parameters
         ----------

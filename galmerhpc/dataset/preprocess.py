@@ -108,16 +108,12 @@ def preprocess(config: Config) -> None:
         The disk is full.
     """
     folder = config.run_dir / "shards"
-    record = parallel.broadcast(
-        stage_record(config, "preprocess") if parallel.rank() == 0 else None
-    )
-    assert record is not None
+    record = parallel.from_rank_0(lambda: stage_record(config, "preprocess"))
     if parallel.broadcast(record.complete):
         log.info("preprocess: complete, nothing to do")
         return
     shards.filter_of(config.preprocess.compression)  # says now what is not installed
-    plan = parallel.broadcast(make_plan(config) if parallel.rank() == 0 else None)
-    assert plan is not None
+    plan = parallel.from_rank_0(lambda: make_plan(config))
     _report(plan)
     with files.job_lock(folder / "preprocess.lock", parallel.rank()):
         if parallel.rank() == 0:
@@ -135,11 +131,7 @@ def preprocess(config: Config) -> None:
 def _make_shards(folder: Path, plan: Plan) -> dict[str, str]:
     """Make the shards that are not there, whole; return the SHA-256 of all by name on rank 0."""
     made = {}
-    bar = tqdm(
-        desc="preprocess", total=len(plan.samples.view), unit="img",
-        disable=None if parallel.rank() == 0 else True,
-    )  # fmt: skip
-    with bar:
+    with parallel.progress_bar(desc="preprocess", total=len(plan.samples.view), unit="img") as bar:
         for number in parallel.work(plan.shards):
             path = folder / shards.shard_name(number)
             # Shards are handed out in order: where rank 0 is, the others are too.
@@ -147,7 +139,7 @@ def _make_shards(folder: Path, plan: Plan) -> dict[str, str]:
             if not _is_finished(path, plan, number):
                 _make_shard(path, plan, number, bar)
             made[path.name] = files.sha256(path)
-    return {name: one for part in parallel.gather(made) for name, one in part.items()}
+    return parallel.gather_dict(made)
 
 
 def make_plan(config: Config) -> Plan:

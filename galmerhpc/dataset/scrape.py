@@ -1,6 +1,6 @@
 """Fetch the previews of a catalogue's views into raw shards, on any number of ranks.
 
-Rank 0 keeps the schedule of what is missing; every rank gets views from it, asks for them with
+Rank 0 keeps the scheduler of what is missing; every rank gets views from it, asks for them with
 threads of its own and writes shards of its own. Nothing that was written is fetched again.
 """
 
@@ -20,11 +20,11 @@ from galmerhpc import files, parallel
 from galmerhpc.catalogue import Views
 from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset import missing
-from galmerhpc.dataset.crew import SPARE, Crew, Picture, Result
+from galmerhpc.dataset.fetch_pool import SPARE, FetchPool, Picture, Result
 from galmerhpc.dataset.pace import Pace
 from galmerhpc.dataset.raw import RawStore, RawWriter, open_store, read_spool, tidy
 from galmerhpc.dataset.records import stage_record
-from galmerhpc.dataset.schedule import Grant, Outcome, Report, Schedule, Stored, duplicate
+from galmerhpc.dataset.scheduler import Assignment, Outcome, Report, Scheduler, Stored, duplicate
 from galmerhpc.dataset.slices import WHOLE, Slice
 from galmerhpc.errors import InputError, InterruptedRunError, ViewsMissingError
 from galmerhpc.interrupt import StopRequest
@@ -75,15 +75,15 @@ def scrape(
     folder, settings = config.run_dir / "raw", config.scrape
     views = Views(require_catalogue(config))
     connections = _connections(config, part)
-    if parallel.broadcast(parallel.rank() == 0 and is_done(config, retry_failed)):
+    if parallel.from_rank_0(lambda: is_done(config, retry_failed)):
         log.info("scrape: complete, nothing to do")
         return
 
     with StopRequest(settings.time_limit_s) as stop, _alone(folder, part):
-        desk = _open_desk(config, source, views, part, retry_failed, allow_missing)
+        coordinator = _coordinator(config, source, views, part, retry_failed, allow_missing)
         writer = RawWriter(folder, parallel.rank(), settings.views_per_shard, part)
-        crew = Crew(settings, source, views, connections)
-        stopped = _fetch(desk, crew, writer, lambda: bool(stop.reason))
+        pool = FetchPool(settings, source, views, connections)
+        stopped = _fetch(coordinator, pool, writer, lambda: bool(stop.reason))
         if not parallel.agree(not stopped):
             raise InterruptedRunError(
                 "scrape: stopped by a signal or scrape.time_limit_s; what was fetched is kept, "
@@ -243,17 +243,17 @@ def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) ->
 # --- fetching -------------------------------------------------------------------------------------
 
 
-def _open_desk(
+def _coordinator(
     config: Config,
     source: str,
     views: Views,
     part: Slice,
     retry_failed: bool,
     allow_missing: bool,
-) -> "parallel.Desk[Report, Grant]":
-    """Return the desk where all ranks get their views."""
+) -> "parallel.Coordinator[Report, Assignment]":
+    """Return the coordinator where all ranks get their views."""
     if parallel.rank() > 0:
-        return parallel.Desk(_nobody)
+        return parallel.Coordinator(_nobody)
     folder = config.run_dir / "raw"
     list_path = missing.list_path(folder, part)
     with _stage_lock(folder):
@@ -262,20 +262,20 @@ def _open_desk(
         tidy(folder, part)
         stock = _take_stock(config, views, part, retry_failed)
         missing.write(list_path, stock.failed)
-    schedule = _schedule(config, source, part, stock, allow_missing)
+    scheduler = _scheduler(config, source, part, stock, allow_missing)
     progress = _Progress(stock)
     noted = 0
 
-    def answer(report: Report) -> Grant:
+    def answer(report: Report) -> Assignment:
         nonlocal noted
-        grant = schedule.answer(report, time.monotonic())
-        if new := list(itertools.islice(schedule.failures.items(), noted, None)):
+        assignment = scheduler.answer(report, time.monotonic())
+        if new := list(itertools.islice(scheduler.failures.items(), noted, None)):
             missing.append(list_path, [(views[number].id, why) for number, why in new])
             noted += len(new)
-        progress.show(schedule.stored + noted, noted, schedule.share, grant.over)
-        return grant
+        progress.show(scheduler.stored + noted, noted, scheduler.share, assignment.over)
+        return assignment
 
-    return parallel.Desk(answer)
+    return parallel.Coordinator(answer)
 
 
 class _Progress:
@@ -307,16 +307,16 @@ class _Progress:
             )  # fmt: skip
 
 
-def _nobody(_: Report) -> Grant:
-    raise AssertionError("only rank 0's desk answers")
+def _nobody(_: Report) -> Assignment:
+    raise AssertionError("only rank 0's coordinator answers")
 
 
-def _schedule(
+def _scheduler(
     config: Config, source: str, part: Slice, stock: Stock, allow_missing: bool
-) -> Schedule:
+) -> Scheduler:
     settings, connections = config.scrape, part.share(config.scrape.connections)
     rate = None if settings.rate_per_s is None else settings.rate_per_s / part.count
-    return Schedule(
+    return Scheduler(
         source,
         stock.wanted,
         Pace(connections, rate, settings.backoff_s, settings.timeout_s),
@@ -332,24 +332,24 @@ def _schedule(
 
 
 def _fetch(
-    desk: "parallel.Desk[Report, Grant]",
-    crew: Crew,
+    coordinator: "parallel.Coordinator[Report, Assignment]",
+    pool: FetchPool,
     writer: RawWriter,
     stop: Callable[[], bool],
 ) -> bool:
-    """Fetch what the desk gives this rank until it has no more; return whether it was stopped."""
+    """Fetch what the coordinator assigns to this rank; return whether it was stopped."""
     outcomes: list[Outcome] = []
-    with desk:
-        while not (grant := desk.ask(crew.report(outcomes, stop()))).over:
-            crew.take_on(grant)
-            outcomes = _keep(writer, crew.results(grant.wait_s))
-        crew.dismiss()
+    with coordinator:
+        while not (assignment := coordinator.ask(pool.report(outcomes, stop()))).over:
+            pool.submit(assignment)
+            outcomes = _keep(writer, pool.results(assignment.wait_s))
+        pool.stop()
         end = time.monotonic() + _GRACE_S
-        while crew.busy and (left := end - time.monotonic()) > 0:
-            _keep(writer, crew.results(left))
-        crew.close()
+        while pool.in_flight and (left := end - time.monotonic()) > 0:
+            _keep(writer, pool.results(left))
+        pool.close()
         writer.close()
-    return grant.stopped
+    return assignment.stopped
 
 
 def _keep(writer: RawWriter, results: Sequence[Result]) -> list[Outcome]:
@@ -394,10 +394,7 @@ def _conclude(
     """Declare the stage complete if it is, whichever slice is the last. Collective."""
     folder = config.run_dir / "raw"
     with _stage_lock(folder):
-        verdict = parallel.broadcast(
-            _judge(config, views, part, allow_missing, made) if parallel.rank() == 0 else None
-        )
-        assert verdict is not None
+        verdict = parallel.from_rank_0(lambda: _judge(config, views, part, allow_missing, made))
         if verdict.complete:
             sums = _checksums(folder, verdict.files)
             if parallel.rank() == 0:
@@ -452,17 +449,11 @@ def _fault(lost: dict[str, str], total: int, list_path: Path) -> str:
 
 def _checksums(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the checksums of files, on rank 0; every rank takes its part of the work."""
-    bar = tqdm(
-        total=len(names),
-        desc="scrape: checksums",
-        unit="shard",
-        leave=False,
-        disable=None if parallel.rank() == 0 else True,
-    )
-    with bar:
+    with parallel.progress_bar(
+        total=len(names), desc="scrape: checksums", unit="shard", leave=False
+    ) as bar:
         mine = {
             name: files.sha256(folder / name)
             for name in parallel.work(names, lambda _: bar.update())
         }
-    parts = parallel.gather(mine)
-    return {name: part[name] for part in parts for name in part}
+    return parallel.gather_dict(mine)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from galmerhpc import config, files, parallel
 from galmerhpc.config import Config
@@ -344,14 +343,10 @@ def _complete(path: Path, everything: Sequence[Task]) -> None:
     """Make the encounters that are missing, then the library."""
     if parallel.rank() == 0:
         files.remove_temporaries(_parts(path))
-    held = parallel.broadcast(_held(path, everything) if parallel.rank() == 0 else {})
+    held = parallel.from_rank_0(lambda: _held(path, everything))
     missing = [task for task in everything if task.name not in held]
-    with tqdm(
-        total=len(everything),
-        initial=len(held),
-        desc="simulate",
-        unit="encounter",
-        disable=None if parallel.rank() == 0 else True,
+    with parallel.progress_bar(
+        total=len(everything), initial=len(held), desc="simulate", unit="encounter"
     ) as bar:
         for task in parallel.work(missing, lambda _: bar.update()):
             encounter = run(task)

@@ -8,6 +8,7 @@ point's folders are links to them.
 """
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -65,12 +66,12 @@ def sweep(study: Study, config: Config, command: Command, number: int | None = N
     if parallel.rank() == 0:
         _check(study, points if number is None else [points[number - 1]])
         open_study(study, config)
-    meeting = parallel.Meeting()
+    consensus = parallel.Consensus()
     failures: dict[str, GalmerhpcError] = {}
     for k, (point, own) in enumerate(points, 1):
         if number not in (None, k):
             continue
-        if parallel.broadcast(parallel.rank() == 0 and is_finished(own)):
+        if parallel.from_rank_0(functools.partial(is_finished, own)):
             log.info("study %s: point %s is complete", study.name, point.name)
         else:
             log.info("== study %s: point %s, %d of %d", study.name, point.name, k, len(points))
@@ -80,7 +81,7 @@ def sweep(study: Study, config: Config, command: Command, number: int | None = N
                 raise
             except GalmerhpcError as error:
                 failure = type(error)(f"{_place(study, point)}: {error}")
-                if not meeting.is_of_all(str(error)):
+                if not consensus.is_unanimous(str(error)):
                     raise failure from None
                 log.warning("%s", failure)  # shown by rank 0
                 failures[point.name] = failure

@@ -121,7 +121,7 @@ class State:
         # Numbered: Keras's names depend on what else the process has built.
         self.shared = {f"{part}/{k}": v for part, vs in parts.items() for k, v in enumerate(vs)}
         self.own = list(model.non_trainable_weights)
-        self._look = make_look(self._weights)
+        self._checksum = make_checksum(self._weights)
 
     def copy(self) -> Arrays:
         """Return a copy of what all ranks share, in host memory."""
@@ -135,7 +135,7 @@ class State:
         GalmerhpcError
             They are not.
         """
-        bits, norm = (x.numpy() for x in self._look())
+        bits, norm = (x.numpy() for x in self._checksum())
         if len(set(horovod.gather_objects(int(bits)))) > 1:
             raise GalmerhpcError(
                 "the ranks' weights differ: Horovod's all-reduce is broken; run galmerhpc doctor "
@@ -217,7 +217,7 @@ def mean_of(statistics: list[list[NDArray[Any]]]) -> list[NDArray[Any]]:
     ]
 
 
-def make_look(variables: list[Any]) -> Any:
+def make_checksum(variables: list[Any]) -> Any:
     """Return the function from nothing to a sum over the variables' bits, and their norm.
 
     Another sum means other weights; a norm that is not finite, weights that are not. Both run at

@@ -320,9 +320,8 @@ class Trainer:
             **history.metric_columns("training", training_sums, self._dataset.parameters),
             **history.metric_columns("validation", validation_sums, self._dataset.parameters),
         }
-        self.progress = Progress(
-            self.no_sums(), progress.epoch + 1, seconds=progress.seconds,
-            settled=progress.settled, best=progress.best, best_name=progress.best_name,
+        self.progress = dataclasses.replace(
+            progress, sums=self.no_sums(), epoch=progress.epoch + 1, step=0, loss=0.0,
             epochs_since_best=progress.epochs_since_best + 1, history=[*progress.history, row],
         )  # fmt: skip
         self._note_best(row)

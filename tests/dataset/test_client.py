@@ -60,7 +60,7 @@ def test_other_picture_formats_are_accepted(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "why", "trouble", "heard"),
+    ("fault", "why", "overload", "answered"),
     [
         pytest.param(Reply(PAGE, 500, "text/html"), "HTTP 500", False, True, id="500"),
         pytest.param(Reply(PAGE, 503, "text/html"), "HTTP 503", True, True, id="503"),
@@ -85,8 +85,8 @@ def test_other_picture_formats_are_accepted(kind: str) -> None:
         ),
     ],
 )
-def test_what_may_pass_is_told_from_what_shows_trouble(
-    fault: Reply, why: str, trouble: bool, heard: bool
+def test_what_may_pass_is_told_from_what_shows_an_overload(
+    fault: Reply, why: str, overload: bool, answered: bool
 ) -> None:
     with (
         serve(lambda *_: fault) as service,
@@ -94,7 +94,7 @@ def test_what_may_pass_is_told_from_what_shows_trouble(
         pytest.raises(TryAgainError, match=why) as raised,
     ):
         c.fetch(preview())
-    assert (raised.value.trouble, raised.value.heard) == (trouble, heard)
+    assert (raised.value.overload, raised.value.answered) == (overload, answered)
     assert raised.value.retry_after_s == (7 if fault.headers.get("Retry-After") == "7" else 0)
     assert str(raised.value).isprintable()
     assert service.asked.total() == 1
@@ -193,7 +193,7 @@ def test_retry_after_is_a_number_or_a_date(when: str, least: float, most: float)
         ("http://galaxies.invalid", "resolve|known|name"),
     ],
 )
-def test_a_host_that_is_not_there_is_trouble(
+def test_a_host_that_is_not_there_is_an_overload(
     address: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("no_proxy", "*")
@@ -201,8 +201,8 @@ def test_a_host_that_is_not_there_is_trouble(
         port = taken.getsockname()[1]
     with client(address.format(port=port)) as c, pytest.raises(TryAgainError, match=why) as raised:
         c.fetch(preview())
-    assert raised.value.trouble
-    assert not raised.value.heard
+    assert raised.value.overload
+    assert not raised.value.answered
     assert "\n" not in str(raised.value)
 
 

@@ -47,9 +47,9 @@ def test_no_second_holds_more_than_the_budget_whatever_happens(
         if event.kind == "start":
             starts += [pace.start(now) for _ in range(burst)]
         elif event.kind == "answered":
-            pace.answered()
+            pace.recover()
         else:
-            pace.trouble(now, now - event.age, event.silence)
+            pace.back_off(now, now - event.age, event.silence)
         assert 0 < pace.share <= 1
         assert 1 <= pace.connections <= connections
     assert starts == sorted(starts)
@@ -71,7 +71,7 @@ def test_silence_is_kept_by_everybody(
     connections: int, rate: float | None, silence: float, now: float
 ) -> None:
     pace = Pace(connections, rate, PAUSE, LONGEST)
-    pace.trouble(now, now, silence)
+    pace.back_off(now, now, silence)
     assert pace.silence_s(now) >= silence * (1 - 1e-9)
     assert pace.start(now) >= now + silence * (1 - 1e-9)
 
@@ -79,10 +79,10 @@ def test_silence_is_kept_by_everybody(
 @given(connections=st.integers(2, 64), answers=st.integers(1, 20))
 def test_the_troubles_of_one_round_trip_count_once(connections: int, answers: int) -> None:
     pace = Pace(connections, None, PAUSE, LONGEST)
-    told = [pace.trouble(10.0 + k / 100, 9.0 + k / 100) for k in range(answers)]
+    told = [pace.back_off(10.0 + k / 100, 9.0 + k / 100) for k in range(answers)]
     assert told == [True] + [False] * (answers - 1)
     assert pace.share == max(1 / connections, 0.5)
-    assert pace.trouble(12.0, 11.0)
+    assert pace.back_off(12.0, 11.0)
     assert pace.share == max(1 / connections, 0.25)
 
 
@@ -93,17 +93,17 @@ def test_a_host_that_refuses_one_connection_is_given_longer_and_longer_pauses(
     pace, now, pauses = Pace(connections, None, PAUSE, LONGEST), 0.0, []
     for _ in range(rounds + 8):
         now += 1
-        pace.trouble(now, now)
+        pace.back_off(now, now)
         if silence := pace.silence_s(now):
             pauses.append(silence)
             now += 1.001 * silence
     assert pace.connections == 1
     assert pauses == pytest.approx([min(PAUSE * 2**k, LONGEST) for k in range(len(pauses))])
     assert len(pauses) >= rounds
-    pace.answered()
+    pace.recover()
     while not pace.silence_s(now):
         now += 1
-        pace.trouble(now, now)
+        pace.back_off(now, now)
     assert pace.silence_s(now) == pytest.approx(PAUSE)
 
 
@@ -114,13 +114,13 @@ def test_the_full_pace_comes_back_with_good_answers(
     pace, now = Pace(connections, rate, PAUSE, LONGEST), 0.0
     for _ in range(troubles):
         now = pace.start(now)
-        pace.trouble(now, now)
+        pace.back_off(now, now)
     slow, before = pace.share, pace.start(now)
     assert pace.start(now) - before == pytest.approx(1 / (rate * slow))
     answers = 0
     while pace.share < 1:
         assert pace.share >= slow
-        pace.answered()
+        pace.recover()
         answers += 1
     assert answers <= 64
     pace.start(now)
@@ -134,9 +134,9 @@ def test_an_even_share_of_faults_is_ridden_out_not_stalled() -> None:
     for k in range(20_000):
         now = pace.start(now)
         if k % 10:
-            pace.answered()
+            pace.recover()
         else:
-            pace.trouble(now, now)
+            pace.back_off(now, now)
         shares.append(pace.share)
     assert 0.1 < sum(shares) / len(shares) < 0.6
     assert 20_000 / now > 20

@@ -43,7 +43,7 @@ def checkpoints(run_dir: Path) -> list[int]:
 
 
 def stops_and_resumes(run_dir: Path) -> tuple[list[str], list[str]]:
-    """Return where a training's lives were stopped with the work saved, and where they went on."""
+    """Return where a training's attempts stopped with the work saved, and where they resumed."""
     (log,) = (run_dir / "logs").glob("train-*.out")
     text = log.read_text(errors="replace")
     place = r"after (epoch \d+, step \d+)"
@@ -78,7 +78,7 @@ def tiny(checkout: Checkout, preprocessed: Path) -> str:
     shutil.copytree(preprocessed / "run", checkout.folder / "run")
     path = write_run(checkout.folder)
     values = yaml.safe_load(path.read_text())
-    # Keep all, so that tests can see what was made in which life.
+    # Keep all, so that tests can see what was made in which attempt.
     values["training"] |= {"epochs": EPOCHS, "checkpoint_every_steps": 1, "keep_checkpoints": 99}
     path.write_text(yaml.safe_dump(values))
     return path.name
@@ -179,7 +179,7 @@ def test_a_training_of_several_time_limits_ends_with_the_same_weights(
     checkout: Checkout, cluster: Cluster, tiny: str, several_minutes: str, continuation: str,
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
-    """Two minutes a life, of which TensorFlow's start takes a part; SLURM may signal early."""
+    """Two minutes a attempt, of which TensorFlow's start takes a part; SLURM may signal early."""
     site = {"SBATCH_TIMELIMIT": 2, "SBATCH_SIGNAL": "B:USR1@10", "CONTINUATION": continuation}
     job = start(checkout, tiny, SEVERAL_MINUTES, **site)
     assert cluster.wait_for_end(job, 3000) == "COMPLETED"

@@ -27,7 +27,7 @@ snapshots' numbers are wrong, not the views: half a minute at the pace that addr
 _LONGEST_RETRY_AFTER_S = 3600.0
 _LONG_PAUSE_S = 10.0  # whoever looks on should know why nothing happens
 _SOON_S = 0.02  # slots are given this long before their moment, so that their way costs no time
-_PATIENCE_S = 0.5  # a rank comes back at least this often, to hear of trouble elsewhere
+_PATIENCE_S = 0.5  # a rank comes back at least this often, to learn of an overload
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class Retryable:
     """A request failed in a way that may pass.
 
     Attributes
@@ -58,9 +58,9 @@ class Fault:
         What happened.
     began : float
         When the request started, on the rank's own clock.
-    trouble : bool
+    overload : bool
         Whether it shows that the host is asked too much.
-    heard : bool
+    answered : bool
         Whether the host answered at all.
     retry_after_s : float
         Seconds for which it asks to be left alone.
@@ -69,19 +69,19 @@ class Fault:
     number: int
     why: str
     began: float
-    trouble: bool
-    heard: bool
+    overload: bool
+    answered: bool
     retry_after_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class Unasked:
+class Skipped:
     """A view's moment had passed, or there was silence: nothing was asked."""
 
     number: int
 
 
-Outcome = Stored | Failed | Fault | Unasked
+Outcome = Stored | Failed | Retryable | Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class Assignment:
     """What a rank is given.
 
     Attributes
@@ -138,7 +138,7 @@ class Grant:
     stopped: bool
 
 
-class Schedule:
+class Scheduler:
     """The views that are missing, until each is there or has failed.
 
     Parameters
@@ -151,7 +151,7 @@ class Schedule:
         How fast.
     spare : int
         Views that the ranks may hold beyond those being asked for, so that a connection has its
-        next one at hand; given out only while there is no trouble.
+        next one at hand; given out only while the host is not overloaded.
     attempts : int
         Tries per view.
     backoff_s, longest_backoff_s : float
@@ -201,17 +201,17 @@ class Schedule:
         self._next_fresh = next(self._fresh, None)
         self._again: list[tuple[float, int]] = []  # heap: when to ask again, view
         self._tries: dict[int, tuple[int, float]] = {}  # view -> failed tries, when they began
-        self._out = 0  # views that ranks hold
+        self._in_flight = 0  # views that ranks hold
         self._stopped = False
         self._last_answer = float("-inf")
-        self._deaf_rounds = 0
+        self._unreachable_rounds = 0
 
     @property
     def share(self) -> float:
         """Share of the full pace that is kept now."""
         return self._pace.share
 
-    def answer(self, report: Report, now: float) -> Grant:
+    def answer(self, report: Report, now: float) -> Assignment:
         """Take a rank's report and give it work.
 
         Raises
@@ -223,11 +223,11 @@ class Schedule:
         for outcome in report.outcomes:
             self._take(outcome, now, now - report.clock)
         self._stopped |= report.stop
-        over = self._stopped or not (self._out or self._again or self._next_fresh is not None)
+        over = self._stopped or not (self._in_flight or self._again or self._next_fresh is not None)
         if over and not self._stopped:
             self._blame_views()
         views, wait_s = ((), 0.0) if over else self._give(report.room, now)
-        return Grant(
+        return Assignment(
             views=views,
             wait_s=wait_s,
             silence_s=self._pace.silence_s(now),
@@ -239,7 +239,7 @@ class Schedule:
     def _give(self, room: int, now: float) -> tuple[tuple[tuple[int, float], ...], float]:
         """Return views with the seconds until their moments, and when to come back for more."""
         spare = self._spare if self._pace.share == 1 else 0
-        free = min(room, self._pace.connections + spare - self._out)
+        free = min(room, self._pace.connections + spare - self._in_flight)
         views: list[tuple[int, float]] = []
         # Nobody tells a rank when another one's requests are done.
         wait_s = _SOON_S if free <= 0 < room else _PATIENCE_S
@@ -253,7 +253,7 @@ class Schedule:
                 wait_s = _SOON_S
                 break
             views.append((number, self._pace.start(now) - now))
-        self._out += len(views)
+        self._in_flight += len(views)
         return tuple(views), wait_s
 
     def _take_next(self, now: float) -> int | None:
@@ -265,9 +265,9 @@ class Schedule:
 
     def _take(self, outcome: Outcome, now: float, offset: float) -> None:
         """Take note of what became of a view; `offset` turns the rank's clock into this one."""
-        self._out -= 1
+        self._in_flight -= 1
         match outcome:
-            case Unasked(number):
+            case Skipped(number):
                 heapq.heappush(self._again, (now, number))
             case Stored(number, sha256):
                 self._note_answer(number, now)
@@ -275,8 +275,8 @@ class Schedule:
             case Failed(number, why):
                 self._note_answer(number, now)
                 self._fail(number, why)
-            case Fault():
-                self._note_fault(outcome, now, outcome.began + offset)
+            case Retryable():
+                self._note_retryable(outcome, now, outcome.began + offset)
 
     def _note_answer(self, number: int, now: float) -> None:
         self._tries.pop(number, None)
@@ -287,7 +287,7 @@ class Schedule:
         first = self._there.setdefault(sha256, number)
         if self._allow_duplicates or (first == number and sha256 not in self._duplicates):
             self.stored += 1
-            self._pace.answered()
+            self._pace.recover()
             self._blame_views()
             return
         if sha256 not in self._duplicates:
@@ -313,7 +313,7 @@ class Schedule:
         self.failures |= self._suspended
         self._suspended.clear()
 
-    def _note_fault(self, fault: Fault, now: float, began: float) -> None:
+    def _note_retryable(self, fault: Retryable, now: float, began: float) -> None:
         """Slow down if need be; ask again later, or give up the view, or the host."""
         if fault.retry_after_s > _LONGEST_RETRY_AFTER_S:
             raise GalmerhpcError(
@@ -322,17 +322,17 @@ class Schedule:
             )
         if fault.retry_after_s > _LONG_PAUSE_S:
             log.warning("%s: asks for a pause of %.0f s", self._source, fault.retry_after_s)
-        if fault.trouble:
-            new = self._pace.trouble(now, began, fault.retry_after_s)
-            self._deaf_rounds += new and not fault.heard
-        elif fault.heard:
+        if fault.overload:
+            new = self._pace.back_off(now, began, fault.retry_after_s)
+            self._unreachable_rounds += new and not fault.answered
+        elif fault.answered:
             self._last_answer = now
         tries, since = self._tries.get(fault.number, (0, began))
         tries += 1
         if tries == 2:  # its first try may have been under way when all was still well
             since = began
         never = self._last_answer == float("-inf")
-        if not fault.heard and never and self._deaf_rounds >= self._attempts:
+        if not fault.answered and never and self._unreachable_rounds >= self._attempts:
             raise self._unreachable(fault.why)
         if tries < self._attempts:
             self._tries[fault.number] = tries, since
@@ -341,7 +341,7 @@ class Schedule:
             return
         # A view that fails alone is a view's failure; where all do, it is the host's.
         others = self._next_fresh is not None
-        if self._last_answer < since and (others or (never and not fault.heard)):
+        if self._last_answer < since and (others or (never and not fault.answered)):
             raise self._unreachable(fault.why)
         self._tries.pop(fault.number, None)
         self._fail(fault.number, f"{fault.why} ({tries} tries)")

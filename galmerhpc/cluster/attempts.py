@@ -1,8 +1,8 @@
-"""The lives of a job: ``slurm/job.sh`` runs this module as each begins and ends.
+"""The attempts of a job: ``slurm/job.sh`` runs this module as each begins and ends.
 
 A job that must stop before its work is done (time limit, preemption, a lost node) goes back to the
 queue and goes on from what it saved. What it had made is written down at the beginning of each
-life: a job that makes nothing in two lives, or lives too often, is not started again.
+attempt: a job that makes nothing in two attempts, or is started too often, is not started again.
 """
 
 import argparse
@@ -17,17 +17,17 @@ from galmerhpc.config import Config, load
 from galmerhpc.errors import ExitCode, GalmerhpcError, InputError
 
 PATIENCE = 2
-"""Lives without anything new that end a job."""
+"""Attempts without anything new that end a job."""
 
 _FINAL = (ExitCode.WRONG_INPUT, ExitCode.VIEWS_MISSING)
-"""Exit codes that another life would only repeat."""
+"""Exit codes that another attempt would only repeat."""
 
 _SIGNALLED = (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
 """Exit codes, in bash's way, of what SLURM's signals ended."""
 
 
-class Lives:
-    """The record of one job's lives, a line each, in the run folder's ``logs``.
+class Attempts:
+    """The record of one job's attempts, a line each, in the run folder's ``logs``.
 
     Parameters
     ----------
@@ -53,18 +53,18 @@ class Lives:
             task = environment["SLURM_ARRAY_TASK_ID"]
             # One of them has the whole array's number for its own.
             self._job = f"{array}_{task}"
-            # Tasks of scrape and study are jobs of their own; those of a training are its lives.
+            # Tasks of scrape and study are jobs of their own; those of a training are its attempts.
             number = array if stage == "train" else self._job
             self._has_next = stage == "train" and task != environment["SLURM_ARRAY_TASK_MAX"]
-        self._path = config.run_dir / "logs" / f"{stage}-{number}.lives"
+        self._path = config.run_dir / "logs" / f"{stage}-{number}.attempts"
 
     def begin(self) -> None:
-        """Write down a new life, unless the work is done, as an array's last tasks find it.
+        """Write down a new attempt, unless the work is done, as an array's last tasks find it.
 
         Raises
         ------
         GalmerhpcError
-            The job does not get on, or had lives enough.
+            The job does not get on, or has had attempts enough.
         """
         if self._stage in STAGES and is_complete(self._config, self._stage, self._allow_change):
             return
@@ -75,7 +75,7 @@ class Lives:
             record.write(f"{made}\n")
 
     def end(self, status: int, warned: bool) -> None:
-        """Put the job back into the queue if another life can finish it, or leave with its status.
+        """Requeue the job if another attempt can finish it, or leave with its status.
 
         Parameters
         ----------
@@ -123,14 +123,14 @@ class Lives:
 
     def _check(self, made: str) -> None:
         before = self._path.read_text().splitlines() if self._path.exists() else []
-        if len(before) >= int(self._environment["MAX_LIVES"]):
+        if len(before) >= int(self._environment["MAX_ATTEMPTS"]):
             raise GalmerhpcError(
-                f"{self._stage} was started {len(before)} times (MAX_LIVES of slurm/site.sh): "
+                f"{self._stage} was started {len(before)} times (MAX_ATTEMPTS of slurm/site.sh): "
                 f"submit again to go on ({made} is saved)"
             )
         if len(before) >= PATIENCE and set(before[-PATIENCE:]) == {made}:
             raise GalmerhpcError(
-                f"{self._stage} made nothing new in {PATIENCE} lives ({made}): raise the job's "
+                f"{self._stage} made nothing new in {PATIENCE} attempts ({made}): raise the job's "
                 "time limit, or let training.checkpoint_every_steps save more often, and submit "
                 "again"
             )
@@ -142,8 +142,8 @@ def say(message: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Begin or end a life of the job that this runs in."""
-    parser = argparse.ArgumentParser(prog="galmerhpc.cluster.lives")
+    """Begin or end an attempt of the job that this runs in."""
+    parser = argparse.ArgumentParser(prog="galmerhpc.cluster.attempts")
     parser.add_argument("moment", choices=("begin", "end"))
     parser.add_argument("stage")
     parser.add_argument("config")
@@ -154,11 +154,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_intermixed_args(arguments)
     try:
         config = load(given.config, given.overrides)
-        lives = Lives(config, given.stage, os.environ, given.allow_change)
+        attempts = Attempts(config, given.stage, os.environ, given.allow_change)
         if given.moment == "begin":
-            lives.begin()
+            attempts.begin()
         else:
-            lives.end(given.status, given.warned == "yes")
+            attempts.end(given.status, given.warned == "yes")
     except InputError as error:
         say(str(error))
         sys.exit(ExitCode.WRONG_INPUT)

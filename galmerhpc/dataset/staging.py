@@ -15,8 +15,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from galmerhpc import files, parallel
 from galmerhpc.config import Data
 from galmerhpc.dataset.shards import Dataset, Shard
@@ -25,7 +23,7 @@ from galmerhpc.errors import GalmerhpcError
 log = logging.getLogger(__name__)
 
 
-def staged(dataset: Dataset, data: Data) -> Dataset:
+def stage_locally(dataset: Dataset, data: Data) -> Dataset:
     """Return the data set on node-local storage. Collective; one rank of each node copies.
 
     Where the copy cannot be made, for want of room or of permission, or is not what stage.json
@@ -114,10 +112,7 @@ def _copy_all(dataset: Dataset, target: Path, threads: int) -> None:
             raise OSError(errno.EIO, why)
         return made.stat().st_size
 
-    bar = tqdm(
-        desc="stage", total=needed, unit="B", unit_scale=True, leave=False,
-        disable=None if parallel.rank() == 0 else True,
-    )  # fmt: skip
+    bar = parallel.progress_bar(desc="stage", total=needed, unit="B", unit_scale=True, leave=False)
     with files.atomic_path(target) as temporary, bar, ThreadPoolExecutor(threads) as pool:
         temporary.mkdir()
         try:

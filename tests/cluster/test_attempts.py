@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from galmerhpc.cluster.lives import PATIENCE, Lives, main
+from galmerhpc.cluster.attempts import PATIENCE, Attempts, main
 from galmerhpc.cluster.stages import progress
 from galmerhpc.config import Config
 from galmerhpc.errors import ExitCode, GalmerhpcError
 from galmerhpc.files import StageRecord
 
-SITE = {"MAX_LIVES": "5", "REQUEUE_FAILED": "no", "CONTINUATION": "array"}
+SITE = {"MAX_ATTEMPTS": "5", "REQUEUE_FAILED": "no", "CONTINUATION": "array"}
 ARRAY = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_MAX": "9"}
 
 
@@ -19,10 +19,10 @@ def config(tmp_path: Path) -> Config:
     return Config.model_validate({"run_dir": tmp_path / "run"})
 
 
-def task(config: Config, number: int = 1, **site: str) -> Lives:
+def task(config: Config, number: int = 1, **site: str) -> Attempts:
     """Return the record as the array's task of this number sees it."""
     environment = {**SITE, **ARRAY, "SLURM_ARRAY_TASK_ID": str(number), **site}
-    return Lives(config, "train", environment)
+    return Attempts(config, "train", environment)
 
 
 def checkpoint(config: Config, step: int) -> None:
@@ -32,7 +32,7 @@ def checkpoint(config: Config, step: int) -> None:
 def test_lives_without_a_new_step_end_the_job(config):
     for number in range(1, PATIENCE + 1):
         task(config, number).begin()
-    with pytest.raises(GalmerhpcError, match="made nothing new in 2 lives"):
+    with pytest.raises(GalmerhpcError, match="made nothing new in 2 attempts"):
         task(config, 3).begin()
     with pytest.raises(GalmerhpcError, match="raise the job's time limit"):
         task(config, 2).end(ExitCode.INTERRUPTED, warned=False)
@@ -63,7 +63,7 @@ def test_a_training_may_go_on_with_a_key_that_is_named(config, monkeypatch):
         main([*begin, "training.epochs=99"])
     assert left.value.code == ExitCode.WRONG_INPUT
     main([*begin, "--allow-change", "training.epochs", "training.epochs=99"])
-    assert len(list((config.run_dir / "logs").glob("train-*.lives"))) == 1
+    assert len(list((config.run_dir / "logs").glob("train-*.attempts"))) == 1
 
 
 def test_lives_are_counted(config):
@@ -92,31 +92,31 @@ def test_lives_are_counted(config):
     ],
 )
 def test_what_another_life_can_mend_gets_one(config, status, warned, site, again):
-    lives = task(config, 1, **site)
-    lives.begin()
+    attempts = task(config, 1, **site)
+    attempts.begin()
     if again:
-        lives.end(status, warned)
+        attempts.end(status, warned)
         return
     with pytest.raises(SystemExit) as left:
-        lives.end(status, warned)
+        attempts.end(status, warned)
     assert left.value.code == status
 
 
 def test_the_last_task_of_an_array_says_that_the_work_is_not_done(config, capsys):
-    lives = task(config, 9)
-    lives.begin()
+    attempts = task(config, 9)
+    attempts.begin()
     with pytest.raises(SystemExit) as left:
-        lives.end(ExitCode.INTERRUPTED, warned=False)
+        attempts.end(ExitCode.INTERRUPTED, warned=False)
     assert left.value.code == ExitCode.INTERRUPTED
     assert "submit again to go on" in capsys.readouterr().err
 
 
 def test_a_slice_that_was_stopped_is_not_left_to_the_next_task(config, capsys):
     environment = {**SITE, **ARRAY, "SLURM_ARRAY_TASK_ID": "1"}
-    lives = Lives(config, "scrape", environment)
-    lives.begin()
+    attempts = Attempts(config, "scrape", environment)
+    attempts.begin()
     with pytest.raises(SystemExit) as left:
-        lives.end(ExitCode.INTERRUPTED, warned=True)
+        attempts.end(ExitCode.INTERRUPTED, warned=True)
     assert left.value.code == ExitCode.INTERRUPTED
     assert "submit again to go on" in capsys.readouterr().err
 
@@ -124,11 +124,11 @@ def test_a_slice_that_was_stopped_is_not_left_to_the_next_task(config, capsys):
 def test_tasks_of_a_scrape_are_jobs_of_their_own_and_those_of_a_training_one(config):
     for number in (1, 2, 3):
         environment = {**SITE, **ARRAY, "SLURM_ARRAY_TASK_ID": str(number)}
-        Lives(config, "scrape", environment).begin()
-    assert len(list((config.run_dir / "logs").glob("scrape-7_*.lives"))) == 3
+        Attempts(config, "scrape", environment).begin()
+    assert len(list((config.run_dir / "logs").glob("scrape-7_*.attempts"))) == 3
     task(config, 1).begin()
     task(config, 2).begin()
-    (record,) = (config.run_dir / "logs").glob("train-*.lives")
+    (record,) = (config.run_dir / "logs").glob("train-*.attempts")
     assert record.read_text().splitlines() == ["nothing yet"] * 2
 
 

@@ -11,7 +11,7 @@ import pytest
 from galmerhpc.config import Data
 from galmerhpc.dataset.batches import SplitReader, training_batches
 from galmerhpc.dataset.shards import Dataset, Shard
-from galmerhpc.dataset.stage import staged
+from galmerhpc.dataset.staging import stage_locally
 from galmerhpc.errors import InputError
 from tests.dataset.runs import write_dataset
 from tests.support import environment, run, wait_for
@@ -55,9 +55,9 @@ def test_a_copy_is_used_again_and_made_again_where_it_is_not_whole(
     source: Path, local_storage: Path
 ) -> None:
     dataset = Dataset.open(source)
-    folder = staged(dataset, data(local_storage)).folder
+    folder = stage_locally(dataset, data(local_storage)).folder
     first = [copy.stat().st_ino for copy in copies(local_storage)]
-    assert staged(dataset, data(local_storage)).folder == folder
+    assert stage_locally(dataset, data(local_storage)).folder == folder
     assert [copy.stat().st_ino for copy in copies(local_storage)] == first
     os.truncate(copies(local_storage)[2], 1000)
     copies(local_storage)[1].unlink()
@@ -65,7 +65,7 @@ def test_a_copy_is_used_again_and_made_again_where_it_is_not_whole(
     leftover = folder.with_name(".tmp-1-shards")
     leftover.mkdir()
     (leftover / "shard-00000.h5").write_bytes(b"half of it")
-    again = staged(dataset, data(local_storage))
+    again = stage_locally(dataset, data(local_storage))
     np.testing.assert_array_equal(again.images(np.arange(COUNT)), dataset.images(np.arange(COUNT)))
     assert sorted(path.name for path in folder.parent.iterdir()) == ["lock", "shards"]
 
@@ -75,12 +75,12 @@ def test_another_data_set_has_a_copy_of_its_own(
 ) -> None:
     write_dataset(tmp_path / "other", COUNT + 1, per_shard=32)
     one, other = Dataset.open(source), Dataset.open(tmp_path / "other")
-    folders = {staged(dataset, data(local_storage)).folder for dataset in (one, other, one)}
+    folders = {stage_locally(dataset, data(local_storage)).folder for dataset in (one, other, one)}
     assert len(folders) == 2
 
 
 def test_what_lies_there_already_is_not_copied(source: Path, tmp_path: Path) -> None:
-    assert staged(Dataset.open(source), data(tmp_path)).folder == source
+    assert stage_locally(Dataset.open(source), data(tmp_path)).folder == source
 
 
 def test_a_damaged_copy_is_not_used_and_its_source_not_blamed(
@@ -158,7 +158,7 @@ def test_in_a_folder_that_is_somebody_elses_or_no_folder_nothing_is_put(
     (local_storage / "file").write_text("")
     for place in (local_storage, local_storage / "file"):
         caplog.clear()
-        assert staged(Dataset.open(source), data(place)).folder == source
+        assert stage_locally(Dataset.open(source), data(place)).folder == source
         assert str(place) in caplog.text
 
 

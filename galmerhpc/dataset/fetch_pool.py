@@ -11,14 +11,14 @@ from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Scrape
 from galmerhpc.dataset.client import Answer, Client, TryAgainError, ViewFailedError, check_picture
 from galmerhpc.dataset.raw import Response
-from galmerhpc.dataset.schedule import (
+from galmerhpc.dataset.scheduler import (
     LATE_S,
+    Assignment,
     Failed,
-    Fault,
-    Grant,
     Outcome,
     Report,
-    Unasked,
+    Retryable,
+    Skipped,
     duplicate,
 )
 
@@ -44,10 +44,10 @@ class _Came:
     answer: Answer | Exception
 
 
-Result = Picture | Failed | Fault | Unasked
+Result = Picture | Failed | Retryable | Skipped
 
 
-class Crew:
+class FetchPool:
     """The threads of a rank: some ask, with one request each at a time, and one checks what came.
 
     Where there is a rate to keep, they begin at their moments or not at all; else each has its next
@@ -66,12 +66,12 @@ class Crew:
 
     Attributes
     ----------
-    busy : int
+    in_flight : int
         Views taken on whose results were not taken yet.
     """
 
     def __init__(self, settings: Scrape, source: str, views: Views, threads: int) -> None:
-        self.busy = 0
+        self.in_flight = 0
         self._views, self._threads = views, threads
         self._paced = settings.rate_per_s is not None
         self._client = Client(
@@ -91,25 +91,25 @@ class Crew:
         threading.Thread(target=self._check, daemon=True).start()
 
     def report(self, outcomes: Sequence[Outcome], stop: bool) -> Report:
-        """Return what to tell the desk."""
+        """Return what to tell the coordinator."""
         return Report(
             outcomes=tuple(outcomes),
-            room=self._threads * (1 if self._paced else 1 + SPARE) - self.busy,
+            room=self._threads * (1 if self._paced else 1 + SPARE) - self.in_flight,
             duplicates_known=len(self._duplicates),
             stop=stop,
             clock=time.monotonic(),
         )
 
-    def take_on(self, grant: Grant) -> None:
+    def submit(self, assignment: Assignment) -> None:
         """Hand views to the threads."""
         now = time.monotonic()
-        self._be_silent(grant.silence_s)
-        self._duplicates.update(grant.duplicates)
-        for number, delay_s in grant.views:
+        self._be_silent(assignment.silence_s)
+        self._duplicates.update(assignment.duplicates)
+        for number, delay_s in assignment.views:
             self._todo.put((number, now + delay_s))
-        self.busy += len(grant.views)
+        self.in_flight += len(assignment.views)
 
-    def dismiss(self) -> None:
+    def stop(self) -> None:
         """Let the requests that are under way be the last."""
         self._be_silent(float("inf"))
         for _ in range(self._threads):
@@ -127,7 +127,7 @@ class Crew:
             results.append(self._result(wait_s))
             while True:
                 results.append(self._result(0))
-        self.busy -= len(results)
+        self.in_flight -= len(results)
         return results
 
     def _result(self, wait_s: float) -> Result:
@@ -146,7 +146,7 @@ class Crew:
             time.sleep(max(0.0, moment - time.monotonic()))
             began = time.monotonic()
             if began < self._silent_until or (self._paced and began > moment + LATE_S):
-                self._done.put(Unasked(number))
+                self._done.put(Skipped(number))
             else:
                 view = self._views[number]
                 self._came.put(_Came(number, view, began, self._answer(view)))
@@ -175,8 +175,13 @@ class Crew:
             return Failed(came.number, str(error))
         except TryAgainError as error:
             self._be_silent(error.retry_after_s)
-            return Fault(
-                came.number, str(error), came.began, error.trouble, error.heard, error.retry_after_s
+            return Retryable(
+                came.number,
+                str(error),
+                came.began,
+                error.overload,
+                error.answered,
+                error.retry_after_s,
             )
         except Exception as error:  # noqa: BLE001 - raised again by the rank's main thread
             return error

@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from galmerhpc.dataset.pace import Pace
-from galmerhpc.dataset.schedule import (
+from galmerhpc.dataset.scheduler import (
     FEW,
+    Assignment,
     Failed,
-    Fault,
-    Grant,
     Outcome,
     Report,
-    Schedule,
+    Retryable,
+    Scheduler,
+    Skipped,
     Stored,
-    Unasked,
 )
 from galmerhpc.errors import GalmerhpcError
 
@@ -42,8 +42,8 @@ def schedule(
     duplicates: tuple[bytes, ...] = (),
     allow: bool = False,
     allow_missing: bool = False,
-) -> Schedule:
-    return Schedule(
+) -> Scheduler:
+    return Scheduler(
         SOURCE, range(views), Pace(connections, rate, 0.5, 60),
         spare=0 if rate else connections, attempts=ATTEMPTS, backoff_s=0.5, longest_backoff_s=60,
         there={} if there is None else there, duplicates=duplicates, allow_duplicates=allow,
@@ -58,7 +58,7 @@ class Ranks:
     `fate` gives a view's outcome at its n-th request; the time of a request is drawn.
     """
 
-    schedule: Schedule
+    schedule: Scheduler
     count: int
     threads: int
     fate: Callable[[int, int], Outcome]
@@ -103,10 +103,15 @@ class Ranks:
 
     def _answer(self, number: int, began: float) -> Outcome:
         outcome = self.fate(number, self.asked[number])
-        self.asked[number] += not isinstance(outcome, Unasked)
-        if isinstance(outcome, Fault):
-            return Fault(
-                number, outcome.why, began, outcome.trouble, outcome.heard, outcome.retry_after_s
+        self.asked[number] += not isinstance(outcome, Skipped)
+        if isinstance(outcome, Retryable):
+            return Retryable(
+                number,
+                outcome.why,
+                began,
+                outcome.overload,
+                outcome.answered,
+                outcome.retry_after_s,
             )
         return outcome
 
@@ -140,7 +145,7 @@ def test_every_view_ends_once_within_its_tries(
         kinds = ["well", "failed", "fault", "trouble", "busy", "unasked"]
         kind = draw.choices(kinds, [3, *weights])[0]
         if kind == "unasked":
-            return Unasked(number)
+            return Skipped(number)
         if kind == "well":
             ends[number] += 1
             return Stored(number, digest(number))
@@ -149,7 +154,7 @@ def test_every_view_ends_once_within_its_tries(
             return Failed(number, "no such view")
         ends[number] += tries + 1 == ATTEMPTS
         # Heard: an unreachable host is another test's.
-        return Fault(number, kind, 0.0, kind != "fault", True, 3.0 if kind == "busy" else 0.0)
+        return Retryable(number, kind, 0.0, kind != "fault", True, 3.0 if kind == "busy" else 0.0)
 
     work = schedule(views, connections, rate)
     team = Ranks(work, ranks, threads, fate, draw)
@@ -177,7 +182,7 @@ def test_no_rank_gets_views_while_the_host_wants_silence() -> None:
     work = schedule(100)
     first = work.answer(Report((), 1, 0, False, 0.0), 0.0)
     ((number, _),) = first.views
-    busy = Fault(number, "HTTP 429", 0.0, True, True, retry_after_s=7.0)
+    busy = Retryable(number, "HTTP 429", 0.0, True, True, retry_after_s=7.0)
     assert not work.answer(Report((busy,), 8, 0, False, 1.0), 1.0).views
     for now in (1.0, 4.0, 7.9):
         grant = work.answer(Report((), 8, 0, False, now), now)
@@ -193,7 +198,7 @@ def test_a_view_that_failed_in_passing_is_asked_for_again_after_a_longer_pause_e
         outcomes: tuple[Outcome, ...] = ()
         if grant.views:
             pauses.append(now)
-            outcomes = (Fault(0, "HTTP 500", now, False, True),)
+            outcomes = (Retryable(0, "HTTP 500", now, False, True),)
         else:
             now += grant.wait_s
         report = Report(outcomes, 1, 0, False, now)
@@ -203,7 +208,7 @@ def test_a_view_that_failed_in_passing_is_asked_for_again_after_a_longer_pause_e
 
 
 def deaf(number: int, _: int) -> Outcome:
-    return Fault(number, "connection refused", 0.0, True, False)
+    return Retryable(number, "connection refused", 0.0, True, False)
 
 
 def test_a_host_that_never_answers_ends_the_job_soon() -> None:
@@ -235,7 +240,7 @@ def page(number: int, _: int) -> Outcome:
 
 
 def out_of_order(number: int, _: int) -> Outcome:
-    return Fault(number, "HTTP 500", 0.0, False, True)
+    return Retryable(number, "HTTP 500", 0.0, False, True)
 
 
 def one_for_all(number: int, _: int) -> Outcome:
@@ -273,11 +278,13 @@ def test_a_missing_snapshot_is_its_views_loss_where_others_come_or_it_may_be_mis
     assert set(work.failures) == set(lost)
 
 
-@pytest.mark.parametrize("outcome", [Failed(0, "a page"), Fault(0, "HTTP 502", 1.0, False, True)])
+@pytest.mark.parametrize(
+    "outcome", [Failed(0, "a page"), Retryable(0, "HTTP 502", 1.0, False, True)]
+)
 def test_what_is_no_picture_does_not_speed_up_a_slowed_pace(outcome: Outcome) -> None:
     work = schedule(100)
     (one, _), (two, _) = work.answer(Report((), 2, 0, False, 0.0), 0.0).views
-    work.answer(Report((Fault(one, "HTTP 503", 0.0, True, True),), 0, 0, False, 0.0), 0.0)
+    work.answer(Report((Retryable(one, "HTTP 503", 0.0, True, True),), 0, 0, False, 0.0), 0.0)
     slow = work.share
     assert slow < 1
     work.answer(Report((replace(outcome, number=two),), 0, 0, False, 1.0), 1.0)
@@ -288,7 +295,7 @@ def test_a_long_silence_ends_the_job() -> None:
     work = schedule(10)
     ((number, _),) = work.answer(Report((), 1, 0, False, 0.0), 0.0).views
     with pytest.raises(GalmerhpcError, match=r"left alone for 100000 s .* same command again"):
-        work.answer(Report((Fault(number, "", 0.0, True, True, 1e5),), 1, 0, False, 1.0), 1.0)
+        work.answer(Report((Retryable(number, "", 0.0, True, True, 1e5),), 1, 0, False, 1.0), 1.0)
 
 
 @given(seed=st.integers(0, 2**32), allow=st.booleans())
@@ -312,7 +319,7 @@ def test_a_picture_that_came_for_several_views_is_none_of_theirs(seed: int, allo
 
 def test_ranks_hear_of_duplicates_once() -> None:
     work = schedule(10, duplicates=(b"a",))
-    grants: list[Grant] = [work.answer(Report((), 2, 0, False, 0.0), 0.0)]
+    grants: list[Assignment] = [work.answer(Report((), 2, 0, False, 0.0), 0.0)]
     assert grants[0].duplicates == (b"a",)
     (one, _), (two, _) = grants[0].views
     both = (Stored(one, b"b"), Stored(two, b"b"))
