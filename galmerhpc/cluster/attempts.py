@@ -1,8 +1,8 @@
 """The attempts of a job: ``slurm/job.sh`` runs this module as each begins and ends.
 
 A job that must stop before its work is done (time limit, preemption, a lost node) goes back to the
-queue and goes on from what it saved. What it had made is written down at the beginning of each
-attempt: a job that makes nothing in two attempts, or is started too often, is not started again.
+queue and continues from what it saved. Each attempt's record is what the job had made when it
+began: a job that uses up its time twice and makes nothing, or is started too often, stops there.
 """
 
 import argparse
@@ -11,13 +11,17 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 
+from galmerhpc import files
 from galmerhpc.cluster import slurm
 from galmerhpc.cluster.stages import STAGES, is_complete, progress
 from galmerhpc.config import Config, load
 from galmerhpc.errors import ExitCode, GalmerhpcError, InputError
 
 PATIENCE = 2
-"""Attempts without anything new that end a job."""
+"""Attempts without anything new that end a job; those that SLURM cut short do not count."""
+
+_TIME_LIMIT, _FAILED = "; time limit", "; failed"
+"""Marks of the attempts that count: a preemption or a lost node says nothing about the next one."""
 
 _FINAL = (ExitCode.WRONG_INPUT, ExitCode.VIEWS_MISSING)
 """Exit codes that another attempt would only repeat."""
@@ -27,7 +31,7 @@ _SIGNALLED = (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
 
 
 class Attempts:
-    """The record of one job's attempts, a line each, in the run folder's ``logs``.
+    """The record of one job's attempts, one line each, in the run folder's ``logs``.
 
     Parameters
     ----------
@@ -84,9 +88,11 @@ class Attempts:
         warned : bool
             SLURM announced the end of the job's time.
         """
-        crashed_for_now = self._environment["REQUEUE_FAILED"] == "yes" and status not in _FINAL
-        if not (crashed_for_now or self._was_stopped(status, warned)):
+        stopped = self._was_stopped(status, warned)
+        if not stopped and (self._environment["REQUEUE_FAILED"] == "no" or status in _FINAL):
             sys.exit(status)
+        if warned or not stopped:
+            self._mark(_TIME_LIMIT if stopped else _FAILED)
         made = progress(self._config, self._stage)
         self._check(made)
         if self._environment["CONTINUATION"] == "requeue":
@@ -121,14 +127,23 @@ class Attempts:
                 "CONTINUATION=array in slurm/site.sh"
             ) from None
 
+    def _lines(self) -> list[str]:
+        return self._path.read_text().splitlines() if self._path.exists() else []
+
+    def _mark(self, mark: str) -> None:
+        """Write down why this attempt ended."""
+        if lines := self._lines():
+            files.write_text(self._path, "\n".join(lines) + f"{mark}\n")
+
     def _check(self, made: str) -> None:
-        before = self._path.read_text().splitlines() if self._path.exists() else []
+        before = self._lines()
         if len(before) >= int(self._environment["MAX_ATTEMPTS"]):
             raise GalmerhpcError(
                 f"{self._stage} was started {len(before)} times (MAX_ATTEMPTS of slurm/site.sh): "
                 f"submit again to go on ({made} is saved)"
             )
-        if len(before) >= PATIENCE and set(before[-PATIENCE:]) == {made}:
+        spent = [line.rpartition(";")[0] for line in before if line.endswith((_TIME_LIMIT, _FAILED))]
+        if spent[-PATIENCE:] == [made] * PATIENCE:
             raise GalmerhpcError(
                 f"{self._stage} made nothing new in {PATIENCE} attempts ({made}): raise the job's "
                 "time limit, or let training.checkpoint_every_steps save more often, and submit "

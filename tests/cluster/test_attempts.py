@@ -1,4 +1,4 @@
-"""When a job that was stopped is started again, and when no more."""
+"""When a job that was stopped is started again, and when it is not."""
 
 from pathlib import Path
 
@@ -29,16 +29,37 @@ def checkpoint(config: Config, step: int) -> None:
     (config.run_dir / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
 
 
-def test_lives_without_a_new_step_end_the_job(config):
-    for number in range(1, PATIENCE + 1):
-        task(config, number).begin()
+@pytest.mark.parametrize(
+    ("status", "warned", "site"),
+    [
+        (ExitCode.INTERRUPTED, True, {}),
+        (ExitCode.FAILED, False, {"REQUEUE_FAILED": "yes"}),
+        (137, False, {"REQUEUE_FAILED": "yes"}),
+    ],
+)
+def test_full_attempts_without_a_new_step_end_the_job(config, status, warned, site):
+    task(config, 1).begin()
+    task(config, 1, **site).end(status, warned)
+    task(config, 2).begin()
     with pytest.raises(GalmerhpcError, match="made nothing new in 2 attempts"):
-        task(config, 3).begin()
+        task(config, 2, **site).end(status, warned)
     with pytest.raises(GalmerhpcError, match="raise the job's time limit"):
-        task(config, 2).end(ExitCode.INTERRUPTED, warned=False)
+        task(config, 3).begin()
     checkpoint(config, 1)
-    task(config, 2).end(ExitCode.INTERRUPTED, warned=False)
     task(config, 3).begin()
+    task(config, 3, **site).end(status, warned)
+    task(config, 4).begin()
+
+
+def test_attempts_that_slurm_cut_short_do_not_count_as_idle(config):
+    task(config, 1).begin()
+    task(config, 1).end(ExitCode.INTERRUPTED, warned=True)
+    task(config, 2).begin()  # its node was lost
+    task(config, 3).begin()
+    task(config, 3).end(ExitCode.INTERRUPTED, warned=False)  # preempted before a checkpoint
+    task(config, 4).begin()
+    with pytest.raises(GalmerhpcError, match="made nothing new in 2 attempts"):
+        task(config, 4).end(ExitCode.INTERRUPTED, warned=True)
 
 
 def test_an_array_s_tasks_that_find_the_training_done_are_no_failure(config):
@@ -47,6 +68,7 @@ def test_an_array_s_tasks_that_find_the_training_done_are_no_failure(config):
     record.finish({})
     for number in range(1, PATIENCE + 3):
         task(config, number).begin()
+    assert not (config.run_dir / "logs").exists()
 
 
 def test_a_training_may_go_on_with_a_key_that_is_named(config, monkeypatch):
@@ -66,7 +88,7 @@ def test_a_training_may_go_on_with_a_key_that_is_named(config, monkeypatch):
     assert len(list((config.run_dir / "logs").glob("train-*.attempts"))) == 1
 
 
-def test_lives_are_counted(config):
+def test_attempts_are_counted(config):
     for number in range(1, 6):
         checkpoint(config, number)
         task(config, number).begin()
@@ -91,7 +113,7 @@ def test_lives_are_counted(config):
         (ExitCode.VIEWS_MISSING, False, {"REQUEUE_FAILED": "yes"}, False),
     ],
 )
-def test_what_another_life_can_mend_gets_one(config, status, warned, site, again):
+def test_what_another_attempt_can_mend_gets_one(config, status, warned, site, again):
     attempts = task(config, 1, **site)
     attempts.begin()
     if again:
