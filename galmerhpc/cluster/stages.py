@@ -1,8 +1,9 @@
 """The stages of a run as jobs: their order and names, whether one is complete, how far it is."""
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from galmerhpc import files
@@ -80,7 +81,15 @@ def progress(config: Config, command: str) -> str:
         return "nothing yet"
     if command == "train":
         return _position(made[-1])
-    return f"{len(made)} files, {sum(path.stat().st_size for path in made) / 1e6:.3f} MB"
+    sizes = list(_sizes(made))
+    return f"{len(sizes)} files, {sum(sizes) / 1e6:.3f} MB"
+
+
+def _sizes(paths: Iterable[Path]) -> Iterator[int]:
+    """Yield the files' sizes; a task that packs files removes them, and they are left out."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            yield path.stat().st_size
 
 
 def _encounters(config: Config) -> list[Path]:

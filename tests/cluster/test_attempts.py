@@ -1,5 +1,6 @@
 """When a job that was stopped is started again, and when it is not."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,18 @@ def test_a_checkpoint_that_was_set_aside_is_no_step(config):
     (folder / "step-00000005").rename(folder / "step-00000005.bad")
     assert progress(config, "train") == "step 3"
     task(config).begin()
+
+
+def test_a_file_that_another_task_removes_meanwhile_is_left_out(config, monkeypatch):
+    folder = config.run_dir / "raw"
+    folder.mkdir(parents=True)
+    for name in ("raw-1", "raw-2"):
+        (folder / name).write_bytes(b"0" * 1000)
+    stat = Path.stat
+
+    def stat_after_a_sibling_packed(path: Path, **options: bool) -> os.stat_result:
+        (folder / "raw-1").unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat_after_a_sibling_packed)
+    assert progress(config, "scrape") == "1 files, 0.001 MB"
