@@ -142,8 +142,8 @@ class Attempts:
                 f"{self._stage} was started {len(before)} times (MAX_ATTEMPTS of slurm/site.sh): "
                 f"submit again to go on ({made} is saved)"
             )
-        spent = [line.rpartition(";")[0] for line in before if line.endswith((_TIME_LIMIT, _FAILED))]
-        if spent[-PATIENCE:] == [made] * PATIENCE:
+        full = [line for line in before if line.endswith((_TIME_LIMIT, _FAILED))]
+        if [line.rpartition(";")[0] for line in full[-PATIENCE:]] == [made] * PATIENCE:
             raise GalmerhpcError(
                 f"{self._stage} made nothing new in {PATIENCE} attempts ({made}): raise the job's "
                 "time limit, or let training.checkpoint_every_steps save more often, and submit "

@@ -104,7 +104,7 @@ def save(
         It cannot be written, or reads back as something else; the earlier ones are as they were.
     """
     path = folder / name
-    if path.exists():  # damaged, or the training would have gone on from it
+    if path.exists():  # an elastic training may do a step twice
         files.remove_folder(path)
     with files.atomic_path(path) as temporary:
         temporary.mkdir()
@@ -126,7 +126,10 @@ def save(
 
 
 def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
-    """Read the newest checkpoint that is whole; a damaged one is named and the one before is used.
+    """Read the newest intact checkpoint.
+
+    Damaged ones after it are logged and renamed to ``*.bad``: they would count as progress, and
+    push out what is saved next.
 
     Returns
     -------
@@ -136,17 +139,22 @@ def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
     Raises
     ------
     InputError
-        There are checkpoints, but all of them are damaged.
+        There are checkpoints, but all of them are damaged; they keep their names.
     """
-    found = listed(folder)
+    found, damaged = listed(folder), []
     for path in reversed(found):
         try:
-            return load(path)
-        except InputError as error:  # noqa: PERF203
+            latest = load(path)
+        except InputError as error:
             log.warning("%s; the checkpoint before it is used", error)
+            damaged.append(path)
+            continue
+        for bad in damaged:
+            files.set_aside(bad)
+        return latest
     if found:
         raise InputError(
-            f"{folder}: every checkpoint is damaged; remove the folder to train from the start"
+            f"{folder}: every checkpoint is damaged; remove the folder to train from scratch"
         )
     return None
 
