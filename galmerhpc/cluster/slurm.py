@@ -8,17 +8,34 @@ import math
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.errors import GalmerhpcError, InputError, brief
 
 DEAD_DEPENDENCY = "DependencyNeverSatisfied"
 COMPLETING = "COMPLETING"
 """A job that has ended, or goes back to the queue: SLURM does not say which before it is over."""
 
 _TIME_LIMIT_S = 90.0
-"""For a command: a controller that does not answer is asked for up to a minute."""
+"""For a command: SLURM's own ask a controller that does not answer for up to a minute."""
+
+_PATIENCE_S, _PAUSE_S = 60.0, 2.0
+"""How long, and how often, a controller that does not answer is asked again as a job ends."""
+
+_NO_ANSWER = re.compile(
+    "Unable to contact|timed out|Unexpected message|Zero Bytes|standby|temporarily", re.IGNORECASE
+)
+"""What SLURM's commands say of a controller that is busy, restarting or unreachable."""
+
+_FORGOTTEN = "Invalid job id"
+_ANSWER = re.compile(r"(\d+)(?:;\S+)?")
+"""What ``sbatch --parsable`` prints: the job's number, in a federation also its cluster."""
+
+
+class NoAnswerError(GalmerhpcError):
+    """SLURM's controller or database does not answer now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +83,17 @@ def submit(command: Sequence[str], environment: dict[str, str]) -> str:
     ------
     InputError
         SLURM refuses the job.
+    GalmerhpcError
+        What sbatch prints does not end in a job's number.
     """
-    return _run(command, environment).strip().split(";")[0]
+    printed = _run(command, environment).strip()
+    answer = _ANSWER.fullmatch(printed.rpartition("\n")[2])  # a site may print a banner first
+    if answer is None:
+        raise GalmerhpcError(
+            f"sbatch printed no job number but {brief(printed)!r}: look for the job with "
+            "squeue --me"
+        )
+    return answer[1]
 
 
 def test(command: Sequence[str], environment: dict[str, str]) -> str:
@@ -109,7 +135,7 @@ def longest(partition: str) -> str:
 
 
 def takes_mpi(plugin: str) -> bool:
-    """Say whether srun has this plugin for its ``--mpi``."""
+    """Return whether srun has this plugin for its ``--mpi``."""
     printed = _run(["sh", "-c", "srun --mpi=list 2>&1"])  # some write it as messages
     return plugin in re.findall(r"\w+", printed)
 
@@ -127,11 +153,13 @@ def queued(names: Sequence[str]) -> list[Job]:
 
 
 def show(job_id: str) -> list[Job]:
-    """Return what SLURM knows of a job, each task of an array by itself; nothing if it forgot."""
+    """Return what SLURM knows of a job, one entry per array task; nothing if it forgot."""
     try:
-        printed = _run(["scontrol", "show", "job", "--oneliner", job_id])
-    except InputError:  # forgotten some minutes after its end
-        return _accounted(job_id)
+        printed = _ask(["scontrol", "show", "job", "--oneliner", job_id])
+    except InputError as error:
+        if _FORGOTTEN not in str(error):
+            raise
+        return _accounted(job_id)  # forgotten some minutes after its end
     return [_parse(line) for line in printed.splitlines() if line.startswith("JobId=")]
 
 
@@ -142,7 +170,7 @@ def cancel(job_ids: Sequence[str]) -> None:
 
 def requeue(job_id: str) -> None:
     """Put a running job back into the queue."""
-    _run(["scontrol", "requeue", job_id])
+    _ask(["scontrol", "requeue", job_id])
 
 
 def _parse(line: str) -> Job:
@@ -165,7 +193,7 @@ def _accounted(job_id: str) -> list[Job]:
     command = ["sacct", "-n", "-P", "-X", "-j", job_id, "-o", "JobID,JobName,State,ExitCode"]
     try:
         printed = _run(command)
-    except InputError:  # no accounting on this cluster
+    except GalmerhpcError:  # no accounting on this cluster, or its database is down
         return []
     jobs = []
     for line in printed.splitlines():
@@ -184,8 +212,28 @@ def _reason(text: str) -> str:
     return "" if text in ("None", "(null)") else text
 
 
+def _ask(command: Sequence[str]) -> str:
+    """Run a command that may be repeated until the controller answers, for a minute."""
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            return _run(command)
+        except NoAnswerError:  # noqa: PERF203
+            if time.monotonic() >= end:
+                raise
+            time.sleep(_PAUSE_S)
+
+
 def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> str:
-    """Run a command of SLURM's and return what it printed."""
+    """Run one of SLURM's commands and return what it printed.
+
+    Raises
+    ------
+    InputError
+        SLURM refuses.
+    NoAnswerError
+        It does not answer.
+    """
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env=environment,
@@ -194,10 +242,13 @@ def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> s
     except FileNotFoundError:
         raise InputError(f"no {command[0]} on PATH: there is no SLURM here") from None
     except subprocess.TimeoutExpired:
-        raise GalmerhpcError(
-            f"{command[0]}: no answer of SLURM within {_TIME_LIMIT_S:g} s; try again later"
+        raise NoAnswerError(
+            f"{command[0]}: no answer from SLURM within {_TIME_LIMIT_S:g} s; try again later"
         ) from None
     if done.returncode:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        raise InputError(said[-1] if said else f"{command[0]}: exit code {done.returncode}")
+        why = said[-1] if said else f"{command[0]}: exit code {done.returncode}"
+        if _NO_ANSWER.search(why):
+            raise NoAnswerError(f"{command[0]}: SLURM does not answer ({why}); try again later")
+        raise InputError(why)
     return done.stdout
