@@ -5,11 +5,12 @@ is one.
 """
 
 import math
+import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from galmerhpc.errors import GalmerhpcError, InputError, brief
@@ -28,6 +29,8 @@ _NO_ANSWER = re.compile(
     "Unable to contact|timed out|Unexpected message|Zero Bytes|standby|temporarily", re.IGNORECASE
 )
 """What SLURM's commands say of a controller that is busy, restarting or unreachable."""
+
+_OTHER_CLUSTERS = ("SLURM_CLUSTERS", "SBATCH_CLUSTERS")
 
 _FORGOTTEN = "Invalid job id"
 _ANSWER = re.compile(r"(\d+)(?:;\S+)?")
@@ -70,10 +73,22 @@ class Job:
     preempted: bool = False
 
 
-def require() -> None:
-    """Refuse to go on where there is no SLURM."""
+def require(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse an environment without SLURM, or one whose jobs go to several clusters.
+
+    Raises
+    ------
+    InputError
+        The message says what is missing or must be unset.
+    """
     if shutil.which("sbatch") is None:
-        raise InputError("no sbatch on PATH: this is no login node of a cluster with SLURM")
+        raise InputError("no sbatch on PATH: this is not a login node of a cluster with SLURM")
+    for name in _OTHER_CLUSTERS:
+        if environment.get(name):
+            raise InputError(
+                f"{name}={environment[name]}: the jobs of a run are looked for on one cluster; "
+                "unset it and work on that cluster's login node"
+            )
 
 
 def submit(command: Sequence[str], environment: dict[str, str]) -> str:
@@ -97,15 +112,25 @@ def submit(command: Sequence[str], environment: dict[str, str]) -> str:
 
 
 def test(command: Sequence[str], environment: dict[str, str]) -> str:
-    """Return why SLURM would not take the job of an sbatch command; empty where it would.
+    """Return why SLURM would not start the job of an sbatch command; empty where it would.
 
-    Nothing is submitted. It knows of accounts, partitions, limits, and what nodes there are.
+    Nothing is submitted. SLURM checks accounts, partitions, limits, and nodes that work now.
     """
     try:
         _run([command[0], "--test-only", *command[1:]], environment)
     except InputError as error:
         return str(error)
     return ""
+
+
+def may_pass(fault: str, partition: str) -> bool:
+    """Return whether what `test` returned is only due to nodes that are busy, down or drained."""
+    if "nodes are busy" in fault:
+        return True
+    states = "--states=down,drain,fail,maint"
+    return "node configuration is not available" in fault and bool(
+        _run(["sinfo", "--noheader", f"--partition={partition}", states, "--format=%D"]).strip()
+    )
 
 
 def minutes(limit: str) -> float:

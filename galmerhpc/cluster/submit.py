@@ -4,6 +4,7 @@ With ``--study`` the points of a study instead, as the tasks of a job array.
 """
 
 import contextlib
+import logging
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,8 @@ from galmerhpc.config import RESOLVED, Config, Stage, dump, require_catalogue
 from galmerhpc.errors import GalmerhpcError, InputError
 from galmerhpc.studies.index import STUDIES
 from galmerhpc.training.checkpoint import check_changes
+
+log = logging.getLogger(__name__)
 
 JOBS_FILE = "jobs.json"
 """In the run folder: the command that submitted, and each stage's last job."""
@@ -66,6 +69,13 @@ class Request:
         """Return what the training's is called with beside it."""
         return [word for key in self.allow_change for word in ("--allow-change", key)]
 
+    def command(self) -> str:
+        """Return the command that submits these jobs, for the shell."""
+        options = ["--nodes", str(self.nodes)] if self.nodes else []
+        if self.gpus_per_node is not None:
+            options += ["--gpus-per-node", str(self.gpus_per_node)]
+        return shlex.join(["galmerhpc", "submit", *options, *self.changes(), *self.arguments()])
+
 
 def submit(config: Config, request: Request) -> None:
     """Submit what is neither complete nor in the queue, and print what happens to each stage.
@@ -87,10 +97,14 @@ def submit(config: Config, request: Request) -> None:
     check_changes(config, request.allow_change)
     slurm.require()
     site = read_site()
+    slurm.require(site.environment)
     _check(config, request, site)
     waiting = queued_jobs(config.run_dir)  # first: what ends meanwhile is seen to be complete
     missing = _missing(config, request)
-    _refuse_ending(config, [waiting[stage] for stage in missing if stage in waiting])
+    queued = [waiting[stage] for stage in missing if stage in waiting]
+    _refuse_ending(config, queued)
+    if queued:
+        _refuse_another(config, request)
     commands = {stage: sbatch_command(config, request, site, stage) for stage in missing}
     new = {stage: command for stage, command in commands.items() if stage not in waiting}
     if new:
@@ -129,6 +143,7 @@ def submit_study(config: Config, request: Request, name: str) -> None:
 
     slurm.require()
     site, stage = read_site(), study_stage(name)
+    slurm.require(site.environment)
     if config.scrape.source != "mirror" and not is_complete(config, "scrape"):
         raise InputError(f"scrape.source is {config.scrape.source}: scrape the run itself first")
     points = point_configs(STUDIES[name], config)
@@ -191,14 +206,29 @@ def _refuse_ending(config: Config, jobs: Sequence[slurm.Job]) -> None:
             )
 
 
+def _refuse_another(config: Config, request: Request) -> None:
+    """Refuse a command whose run has jobs in the queue that another one submitted."""
+    earlier = read_jobs(config.run_dir).get("command")
+    if earlier and earlier != request.command():
+        raise InputError(
+            f"{config.run_dir}: its jobs in the queue were submitted by another command "
+            f"({earlier}); galmerhpc cancel {config.run_dir} first, or give that one again"
+        )
+
+
 def _try(config: Config, commands: Mapping[Any, list[str]], site: Site) -> None:
     """Refuse what SLURM would refuse, or never start."""
     for stage, command in commands.items():
+        partition = _partition(config, site, stage)
         if fault := slurm.test(command, site.environment):
             asked = " ".join(option for option in command if option.startswith(_FROM_SITE))
-            raise InputError(f"{stage}: SLURM refuses {asked}: {fault} (see {SITE_FILE})")
+            if not slurm.may_pass(fault, partition):
+                raise InputError(f"{stage}: SLURM refuses {asked}: {fault} (see {SITE_FILE})")
+            log.warning(
+                "%s: waits for nodes that are down or busy now (%s: %s)", stage, asked, fault
+            )
         # Where it is not told to (EnforcePartLimits), SLURM takes the job and never starts it.
-        asked, given = _time(stage, site), slurm.longest(_partition(config, site, stage))
+        asked, given = _time(stage, site), slurm.longest(partition)
         if slurm.minutes(asked) > slurm.minutes(given):
             raise InputError(
                 f"{stage}: asks for a time of {asked}, and its partition gives {given} at most: "
@@ -370,15 +400,10 @@ def _make_folder(config: Config) -> None:
 
 def _note(run_dir: Path, request: Request, stage: str, job_id: str) -> None:
     """Write down a job that was submitted."""
-    options = ["--nodes", str(request.nodes)] if request.nodes else []
-    if request.gpus_per_node is not None:
-        options += ["--gpus-per-node", str(request.gpus_per_node)]
-    options += request.changes()
-    command = shlex.join(["galmerhpc", "submit", *options, *request.arguments()])
     try:
         record = read_jobs(run_dir)
-        if stage in STAGES:  # a study goes on by another command, and changes not the run's
-            record["command"] = command
+        if stage in STAGES:  # a study has a command of its own
+            record["command"] = request.command()
         record["jobs"][stage] = job_id
         files.write_json(run_dir / JOBS_FILE, record)
     except GalmerhpcError as error:

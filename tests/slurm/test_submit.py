@@ -57,8 +57,11 @@ def test_submitting_again_submits_nothing_and_cancel_ends_it(checkout, cluster, 
     with nothing_starts(cluster):
         jobs = checkout.submit(tiny, "--nodes", "2")
         assert list(jobs) == list(STAGES)
-        again = checkout.galmerhpc("submit", tiny)
+        again = checkout.galmerhpc("submit", tiny, "--nodes", "2")
         assert again.stdout.count("is pending already") == len(STAGES)
+        other = checkout.galmerhpc("submit", tiny, "training.epochs=9")
+        assert other.returncode == ExitCode.WRONG_INPUT
+        assert f"by another command (galmerhpc submit --nodes 2 {tiny}); " in other.stderr
         assert len(cluster.run("squeue", "--noheader").splitlines()) == len(STAGES)
         train = cluster.job(jobs["train"])
         assert train["NumNodes"] == "2-2"
@@ -202,6 +205,10 @@ def test_a_missing_site_file_module_or_value_is_named(checkout, cluster, tiny):
     path.write_text(path.read_text().replace("export MPI_PLUGIN=pmix", ""))
     done = checkout.galmerhpc("submit", tiny)
     assert "MPI_PLUGIN is missing; slurm/site.example.sh explains it" in done.stderr
+    with path.open("a") as file:
+        file.write("export MPI_PLUGIN=pmix SBATCH_CLUSTERS=other\n")
+    done = checkout.galmerhpc("submit", tiny)
+    assert "SBATCH_CLUSTERS=other: the jobs of a run are looked for on one cluster" in done.stderr
     path.write_text("export CPU_PARTITION=(\n")
     done = checkout.galmerhpc("submit", tiny)
     assert done.returncode == ExitCode.WRONG_INPUT
@@ -224,6 +231,18 @@ def test_a_job_that_no_partition_would_ever_start_is_refused(checkout, cluster, 
     asked = "scrape: asks for a time of 24:00:00, and its partition gives 1:30:00 at most"
     assert f"{asked}: set SBATCH_TIMELIMIT in slurm/site.sh" in done.stderr
     assert fits.returncode == 0, fits.stderr
+
+
+def test_nodes_that_are_down_are_waited_for(checkout, cluster, tiny):
+    cluster.run("scontrol", "update", "NodeName=node1", "State=DRAIN", "Reason=test")
+    try:
+        done = checkout.galmerhpc("submit", tiny, "--nodes", "2", "--dry-run")
+    finally:
+        cluster.run("scontrol", "update", "NodeName=node1", "State=RESUME")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(STAGES)
+    (note,) = done.stderr.splitlines()
+    assert note.startswith("train: waits for nodes that are down or busy now (--partition=batch")
 
 
 def test_a_stage_that_fails_ends_the_chain_and_the_mended_one_goes_on(checkout, cluster, tiny):
