@@ -207,10 +207,14 @@ def _report_tensorflow(report: Report, tensorflow: Answer) -> None:
     if not Requirement(f"tensorflow{supported}").specifier.contains(version, prereleases=True):
         report.notes.append(f"TensorFlow {version} is outside {supported}: nobody tested it")
     cards = _gpu_cards()
-    if cards > gpus:
+    if cards and not gpus:
         report.errors.append(
-            f"this node has {cards} NVIDIA GPUs, TensorFlow sees {gpus}: install "
+            f"this node has {cards} NVIDIA GPUs, TensorFlow sees none: install "
             "galmerhpc[gpu], and look at CUDA_VISIBLE_DEVICES and the job's --gres"
+        )
+    elif cards > gpus:
+        report.notes.append(
+            f"TensorFlow sees {gpus} of this node's {cards} NVIDIA GPUs, as in part of a node"
         )
 
 

@@ -92,7 +92,16 @@ def test_an_untested_tensorflow_is_a_note(found, version):
 def test_gpus_that_tensorflow_does_not_see_are_an_error(monkeypatch):
     monkeypatch.setattr(doctor, "_gpu_cards", lambda: 4)
     (error,) = examine().errors
-    assert "4 NVIDIA GPUs, TensorFlow sees 0" in error
+    assert "4 NVIDIA GPUs, TensorFlow sees none" in error
+
+
+def test_gpus_that_the_job_was_not_given_are_a_note(found, monkeypatch):
+    monkeypatch.setattr(doctor, "_gpu_cards", lambda: 4)
+    found["tensorflow"].facts["gpus"] = 1
+    found["horovod"].facts["operations"] = ["mpi", "nccl"]
+    report = examine()
+    assert not report.errors
+    assert report.notes == ["TensorFlow sees 1 of this node's 4 NVIDIA GPUs, as in part of a node"]
 
 
 def test_gpus_without_nccl_are_a_note(found):
