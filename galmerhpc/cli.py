@@ -376,13 +376,8 @@ def add_allow_change(command: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
-def add_scrape_options(command: argparse.ArgumentParser) -> None:
-    """Add the options that say how much of the catalogue one job of `scrape` takes on."""
-    command.add_argument(
-        "--slice", metavar="K/N", default="1/1",
-        help="fetch every N-th view from the K-th on, as one of N tasks that share the run folder, "
-        "the rate and the connections",
-    )  # fmt: skip
+def add_missing_views(command: argparse.ArgumentParser) -> None:
+    """Add the options that say what happens to views that could not be fetched."""
     command.add_argument(
         "--retry-failed", action="store_true", help="ask again for views that failed before"
     )
@@ -391,6 +386,16 @@ def add_scrape_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="finish without the views that failed, however many; raw/missing.csv lists them",
     )
+
+
+def add_scrape_options(command: argparse.ArgumentParser) -> None:
+    """Add the options that say how much of the catalogue one job of `scrape` takes on."""
+    command.add_argument(
+        "--slice", metavar="K/N", default="1/1",
+        help="fetch views K, K+N, K+2N, ...; the N tasks share the run folder, the rate limit and "
+        "the connections",
+    )  # fmt: skip
+    add_missing_views(command)
     command.add_argument(
         "--dry-run", action="store_true", help="say what would be asked for, and ask for nothing"
     )
@@ -409,6 +414,7 @@ def add_cluster_commands(add: AddCommand, add_stage: AddCommand) -> None:
         help="submit this study's points instead, as a job array: each trains on its own nodes",
     )  # fmt: skip
     add_allow_change(what)
+    add_missing_views(command)
     command.add_argument("--nodes", type=count, help="nodes of the training")
     command.add_argument("--gpus-per-node", type=count, help="GPUs that it uses of each")
     command.add_argument(
@@ -832,6 +838,8 @@ def submit(given: argparse.Namespace) -> None:
         given.gpus_per_node,
         given.dry_run,
         given.allow_change,
+        given.retry_failed,
+        given.allow_missing,
     )
     if given.study:
         submit_study(read_config(given), request, given.study)

@@ -164,6 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--allow-change", action="append", default=[])
+    for option in ("--split", "--data"):  # of the stages' own commands, with no meaning here
+        parser.add_argument(option)
+    for flag in ("--retry-failed", "--allow-missing"):
+        parser.add_argument(flag, action="store_true")
     parser.add_argument("--status", type=int, default=0)
     parser.add_argument("--warned", choices=("yes", "no"), default="no")
     given = parser.parse_intermixed_args(arguments)

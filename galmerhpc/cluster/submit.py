@@ -51,6 +51,8 @@ class Request:
         Print the sbatch commands and submit nothing.
     allow_change : sequence of str
         Keys of `training` that may differ from those the checkpoints were made with.
+    retry_failed, allow_missing : bool
+        Of the scrape: ask again for views that failed; finish without those that fail.
     """
 
     config_path: str
@@ -60,21 +62,29 @@ class Request:
     gpus_per_node: int | None = None
     dry_run: bool = False
     allow_change: Sequence[str] = ()
+    retry_failed: bool = False
+    allow_missing: bool = False
 
     def arguments(self) -> list[str]:
         """Return what each job's galmerhpc is called with."""
         return [self.config_path, *self.overrides]
 
     def changes(self) -> list[str]:
-        """Return what the training's is called with beside it."""
+        """Return the options of the training's."""
         return [word for key in self.allow_change for word in ("--allow-change", key)]
+
+    def missing_views(self) -> list[str]:
+        """Return the options of the scrape's."""
+        asked = {"--retry-failed": self.retry_failed, "--allow-missing": self.allow_missing}
+        return [option for option, given in asked.items() if given]
 
     def command(self) -> str:
         """Return the command that submits these jobs, for the shell."""
         options = ["--nodes", str(self.nodes)] if self.nodes else []
         if self.gpus_per_node is not None:
             options += ["--gpus-per-node", str(self.gpus_per_node)]
-        return shlex.join(["galmerhpc", "submit", *options, *self.changes(), *self.arguments()])
+        options += self.missing_views() + self.changes()
+        return shlex.join(["galmerhpc", "submit", *options, *self.arguments()])
 
 
 def submit(config: Config, request: Request) -> None:
@@ -262,6 +272,7 @@ def sbatch_command(config: Config, request: Request, site: Site, stage: Stage) -
         case "scrape":
             options = [f"--array=1-{site.scrape_tasks}%{site.scrape_at_once}"]
             number = "%A_%a"
+            job += request.missing_views()
         case "preprocess":
             options = [f"--ntasks={site.preprocess_tasks}"]
         case "train":

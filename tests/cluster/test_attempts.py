@@ -89,6 +89,24 @@ def test_a_training_may_go_on_with_a_key_that_is_named(config, monkeypatch):
     assert len(list((config.run_dir / "logs").glob("train-*.attempts"))) == 1
 
 
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        ("scrape", ["--retry-failed"]),
+        ("scrape", ["--allow-missing", "scrape.attempts=9"]),
+        ("evaluate", ["--split", "val", "--data", "other"]),
+    ],
+)
+def test_an_attempt_takes_the_options_of_its_stage(config, monkeypatch, stage, options):
+    path = config.run_dir.parent / "run.yaml"
+    path.write_text(f"run_dir: {config.run_dir}\n")
+    for name, value in {**SITE, "SLURM_JOB_ID": "8"}.items():
+        monkeypatch.setenv(name, value)
+    main(["begin", stage, str(path), *options])
+    record = config.run_dir / "logs" / f"{stage}-8.attempts"
+    assert record.read_text() == "nothing yet\n"
+
+
 def test_attempts_are_counted(config):
     for number in range(1, 6):
         checkpoint(config, number)

@@ -268,6 +268,15 @@ def test_a_stage_that_fails_ends_the_chain_and_the_mended_one_goes_on(checkout, 
         assert not checkout.submit(tiny, "--from", "train")
 
 
+def test_views_that_failed_are_settled_by_an_option(checkout, cluster, tiny):
+    options = ("--retry-failed", "--allow-missing")
+    dry = checkout.galmerhpc("submit", tiny, *options, "--dry-run").stdout.splitlines()
+    assert dry[0].endswith(f"slurm/scrape.sbatch {tiny} {' '.join(options)}")
+    assert not any("--allow-missing" in line for line in dry[1:])
+    script = checkout.sbatch("-p", "batch", "slurm/scrape.sbatch", tiny, *options)
+    assert cluster.wait_for_end(script, timeout_s=120) == "COMPLETED"
+
+
 def test_a_training_goes_on_with_a_key_that_is_named(checkout, cluster, tiny):
     inputs = load(checkout.folder / tiny).inputs("train")
     StageRecord(checkout.folder / "run" / "checkpoints", inputs).begin()
