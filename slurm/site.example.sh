@@ -51,6 +51,11 @@ load_environment() {
   source .venv/bin/activate
 }
 
-# --- what must be there before sbatch: it writes no log into a missing folder, and says nothing
+# --- what must exist before sbatch: it writes no log into a missing folder, and does not say so
 mkdir -p logs
-[ -z "$RUNS_FOLDER" ] || [ -e runs ] || { mkdir -p "$RUNS_FOLDER" && ln -s "$RUNS_FOLDER" runs; }
+if [ -n "$RUNS_FOLDER" ]; then
+  mkdir -p "$RUNS_FOLDER"  # again where it was purged
+  [ -e runs ] || [ -L runs ] || ln -sn "$RUNS_FOLDER" runs
+  [ runs -ef "$RUNS_FOLDER" ] ||
+    echo "slurm/site.sh: RUNS_FOLDER=$RUNS_FOLDER has no effect: runs exists and is another folder" >&2
+fi

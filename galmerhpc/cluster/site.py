@@ -7,6 +7,7 @@ named before anything is submitted.
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -69,6 +70,10 @@ def read_site() -> Site:
     InputError
         There is none, it does not run, or a value is missing or impossible; the message names the
         variable.
+
+    Notes
+    -----
+    What the file writes to standard error is passed on.
     """
     if not SITE_FILE.exists():
         where = (
@@ -77,7 +82,8 @@ def read_site() -> Site:
             else "submit from the folder of galmerhpc's checkout"
         )
         raise InputError(f"{SITE_FILE}: no such file in {Path.cwd()}; {where}")
-    printed = _bash(_PRINT)
+    printed, said = _bash(_PRINT)
+    sys.stderr.write(said)
     # BASH_FUNC_...: functions that the user's shell exports.
     environment = dict(
         line.split("=", 1) for line in printed.split("\0") if "=" in line and line[0] != "="
@@ -126,10 +132,18 @@ def _value(name: str, environment: dict[str, str]) -> str | int:
     return text
 
 
-def _bash(script: str, what: str = "") -> str:
+def _bash(script: str, what: str = "") -> tuple[str, str]:
+    """Run a script and return what it printed, and what it wrote to standard error.
+
+    Raises
+    ------
+    InputError
+        It fails; the message begins with `what`.
+    """
     done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, check=False, env=_outside_jobs()
-    )
+        ["bash", "-c", script], capture_output=True, text=True, check=False, env=_outside_jobs(),
+        errors="surrogateescape",  # variables in another encoding than ours
+    )  # fmt: skip
     if done.returncode:
         said = [
             line.strip().removeprefix(f"{SITE_FILE}: ")
@@ -139,7 +153,7 @@ def _bash(script: str, what: str = "") -> str:
         raise InputError(
             f"{SITE_FILE}: {what}{' '.join(said[:2]) or f'exit code {done.returncode}'}"
         )
-    return done.stdout
+    return done.stdout, done.stderr
 
 
 def _outside_jobs() -> dict[str, str]:

@@ -262,7 +262,7 @@ def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> s
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env=environment,
-            timeout=_TIME_LIMIT_S,
+            errors="surrogateescape", timeout=_TIME_LIMIT_S,
         )  # fmt: skip
     except FileNotFoundError:
         raise InputError(f"no {command[0]} on PATH: there is no SLURM here") from None

@@ -1,5 +1,6 @@
 """What the site file's variables are for the jobs that are submitted with them."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,19 +10,54 @@ from galmerhpc.cluster.site import EXAMPLE_FILE, SITE_FILE, read_site
 from tests.support import ROOT
 
 
-def test_a_job_that_submits_another_hands_on_nothing_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.fixture
+def site_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write a site file into the current folder and return its path."""
     (tmp_path / "slurm").mkdir()
-    shutil.copy(ROOT / EXAMPLE_FILE, tmp_path / SITE_FILE)
-    with (tmp_path / SITE_FILE).open("a") as file:
+    path = tmp_path / SITE_FILE
+    shutil.copy(ROOT / EXAMPLE_FILE, path)
+    with path.open("a") as file:
         file.write("export CPU_PARTITION=batch SLURM_CONTAINER_IMAGE=image.sqsh\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    return path
+
+
+@pytest.mark.usefixtures("site_file")
+def test_a_job_that_submits_another_hands_on_nothing_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("SLURM_CONF", "/there")
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "3")
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert read_site().environment["SLURM_NTASKS_PER_NODE"] == "3"
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     environment = read_site().environment
     left = {name: value for name, value in environment.items() if name.startswith("SLURM_")}
     assert left == {"SLURM_CONF": "/there", "SLURM_CONTAINER_IMAGE": "image.sqsh"}
+
+
+def test_runs_is_a_link_whose_folder_is_made_again_after_a_purge(
+    site_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scratch, runs = tmp_path / "scratch/me", tmp_path / "runs"
+    text = site_file.read_text()
+    site_file.write_text(text.replace("export RUNS_FOLDER=", f"export RUNS_FOLDER={scratch}"))
+    read_site()
+    (runs / "demo").mkdir()
+    shutil.rmtree(scratch)
+    read_site()
+    assert runs.resolve() == scratch
+    assert list(scratch.iterdir()) == []  # no link inside
+    assert capfd.readouterr().err == ""
+
+    runs.unlink()
+    runs.mkdir()
+    read_site()
+    assert f"RUNS_FOLDER={scratch} has no effect: runs exists" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("site_file")
+def test_a_variable_in_another_encoding_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = os.fsdecode(b"Universit\xe9")
+    monkeypatch.setenv("INSTITUTE", name)
+    assert read_site().environment["INSTITUTE"] == name
