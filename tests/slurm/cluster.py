@@ -23,6 +23,7 @@ NODES = ("node1", "node2")
 CPUS = 4  # a node's, as it claims: more than there are, so that no test waits for a core
 MEMORY_MB = 16000
 GPUS, GPU_TYPE = 2, "fake"
+GRACE_S = 60  # between a preemption and its kill; SLURM's default is 0
 MULTI, NETNS = "multi", "netns"
 
 _SYSTEM_PATH = "/usr/sbin:/sbin"
@@ -308,7 +309,7 @@ SlurmctldTimeout=30
 SlurmdTimeout=15
 GresTypes=gpu
 {chr(10).join(nodes)}
-PartitionName=batch {everywhere} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=batch {everywhere} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={GRACE_S}
 PartitionName=urgent {everywhere} PriorityTier=10 PreemptMode=OFF
 """
         )

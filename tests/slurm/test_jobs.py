@@ -11,7 +11,7 @@ import yaml
 
 from galmerhpc.dataset.raw import RawStore
 from tests.servers import Reply, Service, gif, serve
-from tests.slurm.cluster import GPU_TYPE, GPUS, NODES, Cluster, wait_until
+from tests.slurm.cluster import GPU_TYPE, GPUS, GRACE_S, NODES, Cluster, wait_until
 from tests.slurm.conftest import Checkout
 from tests.support import ROOT
 
@@ -117,6 +117,12 @@ def by_preemption(cluster: Cluster, _job: str) -> None:
                 "--wrap=true")  # fmt: skip
 
 
+def by_preemption_without_grace(cluster: Cluster, job: str) -> None:
+    """As is SLURM's default: srun ends the tasks at once, and SLURM itself requeues the job."""
+    cluster.run("scontrol", "update", "PartitionName=batch", "GraceTime=0")
+    by_preemption(cluster, job)
+
+
 def by_a_lost_node(cluster: Cluster, job: str) -> None:
     node = cluster.job(job)["BatchHost"]
     cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
@@ -124,15 +130,18 @@ def by_a_lost_node(cluster: Cluster, job: str) -> None:
 
 @pytest.fixture
 def healed(cluster: Cluster) -> Iterator[None]:
-    """Bring lost nodes back."""
+    """Bring lost nodes and the grace time back."""
     yield
+    cluster.run("scontrol", "update", "PartitionName=batch", f"GraceTime={GRACE_S}")
     for node in NODES:
         cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
     wait_until(cluster.idle, "all nodes idle")
 
 
 @pytest.mark.usefixtures("healed")
-@pytest.mark.parametrize("stop", [by_the_time_limit, by_preemption, by_a_lost_node])
+@pytest.mark.parametrize(
+    "stop", [by_the_time_limit, by_preemption, by_preemption_without_grace, by_a_lost_node]
+)
 def test_a_job_that_is_stopped_goes_on(
     checkout: Checkout, cluster: Cluster, stop: Callable[[Cluster, str], None]
 ):
@@ -150,7 +159,7 @@ def test_a_job_that_is_stopped_goes_on(
     # What had arrived was not asked for again; what was on its way may have been.
     assert FEW <= service.asked.total() <= FEW + 2
     log = checkout.read_log("run", f"scrape-{job}_1.out")
-    assert ("back into the queue" in log) == (stop is not by_a_lost_node)
+    assert ("back into the queue" in log) == (stop in (by_the_time_limit, by_preemption))
 
 
 @pytest.mark.soak
