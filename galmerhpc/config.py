@@ -36,9 +36,10 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 # Nobody means a number beyond these bounds, and arithmetic within them cannot overflow.
 Positive = Annotated[float, Field(ge=1e-9, le=1e9)]
 Real = Annotated[float, Field(ge=-1e9, le=1e9)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Number = Annotated[int, Field(ge=0, lt=2**31)]
+# Strict: true would count as 1.
+Count = Annotated[int, Field(strict=True, ge=1, le=10**9)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Number = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 """Of a snapshot or a realisation, as the preview protocol and the shards hold it."""
 
 
@@ -1199,16 +1200,41 @@ def _locate_images(catalogue: Any, place: Path) -> None:
     images["table"] = str(table.absolute())
 
 
+class _Loader(yaml.SafeLoader):
+    """Loader that refuses a key given twice, of which the last would win, and NUL, in no path."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if key.value in seen:
+                raise _fault(f"the key {_SHORT.repr(key.value)} is given twice", key)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        if "\0" in node.value:
+            raise _fault("a value has a NUL character", node)
+        return super().construct_scalar(node)
+
+
+def _fault(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)
+"""What the loader raises; ValueError of a date or number that is none."""
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not a text file'}"
         ) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except _NOT_YAML as error:
         where = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or "cannot be parsed"
         raise InputError(
@@ -1233,8 +1259,8 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise InputError(f"{override}: {parent} holds no keys of its own")
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values[last] = yaml.load(text, _Loader)
+    except _NOT_YAML:
         raise InputError(f"{override}: the value is not valid YAML") from None
 
 
