@@ -17,8 +17,11 @@ from galmerhpc.errors import InputError
 SITE_FILE = Path("slurm/site.sh")
 EXAMPLE_FILE = Path("slurm/site.example.sh")
 
-_LOAD = f"set -e; source {SITE_FILE}; load_environment; command -v galmerhpc > /dev/null || {{ "
-_LOAD += "echo 'no galmerhpc on PATH after it' >&2; exit 1; }"
+_LOAD = f"""set -e; source {SITE_FILE}; load_environment
+missing() {{ echo "no $1 on PATH after it" >&2; exit 1; }}
+command -v galmerhpc > /dev/null || missing galmerhpc
+python -c 'import galmerhpc' 2> /dev/null || missing 'python that has galmerhpc'
+"""
 
 _PRINT = f"set -ae; source {SITE_FILE} > /dev/null; env -0"
 
@@ -101,7 +104,7 @@ def check_environment() -> None:
     Raises
     ------
     InputError
-        It fails, or there is no `galmerhpc` after it.
+        It fails, or there is no `galmerhpc`, or no `python` that has it, after it.
     """
     _bash(_LOAD, "load_environment fails: ")
 

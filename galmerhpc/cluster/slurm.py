@@ -1,7 +1,7 @@
 """SLURM's commands as functions: submit, look, cancel.
 
-States come from squeue and scontrol, which every cluster has; sacct remembers longer, where there
-is one.
+States come from squeue and scontrol, which every cluster has; sacct, where it exists, remembers
+them longer.
 """
 
 import math
@@ -17,7 +17,7 @@ from galmerhpc.errors import GalmerhpcError, InputError, brief
 
 DEAD_DEPENDENCY = "DependencyNeverSatisfied"
 COMPLETING = "COMPLETING"
-"""A job that has ended, or goes back to the queue: SLURM does not say which before it is over."""
+"""A job that has ended, or goes back to the queue: SLURM does not say which until it is over."""
 
 _TIME_LIMIT_S = 90.0
 """For a command: SLURM's own ask a controller that does not answer for up to a minute."""
@@ -43,20 +43,18 @@ class NoAnswerError(GalmerhpcError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job, or a task of an array, as SLURM shows it.
+    """A job, or an array's task, as SLURM shows it.
 
     Attributes
     ----------
     id : str
-        Number of the job, of the whole array where it is one.
-    task : str
-        Array tasks it stands for, as in ``3`` or ``4-9%2``; empty for a job that is none.
+        Number of the job; of the whole array for an array's task.
     name, state : str
         As SLURM has them; the state in capitals, as in ``PENDING``.
     reason : str
-        Why it is pending or ended; empty where there is none.
+        Why it is pending or ended; empty if SLURM gives none.
     exit_code : str
-        ``code:signal`` of an ended job, where it is known.
+        ``code:signal`` of an ended job, if known.
     restarts : int
         How often it went back to the queue.
     preempted : bool
@@ -64,7 +62,6 @@ class Job:
     """
 
     id: str
-    task: str
     name: str
     state: str
     reason: str = ""
@@ -173,7 +170,7 @@ def queued(names: Sequence[str]) -> list[Job]:
     jobs = []
     for line in printed.splitlines():
         number, name, state, reason = line.split("|", 3)
-        jobs.append(Job(*_number(number), name, state, _reason(reason)))
+        jobs.append(Job(_number(number), name, state, _reason(reason)))
     return jobs
 
 
@@ -202,7 +199,6 @@ def _parse(line: str) -> Job:
     facts: dict[str, str] = dict(re.findall(r"(\w+)=(\S*)", line))
     return Job(
         facts.get("ArrayJobId") or facts["JobId"],
-        facts.get("ArrayTaskId", ""),
         facts.get("JobName", ""),
         facts["JobState"],
         _reason(facts.get("Reason", "")),
@@ -223,14 +219,13 @@ def _accounted(job_id: str) -> list[Job]:
     jobs = []
     for line in printed.splitlines():
         number, name, state, exit_code = line.split("|", 3)
-        jobs.append(Job(*_number(number), name, state.split()[0], "", exit_code))
+        jobs.append(Job(_number(number), name, state.split()[0], "", exit_code))
     return jobs
 
 
-def _number(text: str) -> tuple[str, str]:
-    """Return number and task of ``12``, ``12_3`` or ``12_[4-9%2]``."""
-    number, _, task = text.partition("_")
-    return number, task.strip("[]")
+def _number(text: str) -> str:
+    """Return the job's number of ``12``, ``12_3`` or ``12_[4-9%2]``."""
+    return text.partition("_")[0]
 
 
 def _reason(text: str) -> str:

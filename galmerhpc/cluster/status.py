@@ -88,11 +88,11 @@ def describe(jobs: Iterable[slurm.Job]) -> str:
 
     Examples
     --------
-    >>> describe([slurm.Job("7", "", "train", "PENDING", "Dependency")])
+    >>> describe([slurm.Job("7", "train", "PENDING", "Dependency")])
     'PENDING (Dependency)'
-    >>> describe([slurm.Job("7", str(k), "scrape", "RUNNING") for k in range(3)])
+    >>> describe([slurm.Job("7", "scrape", "RUNNING") for _ in range(3)])
     '3 RUNNING'
-    >>> describe([slurm.Job("7", "", "train", "FAILED", "NonZeroExitCode", "2:0", 1)])
+    >>> describe([slurm.Job("7", "train", "FAILED", "NonZeroExitCode", "2:0", 1)])
     'FAILED (NonZeroExitCode 2:0), attempt 2'
     """
     counts: Counter[str] = Counter()

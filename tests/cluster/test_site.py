@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from galmerhpc.cluster.site import EXAMPLE_FILE, SITE_FILE, read_site
-from tests.support import ROOT
+from galmerhpc.cluster.site import EXAMPLE_FILE, SITE_FILE, check_environment, read_site
+from galmerhpc.errors import InputError
+from tests.support import BIN, ROOT
 
 
 @pytest.fixture
@@ -61,3 +62,17 @@ def test_a_variable_in_another_encoding_is_handed_on(monkeypatch: pytest.MonkeyP
     name = os.fsdecode(b"Universit\xe9")
     monkeypatch.setenv("INSTITUTE", name)
     assert read_site().environment["INSTITUTE"] == name
+
+
+@pytest.mark.parametrize("program", ["galmerhpc", "python"])
+def test_a_program_that_jobs_need_and_load_environment_does_not_bring_is_named(
+    site_file: Path, tmp_path: Path, program: str
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in {"galmerhpc", "python", "mkdir"} - {program}:
+        (programs / name).symlink_to(shutil.which("mkdir") if name == "mkdir" else BIN / name)
+    text = site_file.read_text()
+    site_file.write_text(text.replace("source .venv/bin/activate", f"PATH={programs}"))
+    with pytest.raises(InputError, match=f"load_environment fails: no {program}"):
+        check_environment()

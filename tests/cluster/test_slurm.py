@@ -40,7 +40,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 def test_a_controller_that_does_not_answer_is_asked_again(commands: Commands) -> None:
     commands.fail_once("scontrol", DOWN, "JobId=7 JobName=train JobState=RUNNING Reason=None")
-    assert slurm.show("7") == [slurm.Job("7", "", "train", "RUNNING")]
+    assert slurm.show("7") == [slurm.Job("7", "train", "RUNNING")]
 
 
 def test_a_job_goes_back_to_the_queue_once_the_controller_answers(
