@@ -93,7 +93,7 @@ class Report:
         lines = [f"{name:<12}{value}" for name, value in self.rows]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"ERROR: {error}" for error in self.errors]
-        return "\n".join([*lines, "" if self.errors else "Nothing is wrong."]).rstrip()
+        return "\n".join([*lines, "" if self.errors else "No problems found."]).rstrip()
 
 
 @dataclass

@@ -119,9 +119,7 @@ def _value(name: str, environment: dict[str, str]) -> str | int:
     if kind is int:
         least = 0 if name == _MAY_BE_ZERO else 1
         if not re.fullmatch(r"\d{1,6}", text) or int(text) < least:
-            raise InputError(
-                f"{SITE_FILE}: {variable} must be a whole number from {least} on, not {text!r}"
-            )
+            raise InputError(f"{SITE_FILE}: {variable} must be an integer >= {least}, not {text!r}")
         return int(text)
     if allowed := get_args(kind):
         if text not in allowed:

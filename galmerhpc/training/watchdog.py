@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import TypeVar
 
 from galmerhpc import parallel
@@ -46,12 +45,7 @@ class Watchdog:
             threading.Thread(target=self._watch, args=(horovod.rank(),), daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Watch no longer."""
         self._closed.set()
 

@@ -39,13 +39,13 @@ def test_this_environment_is_healthy():
     for name in ("MPI", "TensorFlow", "Horovod", "CPUs", "HDF5", "N-body", "Library", "Disk"):
         assert any(line.startswith(name) for line in done.stdout.splitlines())
     assert "missing" not in done.stdout
-    assert done.stdout.endswith("Nothing is wrong.\n")
+    assert done.stdout.endswith("No problems found.\n")
 
 
 @pytest.mark.usefixtures("found")
 def test_healthy_answers_make_no_remarks(capsys):
     assert doctor.doctor() == ExitCode.COMPLETE
-    assert "Nothing is wrong" in capsys.readouterr().out
+    assert "No problems found" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["mpi", "tensorflow", "horovod", "hdf5", "library"])

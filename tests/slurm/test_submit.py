@@ -130,7 +130,7 @@ def test_a_run_folder_of_any_name_is_a_run(checkout, cluster, tiny):
         assert cluster.job(jobs["train"])["JobName"].startswith("train-50-_of--a-run-")
         checkout.run("scancel", jobs["evaluate"])
         status = checkout.galmerhpc("status", name).stdout
-        assert "not in the queue; evaluate goes on with: galmerhpc submit" in status
+        assert "not in the queue; continue evaluate with: galmerhpc submit" in status
         assert list(checkout.submit(tiny, f"run_dir={name}")) == ["evaluate"]
 
 
@@ -150,8 +150,8 @@ def module_of(checkout: Checkout) -> None:
         ),
         ({"CPU_PARTITION": ""}, (), "CPU_PARTITION is empty"),
         ({"CPU_PARTITION": "'a b'"}, (), "CPU_PARTITION must be a name, not 'a b'"),
-        ({"GPUS_PER_NODE": "two"}, (), "GPUS_PER_NODE must be a whole number from 0 on"),
-        ({"TASKS_PER_NODE": 0}, (), "TASKS_PER_NODE must be a whole number from 1 on, not '0'"),
+        ({"GPUS_PER_NODE": "two"}, (), "GPUS_PER_NODE must be an integer >= 0"),
+        ({"TASKS_PER_NODE": 0}, (), "TASKS_PER_NODE must be an integer >= 1, not '0'"),
         ({"LAUNCHER": "mpiexec"}, (), "LAUNCHER must be srun or mpirun, not 'mpiexec'"),
         ({"MPI_PLUGIN": "pmix99"}, (), "MPI_PLUGIN pmix99: this srun has none of that name"),
         ({"GPUS_PER_NODE": 1, "GPU_TYPE": "h100"}, (), "SLURM refuses --partition=batch --nodes=1"),
@@ -164,7 +164,7 @@ def module_of(checkout: Checkout) -> None:
         ({"CONTINUATION": "hope"}, (), "CONTINUATION must be requeue or array"),
         ({"CPUS_PER_TASK": 99}, (), "Requested node configuration is not available"),
         ({}, ("--nodes", "9"), "Requested node configuration is not available"),
-        ({}, ("--nodes", "0"), "must be a whole number from 1 on, not '0'"),
+        ({}, ("--nodes", "0"), "must be a positive integer, not '0'"),
         (
             {"GPUS_PER_NODE": GPUS},
             ("--gpus-per-node", "3"),
@@ -254,14 +254,14 @@ def test_a_stage_that_fails_ends_the_chain_and_the_mended_one_goes_on(checkout, 
     status = checkout.galmerhpc("status", "run").stdout
     assert "FAILED" in status
     assert "library.h5: no such snapshot library" in status
-    assert f"scrape goes on with: galmerhpc submit {tiny}" in status
+    assert f"continue scrape with: galmerhpc submit {tiny}" in status
 
     shutil.copy(library_path("shipped"), checkout.folder / "library.h5")
     jobs = checkout.submit(tiny)
     assert cluster.wait_for_end(jobs["preprocess"], timeout_s=120) == "COMPLETED"
     checkout.galmerhpc("cancel", "run")
     status = checkout.galmerhpc("status", "run").stdout
-    assert "train goes on with" in status
+    assert "continue train with" in status
     assert [line.split()[2] for line in status.splitlines()[1:3]] == ["complete", "complete"]
     with nothing_starts(cluster):
         assert list(checkout.submit(tiny)) == ["train", "evaluate"]
@@ -297,7 +297,7 @@ def test_a_training_goes_on_with_a_key_that_is_named(checkout, cluster, tiny):
         checkout.submit(*more, *change)
         checkout.galmerhpc("cancel", "run")
         status = checkout.galmerhpc("status", "run").stdout
-        assert f"goes on with: galmerhpc submit {' '.join((*change, *more))}" in status
+        assert f"continue train with: galmerhpc submit {' '.join((*change, *more))}" in status
 
 
 def test_a_job_that_slurm_has_forgotten_is_said_to_be(checkout, cluster, tiny):
