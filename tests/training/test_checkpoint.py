@@ -71,12 +71,12 @@ def test_an_epoch_s_end_replaces_its_last_step_and_pushes_no_other_out(tmp_path:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000011", name]
 
 
-def test_what_reads_back_as_something_else_is_no_checkpoint_and_the_older_ones_stay(
+def test_what_reads_back_differently_is_no_checkpoint_and_the_older_ones_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path, range(1, 3), keep=2)
     monkeypatch.setattr(checkpoint.files, "sha256", lambda _: "another")
-    with pytest.raises(GalmerhpcError, match=r"step-00000003/state\.npz: reads back as something"):
+    with pytest.raises(GalmerhpcError, match=r"step-00000003/state\.npz: reads back differently"):
         fill(tmp_path, range(3, 4), keep=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
