@@ -1,7 +1,7 @@
-"""The facts of a cluster, from ``slurm/site.sh``: one bash file that people and job scripts source.
+"""The facts of a cluster, from ``slurm/site.sh``: a bash file that people and job scripts source.
 
-It is run by bash, as the jobs do, and what it exports is checked here, so that a wrong value is
-named before anything is submitted.
+Bash runs it, as in the jobs, and its variables are checked here, so that a wrong value is named
+before anything is submitted.
 """
 
 import os
@@ -30,7 +30,7 @@ _NAME = re.compile(r"[\w.,-]*")
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What `slurm/site.sh` says; each field is its variable in small letters.
+    """The variables of `slurm/site.sh`, in lower case.
 
     Attributes
     ----------
@@ -66,13 +66,12 @@ _MUST_BE_GIVEN = ("cpu_partition", "mpi_plugin")
 
 
 def read_site() -> Site:
-    """Read the site file of the checkout that is the current folder.
+    """Read the site file of the current folder, a checkout.
 
     Raises
     ------
     InputError
-        There is none, it does not run, or a value is missing or impossible; the message names the
-        variable.
+        It is missing or fails, or a value is missing or impossible; the message names the variable.
 
     Notes
     -----
@@ -127,7 +126,7 @@ def _value(name: str, environment: dict[str, str]) -> str | int:
                 f"{SITE_FILE}: {variable} must be {' or '.join(allowed)}, not {text!r}"
             )
         return text
-    # They become part of sbatch's options.
+    # These become part of sbatch's options.
     if name.endswith(("_partition", "_type", "_plugin")) and not _NAME.fullmatch(text):
         raise InputError(f"{SITE_FILE}: {variable} must be a name, not {text!r}")
     return text
@@ -158,9 +157,9 @@ def _bash(script: str, what: str = "") -> tuple[str, str]:
 
 
 def _outside_jobs() -> dict[str, str]:
-    """Return this process's environment without what a job that it runs in has set.
+    """Return this process's environment without the variables of a job that it runs in.
 
-    A new job that is submitted from there would take it for its own: tasks and GPUs a node, memory.
+    A job submitted from there would inherit them: tasks and GPUs per node, memory.
     """
     inside = "SLURM_JOB_ID" in os.environ
     return {

@@ -131,7 +131,7 @@ def may_pass(fault: str, partition: str) -> bool:
 
 
 def minutes(limit: str) -> float:
-    """Return a time limit in minutes, as sbatch takes it and sinfo prints it.
+    """Return in minutes a time limit as sbatch reads and sinfo prints it.
 
     Examples
     --------
@@ -151,19 +151,19 @@ def minutes(limit: str) -> float:
 
 
 def longest(partition: str) -> str:
-    """Return the time limit of a partition, of several the longest, as sinfo prints it."""
+    """Return a partition's time limit as sinfo prints it; of several, the longest."""
     printed = _run(["sinfo", "--noheader", f"--partition={partition}", "--format=%l"])
     return max(printed.split(), key=minutes, default="infinite")
 
 
 def takes_mpi(plugin: str) -> bool:
-    """Return whether srun has this plugin for its ``--mpi``."""
-    printed = _run(["sh", "-c", "srun --mpi=list 2>&1"])  # some write it as messages
+    """Return whether srun has this ``--mpi`` plugin."""
+    printed = _run(["sh", "-c", "srun --mpi=list 2>&1"])  # some versions print it to standard error
     return plugin in re.findall(r"\w+", printed)
 
 
 def queued(names: Sequence[str]) -> list[Job]:
-    """Return this user's jobs of these names that are pending, running or completing."""
+    """Return this user's pending, running and completing jobs with these names."""
     printed = _run(
         ["squeue", "--me", "--noheader", f"--name={','.join(names)}", "--format=%i|%j|%T|%r"]
     )

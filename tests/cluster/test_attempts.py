@@ -42,7 +42,7 @@ def test_full_attempts_without_a_new_step_end_the_job(config, status, warned, si
     task(config, 1).begin()
     task(config, 1, **site).end(status, warned)
     task(config, 2).begin()
-    with pytest.raises(GalmerhpcError, match="made nothing new in 2 attempts"):
+    with pytest.raises(GalmerhpcError, match="made no progress in 2 attempts"):
         task(config, 2, **site).end(status, warned)
     with pytest.raises(GalmerhpcError, match="raise the job's time limit"):
         task(config, 3).begin()
@@ -59,7 +59,7 @@ def test_attempts_that_slurm_cut_short_do_not_count_as_idle(config):
     task(config, 3).begin()
     task(config, 3).end(ExitCode.INTERRUPTED, warned=False)  # preempted before a checkpoint
     task(config, 4).begin()
-    with pytest.raises(GalmerhpcError, match="made nothing new in 2 attempts"):
+    with pytest.raises(GalmerhpcError, match="made no progress in 2 attempts"):
         task(config, 4).end(ExitCode.INTERRUPTED, warned=True)
 
 
@@ -114,7 +114,7 @@ def test_attempts_are_counted(config):
     checkpoint(config, 6)
     with pytest.raises(GalmerhpcError, match="started 5 times"):
         task(config, 6).begin()
-    with pytest.raises(GalmerhpcError, match="step 6 is saved"):
+    with pytest.raises(GalmerhpcError, match="saved: step 6"):
         task(config, 5).end(ExitCode.INTERRUPTED, warned=False)
 
 
@@ -149,7 +149,7 @@ def test_the_last_task_of_an_array_says_that_the_work_is_not_done(config, capsys
     with pytest.raises(SystemExit) as left:
         attempts.end(ExitCode.INTERRUPTED, warned=False)
     assert left.value.code == ExitCode.INTERRUPTED
-    assert "submit again to go on" in capsys.readouterr().err
+    assert "submit again to continue" in capsys.readouterr().err
 
 
 def test_a_slice_that_was_stopped_is_not_left_to_the_next_task(config, capsys):
@@ -159,7 +159,7 @@ def test_a_slice_that_was_stopped_is_not_left_to_the_next_task(config, capsys):
     with pytest.raises(SystemExit) as left:
         attempts.end(ExitCode.INTERRUPTED, warned=True)
     assert left.value.code == ExitCode.INTERRUPTED
-    assert "submit again to go on" in capsys.readouterr().err
+    assert "submit again to continue" in capsys.readouterr().err
 
 
 def test_tasks_of_a_scrape_are_jobs_of_their_own_and_those_of_a_training_one(config):

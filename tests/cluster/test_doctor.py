@@ -68,7 +68,7 @@ def test_no_simulation_extra_is_a_note(found):
 def test_the_launcher_of_another_mpi_is_an_error(monkeypatch):
     monkeypatch.setattr(doctor, "_first_line", lambda _: "HYDRA build details:")
     (error,) = examine().errors
-    assert error.startswith("/site/bin/mpirun is not of the MPI that mpi4py uses (Open MPI)")
+    assert error.startswith("/site/bin/mpirun is not the launcher of mpi4py's MPI (Open MPI)")
 
 
 @pytest.mark.usefixtures("found")
@@ -124,7 +124,7 @@ def test_one_cpu_of_many_is_a_note(monkeypatch):
 def test_little_disk_is_a_note(monkeypatch):
     monkeypatch.setattr(doctor, "LITTLE_DISK_GB", 1e9)
     (note,) = examine().notes
-    assert note.startswith(f"little room in {Path.cwd()}")
+    assert note.startswith(f"little space in {Path.cwd()}")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Jobs on a real cluster: how ranks start, and how a job that was stopped goes on."""
+"""Jobs on a real cluster: how ranks start, and how a stopped job resumes."""
 
 import json
 import random
@@ -57,7 +57,7 @@ def test_the_doctor_looks_at_a_job(checkout, cluster):
     assert cluster.wait_for_end(job, timeout_s=300) == "FAILED"
     report = (checkout.folder / "logs" / f"doctor-{job}.out").read_text()
     assert "2 ranks" in report
-    assert "GB/s a rank" in report
+    assert "GB/s per rank" in report
     for rank, node in ((0, "node1"), (1, "node2")):
         fault = f"rank {rank}: SLURM gives it GPU 0, TensorFlow sees none on {node}: install"
         assert fault in report
@@ -159,7 +159,7 @@ def test_a_job_that_is_stopped_goes_on(
     # What had arrived was not asked for again; what was on its way may have been.
     assert FEW <= service.asked.total() <= FEW + 2
     log = checkout.read_log("run", f"scrape-{job}_1.out")
-    assert ("back into the queue" in log) == (stop in (by_the_time_limit, by_preemption))
+    assert ("; requeued" in log) == (stop in (by_the_time_limit, by_preemption))
 
 
 @pytest.mark.soak

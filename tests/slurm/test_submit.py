@@ -153,12 +153,12 @@ def module_of(checkout: Checkout) -> None:
         ({"GPUS_PER_NODE": "two"}, (), "GPUS_PER_NODE must be an integer >= 0"),
         ({"TASKS_PER_NODE": 0}, (), "TASKS_PER_NODE must be an integer >= 1, not '0'"),
         ({"LAUNCHER": "mpiexec"}, (), "LAUNCHER must be srun or mpirun, not 'mpiexec'"),
-        ({"MPI_PLUGIN": "pmix99"}, (), "MPI_PLUGIN pmix99: this srun has none of that name"),
+        ({"MPI_PLUGIN": "pmix99"}, (), "MPI_PLUGIN pmix99: srun has no such plugin"),
         ({"GPUS_PER_NODE": 1, "GPU_TYPE": "h100"}, (), "SLURM refuses --partition=batch --nodes=1"),
         (
             {"SCRAPE_TASKS": 3},
             ("scrape.connections=2",),
-            "scrape.connections 2 does not reach for each of 3 array tasks",
+            "scrape.connections 2 is less than one for each of 3 array tasks",
         ),
         ({"SCRAPE_TASKS": 9999}, ("scrape.connections=9999",), "Invalid job array specification"),
         ({"CONTINUATION": "hope"}, (), "CONTINUATION must be requeue or array"),
@@ -175,13 +175,13 @@ def module_of(checkout: Checkout) -> None:
         (
             {},
             ("scrape.source=http://galmer.example",),
-            "slurm/site.sh names no INTERNET_PARTITION: run galmerhpc scrape where there is",
+            "slurm/site.sh names no INTERNET_PARTITION: run galmerhpc scrape on a node with",
         ),
         ({}, ("run_dir=run.yaml/run",), "run.yaml/run"),
         ({}, ("training.epoch=3",), "did you mean epochs?"),
     ],
 )
-def test_what_cannot_work_is_refused_in_a_line(
+def test_what_cannot_work_is_refused_in_one_line(
     checkout, cluster: Cluster, tiny: str, site: dict, arguments: tuple, message: str
 ):
     checkout.site(**site)
@@ -228,7 +228,7 @@ def test_a_job_that_no_partition_would_ever_start_is_refused(checkout, cluster, 
     finally:
         cluster.run("scontrol", "update", "PartitionName=batch", "MaxTime=INFINITE")
     assert done.returncode == ExitCode.WRONG_INPUT
-    asked = "scrape: asks for a time of 24:00:00, and its partition gives 1:30:00 at most"
+    asked = "scrape: asks for a time of 24:00:00, but its partition allows 1:30:00"
     assert f"{asked}: set SBATCH_TIMELIMIT in slurm/site.sh" in done.stderr
     assert fits.returncode == 0, fits.stderr
 
