@@ -32,7 +32,7 @@ setup: $(VENV)/.horovod  ## the environment that the main job runs in
 demo: $(VENV)/.horovod  ## the main job on two ranks: scrape, preprocess, train ResNet50, evaluate, report
 	$(BIN)/mpirun -np 2 --oversubscribe --bind-to none $(BIN)/galmerhpc run configs/demo.yaml
 
-# Four epochs of 187,000 images: about an hour on two cores, with drawing the views (not yet timed).
+# Four epochs, 187,000 images in all: about an hour on two cores, with drawing the views (not yet timed).
 model: $(VENV)/.horovod  ## the model of the README's predict example, for photographs: configs/real_sky.yaml in short
 	$(BIN)/mpirun -np 2 --oversubscribe --bind-to none $(BIN)/galmerhpc run configs/real_sky.yaml \
 		run_dir=runs/model training.epochs=4 training.freeze_batchnorm_epochs=1

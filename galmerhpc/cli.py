@@ -359,7 +359,7 @@ def add_evaluation_options(command: argparse.ArgumentParser) -> None:
     """Add the options for the images that a network is evaluated on."""
     command.add_argument(
         "--split", choices=("test", "val", "all"),
-        help="images to evaluate (default: test, or val where there is no test split)",
+        help="images to evaluate (default: test, or val if there is no test split)",
     )  # fmt: skip
     command.add_argument(
         "--data", metavar="CONFIG|RUN",

@@ -231,7 +231,7 @@ def test_overrides_win_and_wrong_ones_are_named(tmp_path: Path) -> None:
     assert config.run_dir == Path("elsewhere")
     for override, expected in [
         ("training.epochs", "key=value"),
-        ("training.epochs.more=1", "holds no keys"),
+        ("training.epochs.more=1", "has no keys"),
         ("training.epoch=1", "did you mean epochs?"),
         ("training.epochs=[1", "not valid YAML"),
         ("training.epochs=2024-13-45", "not valid YAML"),

@@ -260,7 +260,7 @@ def _run(command: Sequence[str], environment: dict[str, str] | None = None) -> s
             errors="surrogateescape", timeout=_TIME_LIMIT_S,
         )  # fmt: skip
     except FileNotFoundError:
-        raise InputError(f"no {command[0]} on PATH: there is no SLURM here") from None
+        raise InputError(f"no {command[0]} on PATH: this machine has no SLURM") from None
     except subprocess.TimeoutExpired:
         raise NoAnswerError(
             f"{command[0]}: no answer from SLURM within {_TIME_LIMIT_S:g} s; try again later"

@@ -175,7 +175,7 @@ def test_a_scrape_of_several_time_limits_asks_for_each_view_once(checkout, clust
 
 
 def test_a_task_of_an_array_that_is_stopped_comes_back_alone(checkout, cluster):
-    """The last task has the number of the whole array for its own."""
+    """The last task has the array's number as its own."""
     checkout.site(INTERNET_PARTITION="batch", SCRAPE_TASKS=2, SCRAPE_AT_ONCE=2)
     with slow_service(cluster) as (service, go_on):
         job = checkout.submit(harvest(checkout, service.url), "scrape.connections=4")["scrape"]
@@ -291,5 +291,5 @@ def test_an_array_whose_tasks_are_killed_at_random_fetches_each_view(checkout, c
 
 
 def is_over(cluster: Cluster, job: str) -> bool:
-    """Say whether no task of an array runs or waits any more."""
+    """Return whether no task of an array runs or waits any more."""
     return not {"PENDING", "RUNNING", "COMPLETING"} & set(cluster.states(job))

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and a damaged one never used."""
+"""Checkpoints: complete or absent, and a damaged one is never used."""
 
 import logging
 import threading
