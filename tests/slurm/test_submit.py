@@ -297,7 +297,7 @@ def test_a_training_goes_on_with_a_key_that_is_named(checkout, cluster, tiny):
         checkout.submit(*more, *change)
         checkout.galmerhpc("cancel", "run")
         status = checkout.galmerhpc("status", "run").stdout
-        assert f"continue train with: galmerhpc submit {' '.join((*change, *more))}" in status
+        assert f"with: galmerhpc submit {' '.join((*change, *more))}" in status
 
 
 def test_a_job_that_slurm_has_forgotten_is_said_to_be(checkout, cluster, tiny):
