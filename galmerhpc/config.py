@@ -36,9 +36,10 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 # Nobody means a number beyond these bounds, and arithmetic within them cannot overflow.
 Positive = Annotated[float, Field(ge=1e-9, le=1e9)]
 Real = Annotated[float, Field(ge=-1e9, le=1e9)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Number = Annotated[int, Field(ge=0, lt=2**31)]
+# Strict: true would count as 1.
+Count = Annotated[int, Field(strict=True, ge=1, le=10**9)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Number = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 """Of a snapshot or a realisation, as the preview protocol and the shards hold it."""
 
 
@@ -1064,7 +1065,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     ----------
     path : path
         YAML file, or a run folder, for its ``config.yaml``; the folder may have been moved since,
-        so it is the result's ``run_dir``. A catalogue named in the file by path is read too and
+        so it is the result's ``run_dir``. A catalogue given by path in the file is read too and
         becomes part of the result.
     overrides : sequence of str
         ``section.key=value``, the value in YAML; they win over the file.
@@ -1101,7 +1102,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_catalogue(path: Path, overrides: Sequence[str] = ()) -> Catalogue | None:
-    """Read a catalogue's own file; None where the file is a configuration (or no file at all).
+    """Read a catalogue's own file; None if the file is a configuration, or does not exist.
 
     Raises
     ------
@@ -1118,14 +1119,14 @@ def load_catalogue(path: Path, overrides: Sequence[str] = ()) -> Catalogue | Non
 
 
 def replaced(config: Config, changes: dict[str, Any], what: str) -> Config:
-    """Return a configuration with other values of some keys.
+    """Return a configuration with some keys changed.
 
     Parameters
     ----------
     config : Config
         Stays as it is.
     changes : dict
-        Values by key, as in ``{"training.epochs": 3}``; a whole section may be replaced too.
+        Values by key, as in ``{"training.epochs": 3}``; an entire section may be replaced too.
     what : str
         Where they come from, for messages.
 
@@ -1148,7 +1149,7 @@ def replaced(config: Config, changes: dict[str, Any], what: str) -> Config:
 
 
 def _validated(path: Path, values: dict[str, Any], catalogue: Path | None) -> Config:
-    """Make the configuration of a file, whose catalogue may stand in a file of its own."""
+    """Return the configuration of a file, whose catalogue may be in another file."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -1189,7 +1190,7 @@ def require_catalogue(config: Config) -> Catalogue:
 
 
 def _locate_images(catalogue: Any, place: Path) -> None:
-    """Make the path of a table of images absolute, and take the table's checksum."""
+    """Make the path of a table of images absolute, and add the table's checksum."""
     images = catalogue.get("images") if isinstance(catalogue, dict) else None
     if not isinstance(images, dict) or not isinstance(images.get("table"), str):
         return  # none, or a fault that validation names
@@ -1199,16 +1200,41 @@ def _locate_images(catalogue: Any, place: Path) -> None:
     images["table"] = str(table.absolute())
 
 
+class _Loader(yaml.SafeLoader):
+    """Loader that refuses duplicate keys, of which the last would win, and NUL, never in a path."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if key.value in seen:
+                raise _fault(f"the key {_SHORT.repr(key.value)} is given twice", key)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        if "\0" in node.value:
+            raise _fault("a value has a NUL character", node)
+        return super().construct_scalar(node)
+
+
+def _fault(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)
+"""What the loader raises; ValueError for an impossible date or number."""
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not a text file'}"
         ) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except _NOT_YAML as error:
         where = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or "cannot be parsed"
         raise InputError(
@@ -1231,14 +1257,14 @@ def _override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise InputError(f"{override}: {parent} holds no keys of its own")
+            raise InputError(f"{override}: {parent} has no keys of its own")
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values[last] = yaml.load(text, _Loader)
+    except _NOT_YAML:
         raise InputError(f"{override}: the value is not valid YAML") from None
 
 
-# A few lines of YAML can stand for a key or value of any length, or hold any number of faults.
+# A few lines of YAML can make a key or value of any length, or any number of faults.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 _LONGEST_LINE, _MOST_FAULTS = 600, 20
@@ -1249,7 +1275,7 @@ def _shortened(text: str) -> str:
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
-    """Turn pydantic's report into one line a fault: the key, what is wrong, what is allowed."""
+    """Turn pydantic's report into one line per fault: the key, what is wrong, what is allowed."""
     for fault in error.errors():
         places = [str(p) for p in fault["loc"]]
         key = ".".join(places)
@@ -1282,7 +1308,7 @@ def _keys_at(place: tuple[int | str, ...]) -> list[str]:
 
 
 def differences(config: Config, base: Config) -> list[str]:
-    """Return what makes a configuration of another one, as `load` takes overrides."""
+    """Return the overrides, as `load` takes them, that turn `base` into `config`."""
     values, known = (one.model_dump(mode="json") for one in (config, base))
     return [f"{key}={json.dumps(value)}" for key, value in _changed(values, known)]
 
@@ -1290,7 +1316,7 @@ def differences(config: Config, base: Config) -> list[str]:
 def _changed(
     values: dict[str, Any], known: dict[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys with other values; a mapping as one where keys of it are gone."""
+    """Yield the changed dotted keys with their values; a mapping that lost keys as one value."""
     for key, value in values.items():
         old = known.get(key)
         if isinstance(value, dict) and isinstance(old, dict) and old.keys() <= value.keys():

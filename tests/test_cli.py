@@ -21,12 +21,18 @@ COMMANDS = (
     "train",
     "evaluate",
     "report",
+    "predict",
+    "real-pairs",
+    "study",
     "catalogue",
     "images",
     "library",
     "check",
     "info",
     "mirror",
+    "submit",
+    "status",
+    "cancel",
     "doctor",
 )
 
@@ -145,7 +151,7 @@ def test_ranks_that_mpi_does_not_know_of_keep_logs_of_their_own(
 def test_output_that_is_not_read_to_its_end_is_one_line() -> None:
     command = f"{sys.executable} -m galmerhpc.cli catalogue show {DEMO}"
     done = run("sh", "-c", f"{{ {command}; echo $? >&2; }} | true")
-    assert done.stderr.splitlines() == ["galmerhpc: what reads the output has ended", "1"]
+    assert done.stderr.splitlines() == ["galmerhpc: standard output was closed", "1"]
 
 
 def test_a_port_in_use_is_named() -> None:

@@ -231,12 +231,24 @@ def test_overrides_win_and_wrong_ones_are_named(tmp_path: Path) -> None:
     assert config.run_dir == Path("elsewhere")
     for override, expected in [
         ("training.epochs", "key=value"),
-        ("training.epochs.more=1", "holds no keys"),
+        ("training.epochs.more=1", "has no keys"),
         ("training.epoch=1", "did you mean epochs?"),
         ("training.epochs=[1", "not valid YAML"),
+        ("training.epochs=2024-13-45", "not valid YAML"),
+        ("training.epochs=!!int abc", "not valid YAML"),
+        ("training={epochs: 1, epochs: 2}", "not valid YAML"),
+        ('run_dir="a\\0b"', "not valid YAML"),
+        ("training.epochs=true", "should be a valid integer, not True"),
     ]:
         with pytest.raises(InputError, match=expected.replace("?", r"\?")):
             load(path, [override])
+
+
+def test_a_key_that_is_given_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("training:\n  epochs: 3\n  batch_size: 8\n  epochs: 7\n")
+    with pytest.raises(InputError, match=r"run\.yaml:4: not valid YAML: the key 'epochs' is given"):
+        load(path)
 
 
 def test_differences_are_the_overrides_that_make_one_of_the_other(tmp_path: Path) -> None:
