@@ -6,9 +6,9 @@ intervals.json (`evaluation.conformal`) and the figures.
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,9 +42,6 @@ from galmerhpc.metrics import to_json
 from galmerhpc.models.build import load
 from galmerhpc.models.targets import prediction_width, retrograde_score
 from galmerhpc.parameters import class_groups, encode_classes
-
-if TYPE_CHECKING:
-    import keras
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +108,7 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
         There is no model, no metrics.csv or no image to evaluate, or the files are damaged or do
         not fit each other.
     GalmerhpcError
-        The network predicts something that is no number.
+        A prediction is not finite.
     """
     model_path = config.run_dir / "model.keras"
     folder, record = folder_of(config, split, other), record_of(config, split, other)
@@ -128,7 +125,7 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
     stage_record(config, "train")
     history = read_history(config.run_dir / "metrics.csv", config.parameters)
     devices.take_gpu(local_rank=0)  # rank 0 is the first one of its node
-    network = load_network(model_path, dataset, prediction_width(config))
+    network = load(model_path, dataset.image_shape, prediction_width(config))
     training = dataset.rows("train")
     if not len(training):
         raise InputError("the data set has no training image: give the split another fraction")
@@ -149,7 +146,11 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
         found[condition], calibrations[condition] = assess(
             config, sample, trained, predicted, ranges[condition]
         )
-    carry(config, sample, predictions, found, calibrations if not other else None, model_sha256)
+    own = None if other else calibrations
+    carried = transferred_coverage(config, sample, predictions, ranges, own, model_sha256)
+    for condition, part in found.items():
+        if part["uncertainty"]:
+            part["uncertainty"]["carried"] = carried[condition]
     metrics = to_json(
         {
             "format": FORMAT,
@@ -234,35 +235,6 @@ def read_history(path: Path, parameters: Sequence[str]) -> dict[str, Floats]:
         raise InputError(
             f"{path}: damaged ({error}); remove the run's checkpoints and train again"
         ) from None
-
-
-def load_network(path: Path, dataset: Dataset, outputs: int) -> "keras.Model":
-    """Load a model in Keras's safe mode, which runs no code of the file's own.
-
-    Parameters
-    ----------
-    path : Path
-        The model.
-    dataset : Dataset
-        The images that it is to predict.
-    outputs : int
-        What it is to give for each of them.
-
-    Raises
-    ------
-    InputError
-        It is damaged, or does not fit the data set's images or the wanted outputs.
-    """
-    model = load(path)
-    wanted = ((None, *dataset.image_shape), (None, outputs))
-    found = (tuple(model.input_shape), tuple(model.output_shape))
-    if found != wanted:
-        raise InputError(
-            f"{path}: turns {found[0][1:]} into {found[1][1:]}, but the run's shards need "
-            f"{wanted[0][1:]} and {wanted[1][1:]} (parameters: {', '.join(dataset.parameters)}); "
-            "train again"
-        )
-    return model
 
 
 def refuse_misfit(config: Config, dataset: Dataset, sample: Sample) -> None:
@@ -351,43 +323,47 @@ def assess(
     return found, conformal.calibrate(labels, settings.levels)
 
 
-def carry(
+def transferred_coverage(
     config: Config,
     sample: Sample,
     predictions: dict[str, Predictions],
-    found: dict[str, dict[str, Any]],
+    ranges: Mapping[str, OnlineAugment | None],
     own: dict[str, conformal.Calibration | None] | None,
     model_sha256: str,
-) -> None:
-    """Add what intervals hold that were calibrated elsewhere: ``uncertainty.carried``.
+) -> dict[str, dict[str, Any] | None]:
+    """Return the coverage of intervals that were calibrated elsewhere.
 
     Parameters
     ----------
-    config, sample, predictions, found
-        As in `evaluate`; `found` is added to.
+    config, sample, predictions, ranges
+        As in `evaluate`.
     own : dict of Calibration, optional
-        Those of the run's own images, by condition; None where other data are evaluated: then all
-        conditions are held to the calibrations that the run's evaluation has written.
+        Calibrations of the run's own images by condition; None where other data are evaluated,
+        which are then tested with the calibrations that the run's own evaluation wrote.
     model_sha256 : str
-        Of the network.
+        SHA-256 of the model file.
+
+    Returns
+    -------
+    dict
+        ``uncertainty.carried`` of metrics.json by condition; None where there is no calibration.
     """
     path = folder_of(config) / conformal.FILE
-    for condition, part in found.items():
-        if own is not None:
-            calibration, origin = own[CLEAN] if condition != CLEAN else None, "clean images"
-        elif path.is_file():
+    carried: dict[str, dict[str, Any] | None] = dict.fromkeys(predictions)
+    for condition, predicted in predictions.items():
+        calibration, origin = None, ""
+        if own is not None and condition != CLEAN:
+            calibration, origin = own[CLEAN], "clean images"
+        elif own is None and path.is_file():
             calibration = conformal.read_calibration(path, model_sha256, condition)
             origin = f"{condition} images of {config.run_dir.name}"
-        else:
-            calibration = None
-        if calibration and part["uncertainty"]:
-            labels = predictions[condition].labels["network"]
-            held = conformal.coverage(
-                calibration, config.parameters, sample.true, labels, sample.views.groups()
-            )
-            names = part["scores"]["network"]["parameters"]
-            part["uncertainty"]["carried"] = {
+        if calibration:
+            labels, groups = predicted.labels["network"], sample.views.groups()
+            held = conformal.coverage(calibration, config.parameters, sample.true, labels, groups)
+            names = surviving(config.parameters, ranges[condition])
+            carried[condition] = {
                 "from": origin,
                 "levels": calibration.levels,
                 "coverage": {name: share for name, share in held.items() if name in names},
             }
+    return carried

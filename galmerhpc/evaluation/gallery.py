@@ -50,6 +50,9 @@ CAPTIONS = {
 PAPER_INCLINATION = 75.0
 """Of the paper's figures 8 and 9, degrees."""
 
+_MOST_SHOWN = 16
+"""Configurations shown in the Grad-CAM figure."""
+
 Floats = NDArray[np.float64]
 
 
@@ -284,7 +287,3 @@ def _one_of_each(sample: Sample) -> NDArray[np.int64]:
     _, first = np.unique(views.configuration[order].astype(str), return_index=True)
     chosen = order[first]
     return chosen[np.lexsort((views.inclination_deg[chosen], views.spin[chosen]))][:_MOST_SHOWN]
-
-
-_MOST_SHOWN = 16
-"""Configurations of the figure of places."""

@@ -112,15 +112,8 @@ class Predictor:
                 "beside it, which says what its outputs mean"
             )
         config = load(path.parent / RESOLVED)
-        network = build.load(path)
         size, channels = config.preprocess.image_size, config.preprocess.channels
-        wanted = ((None, size, size, channels), (None, prediction_width(config)))
-        found = (tuple(network.input_shape), tuple(network.output_shape))
-        if found != wanted:
-            raise InputError(
-                f"{path}: turns {found[0][1:]} into {found[1][1:]}, but {RESOLVED} beside it says "
-                f"{wanted[0][1:]} and {wanted[1][1:]}; they are of different runs"
-            )
+        network = build.load(path, (size, size, channels), prediction_width(config))
         if condition is None:
             condition = SKY if trained_sky_like(config) else CLEAN
         intervals, calibration = path.parent / "evaluation" / conformal.FILE, None
@@ -134,11 +127,14 @@ class Predictor:
         Raises
         ------
         GalmerhpcError
-            The network predicts something that is no number.
+            A prediction is not finite.
         """
         outputs = np.asarray(self.network.predict_on_batch(images), np.float64)
         if not np.isfinite(outputs).all():
-            raise GalmerhpcError(f"{self.path}: predicts no number; train again")
+            raise GalmerhpcError(
+                f"{self.path} returned non-finite predictions; retrain with a lower "
+                "training.learning_rate"
+            )
         names = self.config.parameters
         labels = np.asarray(labels_of(self.config, outputs), np.float64)
         bounds, retrograde = {}, [None] * len(images)

@@ -65,7 +65,7 @@ def predict(
     Raises
     ------
     GalmerhpcError
-        The network predicts something that is no number.
+        A prediction is not finite.
     """
     settings, training = config.evaluation.lookup, dataset.rows("train")
     repeats = 1 if change is unchanged else settings.draws
@@ -93,8 +93,8 @@ def predict(
     outputs = over("network", *asked, network.predict_on_batch).astype(np.float64)
     if bad := int((~np.isfinite(outputs)).any(axis=1).sum()):
         raise GalmerhpcError(
-            f"model.keras predicts no number for {bad} of {len(outputs)} images; "
-            "train again with a lower training.learning_rate"
+            f"model.keras returned non-finite predictions for {bad} of {len(outputs)} images; "
+            "retrain with a lower training.learning_rate"
         )
     labels = dataset.labels[training]
     known = over("look-up, training images", dataset, training, trained, thumbs, repeats)

@@ -202,7 +202,7 @@ def _describe_run(run: Run) -> str:
 
 def _describe_labels(labels: dict[str, float]) -> str:
     texts = [
-        f"{named(name).symbol} = {value:g}" for name, value in labels.items() if name != "spin"
+        f"{named(name).symbol} = {value:g}" for name, value in labels.items() if name != SPIN.name
     ]
     if SPIN.name in labels:
         texts.insert(0, "prograde" if labels[SPIN.name] == PROGRADE else "retrograde")

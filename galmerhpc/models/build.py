@@ -49,21 +49,38 @@ def exported(model: "keras.Model") -> "keras.Model":
     return keras.Model(model.input, predictions, name=model.name)
 
 
-def load(path: Path) -> "keras.Model":
-    """Load a saved model in Keras's safe mode, which runs no code of the file's own.
+def load(path: Path, image_shape: tuple[int, int, int], outputs: int) -> "keras.Model":
+    """Load an exported model in Keras's safe mode, which runs no code from the file.
+
+    Parameters
+    ----------
+    path : Path
+        The model.
+    image_shape : (H, W, C)
+        Shape of the images that it must take.
+    outputs : int
+        Number of outputs that it must give per image.
 
     Raises
     ------
     InputError
-        It is missing or damaged.
+        It is missing, damaged, or has other inputs or outputs.
     """
     import keras
 
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # noqa: BLE001 - Keras raises whatever its parts raise
         why = brief(error) or type(error).__name__
         raise InputError(f"{path}: cannot be loaded ({why}); train again") from None
+    wanted = ((None, *image_shape), (None, outputs))
+    found = (tuple(model.input_shape), tuple(model.output_shape))
+    if found != wanted:
+        raise InputError(
+            f"{path}: maps {found[0][1:]} to {found[1][1:]}, but its run's configuration needs "
+            f"{wanted[0][1:]} and {wanted[1][1:]}; it belongs to another run: train again"
+        )
+    return model
 
 
 def _map(images: "keras.KerasTensor", model: Model) -> "keras.KerasTensor":

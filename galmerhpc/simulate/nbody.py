@@ -6,6 +6,7 @@ with monopoles alone an encounter's energy drifts by almost a per cent.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ Array = NDArray[np.float64]
 
 # pytreegrav's softening is the radius at which its spline kernel ends (Springel 2005, section 2.1).
 _KERNEL_PER_PLUMMER = 2.8
+_OPTIONS: dict[str, Any] = {"G": G, "method": "tree", "quadrupole": True}
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,8 @@ class Gravity:
                 particles.position,
                 particles.mass,
                 self._kernel(particles),
-                G=G,
                 theta=self.opening_angle,
-                method="tree",
-                quadrupole=True,
+                **_OPTIONS,
             )
         )
 
@@ -70,10 +70,8 @@ class Gravity:
             particles.position,
             particles.mass,
             self._kernel(particles),
-            G=G,
             theta=self.opening_angle,
-            method="tree",
-            quadrupole=True,
+            **_OPTIONS,
         )
         kinetic = (particles.velocity**2).sum(axis=1) @ particles.mass / 2
         return float(kinetic), float(potential @ particles.mass / 2)

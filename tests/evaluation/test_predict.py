@@ -132,7 +132,7 @@ def test_a_montage_in_place_of_a_folder_is_refused_before_any_work(tmp_path: Pat
         (lambda run: (run / MODEL).write_bytes(b"PK"), "model.keras: cannot be loaded"),
         (
             lambda run: shutil.copy(run / OTHER_MODEL, run / MODEL),
-            "they are of different runs",
+            "it belongs to another run",
         ),
     ],
 )
