@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galmerhpc.config import Config, OnlineAugment
-from galmerhpc.evaluation.sample import Views
+from galmerhpc.evaluation.sample import ViewColumns
 from galmerhpc.models.sky import make_augment
 from galmerhpc.parameters import AZIMUTH, VIEWING_ANGLE
 
@@ -57,12 +57,12 @@ def sky_like(ranges: OnlineAugment, seed: int, image_shape: tuple[int, int, int]
     return lambda images, draws: augment(images, np.int64(0), draws).numpy()
 
 
-def draws(views: Views, again: int = 0) -> NDArray[np.int64]:
+def draws(views: ViewColumns, again: int = 0) -> NDArray[np.int64]:
     """Return the number that each image's changes follow from, (N,).
 
     Parameters
     ----------
-    views : Views
+    views : ViewColumns
         The images; the number is a hash of view and copy.
     again : int
         Another one gives other changes.

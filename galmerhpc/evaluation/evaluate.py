@@ -31,7 +31,7 @@ from galmerhpc.evaluation.conditions import (
 from galmerhpc.evaluation.predictors import Predictions, as_csv, class_choices, predict
 from galmerhpc.evaluation.sample import (
     Sample,
-    Views,
+    ViewColumns,
     open_dataset,
     read_sample,
     read_views,
@@ -133,7 +133,7 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
     sample = read_sample(
         other or config, open_dataset(other) if other else dataset, config.parameters, split
     )
-    refuse_misfit(config, dataset, sample)
+    refuse_unfit_images(config, dataset, sample)
 
     ranges = {CLEAN: None, **({SKY: config.evaluation.sky} if config.evaluation.sky else {})}
     changes = {k: _change(config, r, dataset.image_shape) for k, r in ranges.items()}
@@ -237,7 +237,7 @@ def read_history(path: Path, parameters: Sequence[str]) -> dict[str, Floats]:
         ) from None
 
 
-def refuse_misfit(config: Config, dataset: Dataset, sample: Sample) -> None:
+def refuse_unfit_images(config: Config, dataset: Dataset, sample: Sample) -> None:
     """Refuse images that the network cannot take, or labels that it has no class for.
 
     Raises
@@ -264,7 +264,7 @@ def refuse_misfit(config: Config, dataset: Dataset, sample: Sample) -> None:
 def assess(
     config: Config,
     sample: Sample,
-    trained: Views,
+    trained: ViewColumns,
     predictions: Predictions,
     ranges: OnlineAugment | None,
 ) -> tuple[dict[str, Any], conformal.Calibration | None]:

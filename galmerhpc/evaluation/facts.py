@@ -13,7 +13,7 @@ from galmerhpc.dataset.shards import Dataset
 from galmerhpc.dataset.split import SPLITS
 from galmerhpc.evaluation.conditions import describe, trained_sky_like
 from galmerhpc.evaluation.pair_image import BRIGHT_PERCENTILE
-from galmerhpc.evaluation.sample import Sample, Views, nearest_training_view
+from galmerhpc.evaluation.sample import Sample, ViewColumns, nearest_training_view
 
 BRIGHTNESS_SAMPLE = 256
 """Training images from which their brightness is measured."""
@@ -67,7 +67,7 @@ def data(other: Config, sample: Sample) -> dict[str, Any]:
     }
 
 
-def views(sample: Sample, trained: Views) -> dict[str, Any]:
+def views(sample: Sample, trained: ViewColumns) -> dict[str, Any]:
     """Return how many images are evaluated, of what, and how near to the training's they are."""
     views = sample.views
     distance = nearest_training_view(views, trained)

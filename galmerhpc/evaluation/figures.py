@@ -141,7 +141,7 @@ def learning_curve(
         for axes in (second, each):
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def predicted_against_true(
@@ -205,7 +205,7 @@ def predicted_against_true(
         )  # fmt: skip
         bar.minorticks_off()
         _legend(figure, panels[0])
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def error_against(
@@ -260,7 +260,7 @@ def error_against(
             if len(centres) <= _FEW_TICKS:
                 axes.set_xticks(centres)
         _legend(figure, panels[0])
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def coverage(conditions: dict[str, dict[str, Any]], configured: int, path: Path, note: str) -> None:
@@ -323,7 +323,7 @@ def coverage(conditions: dict[str, dict[str, Any]], configured: int, path: Path,
                 aspect="equal",
             )  # fmt: skip
             axes.legend(loc="upper left")
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def confusion(
@@ -367,7 +367,7 @@ def confusion(
                 ylabel=f"true {_symbol(name)}",
             )  # fmt: skip
         figure.colorbar(picture, ax=panels, label="share of a true class's images", shrink=0.8)
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def grad_cam(
@@ -416,7 +416,7 @@ def grad_cam(
         figure.colorbar(
             shown, ax=grid, label="part in the estimate (of the largest)", shrink=0.6, pad=0.01
         )
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def geometry(path: Path) -> None:
@@ -446,7 +446,7 @@ def geometry(path: Path) -> None:
             axes.set(xlim=(-2, 2), ylim=(-2, 2), zlim=(-0.8, 1.6))
         _draw_encounter(encounter, circle, tilt, i)
         _draw_view(view, sight, theta, phi)
-        finish(figure, path)
+        save(figure, path)
 
 
 def _draw_encounter(axes: Any, circle: NDArray[np.float64], tilt: Any, i: float) -> None:
@@ -540,7 +540,7 @@ def montage(
         if axes_names:
             figure.suptitle(f"{axes_names[0]}  →", fontsize=10)
             figure.supylabel(f"←  {axes_names[1]}", fontsize=10)
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def montage_text(parameters: Sequence[str], values: Sequence[float]) -> str:
@@ -626,7 +626,7 @@ def _symbol(name: str) -> str:
     return f"{parameter.symbol} ({parameter.unit})" if parameter.unit else parameter.name
 
 
-def finish(figure: Figure, path: Path, note: str = "") -> None:
+def save(figure: Figure, path: Path, note: str = "") -> None:
     """Write the note under the figure, and the figure to ``PATH.png`` and ``PATH.pdf``."""
     figure.supxlabel(note, fontsize=8.5, color=GREY, wrap=True)
     for suffix in SUFFIXES:

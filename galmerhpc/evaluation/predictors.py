@@ -14,7 +14,7 @@ from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import GalmerhpcError
 from galmerhpc.evaluation.baselines import LookUp, mean_prediction, thumbnails
 from galmerhpc.evaluation.conditions import CLEAN, Change, draws, unchanged
-from galmerhpc.evaluation.sample import Sample, Views, nearest_training_view
+from galmerhpc.evaluation.sample import Sample, ViewColumns, nearest_training_view
 from galmerhpc.models.targets import labels_of
 from galmerhpc.parameters import encode_classes, named
 
@@ -36,7 +36,7 @@ class Predictions(NamedTuple):
 def predict(
     config: Config,
     dataset: Dataset,
-    trained: Views,
+    trained: ViewColumns,
     sample: Sample,
     network: "keras.Model",
     change: Change,
@@ -53,7 +53,7 @@ def predict(
         The run.
     dataset : Dataset
         Its shards, whose training images the baselines know.
-    trained : Views
+    trained : ViewColumns
         The training images' views.
     sample : Sample
         What to predict.
@@ -71,7 +71,7 @@ def predict(
     repeats = 1 if change is unchanged else settings.draws
 
     def over(
-        what: str, images_of: Dataset, rows: NDArray[np.int64], views: Views,
+        what: str, images_of: Dataset, rows: NDArray[np.int64], views: ViewColumns,
         function: Callable[[NDArray[np.uint8]], Any], repeats: int = 1,
     ) -> Any:  # fmt: skip
         """Apply a function to the changed images of rows, a batch at a time; then once more."""
@@ -128,7 +128,7 @@ def class_choices(
 def as_csv(
     parameters: Sequence[str],
     sample: Sample,
-    trained: Views,
+    trained: ViewColumns,
     predictions: dict[str, Predictions],
 ) -> str:
     """Return predictions.csv: a row an image, angles in degrees, float32's full precision."""
@@ -138,7 +138,7 @@ def as_csv(
     columns: dict[str, Any] = {
         "view": views.id,
         "split": [sample.split] * len(sample.rows),
-        **{name: getattr(views, name) for name in Views._fields[1:-3]},
+        **{name: getattr(views, name) for name in ViewColumns._fields[1:-3]},
         "nearest_training_view_deg": distance,
     }
     for k, name in enumerate(parameters):

@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 PAPER_PAIRS = Path(galmerhpc.__file__).parent / "data" / "paper_pairs.csv"
 
-PREDICTORS = {
+ROWS = {
     "network": "network",
     "trained": "mean of the training",
     "constant": "median of these pairs",
@@ -58,7 +58,7 @@ PAPER_CLAIM = {"pairs": 15, "mae": 5.44, "mse": 46.69, "r2": 0.8048}
 
 
 @dataclass(frozen=True)
-class Answer:
+class PairEstimate:
     """A pair, and the network's inclination of it.
 
     Attributes
@@ -174,7 +174,7 @@ def answer(
     images: Path,
     bright_level: float | None,
     explain: Path | None,
-) -> tuple[list[Answer], dict[str, str]]:
+) -> tuple[list[PairEstimate], dict[str, str]]:
     """Return the network's inclinations; and why pairs are left out, by name, named at once."""
     answers, left_out = [], {}
     for number, pair in enumerate(pairs, 1):
@@ -188,7 +188,7 @@ def answer(
             log.warning("%s: left out: %s", images / pair.image, error)
             continue
         (estimate,) = predictor.estimate(steps.image[None])
-        answers.append(Answer(pair, estimate.labels[INCLINATION.name], steps.separation_kpc))
+        answers.append(PairEstimate(pair, estimate.labels[INCLINATION.name], steps.separation_kpc))
         if explain:
             write_steps(steps, explain, f"{number:03d}_{pair.name}")
     return answers, left_out
@@ -215,12 +215,12 @@ def errors_of(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> dict
     return {"pairs": len(true), **errors, "rank_correlation": ranks}
 
 
-def score(answers: Sequence[Answer], training_mean: float | None) -> dict[str, Any]:
+def score(answers: Sequence[PairEstimate], training_mean: float | None) -> dict[str, Any]:
     """Return the errors of the network and of what stands beside it against Eq. 3.
 
     Parameters
     ----------
-    answers : sequence of Answer
+    answers : sequence of PairEstimate
         The pairs.
     training_mean : float, optional
         Mean inclination of the training images.
@@ -228,7 +228,7 @@ def score(answers: Sequence[Answer], training_mean: float | None) -> dict[str, A
     Returns
     -------
     dict
-        By `PREDICTORS`, without what needs a training mean that is not known.
+        By `ROWS`, without what needs a training mean that is not known.
     """
     solutions = np.array([one.pair.solutions_deg for one in answers])  # (N, 2)
     predicted = np.array([one.scored_deg for one in answers])
@@ -268,7 +268,7 @@ def paper_pairs() -> tuple[list[Pair], NDArray[np.float64]]:
 # --- what is printed ------------------------------------------------------------------------------
 
 
-def as_values(one: Answer) -> dict[str, Any]:
+def as_values(one: PairEstimate) -> dict[str, Any]:
     """Return a pair's line as values."""
     first, second = one.pair.solutions_deg or (None, None)
     return {
@@ -281,7 +281,7 @@ def as_values(one: Answer) -> dict[str, Any]:
     }
 
 
-def describe(answers: Sequence[Answer], scores: dict[str, Any], width_kpc: float) -> str:
+def describe(answers: Sequence[PairEstimate], scores: dict[str, Any], width_kpc: float) -> str:
     """Return a line a pair and a line a predictor, for a reader."""
     lines = [
         f"{'pair':28} {'Eq. 3':>7} {'or':>7} {'network':>8} {'error':>7}   deg; Eq. 3 as min(i, "
@@ -317,12 +317,12 @@ def table_of(scores: dict[str, Any]) -> list[dict[str, Any]]:
             "R2": scores[name]["r2"],
             "rank correlation": scores[name].get("rank_correlation", np.nan),
         }
-        for name, title in PREDICTORS.items()
+        for name, title in ROWS.items()
         if name in scores
     ]
 
 
-def remarks(one: Answer, width_kpc: float) -> list[str]:
+def remarks(one: PairEstimate, width_kpc: float) -> list[str]:
     """Say what sets a pair apart from those that the network was trained on."""
     found = []
     ratio = one.pair.light_ratio

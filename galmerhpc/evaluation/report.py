@@ -213,12 +213,12 @@ def page(
 <h2>Where the errors are</h2>
 {"".join(breakdown_table(metrics, axis) for axis in AXES)}
 <h2>What was trained on what</h2>
-{_definitions(facts(config, metrics))}
+{_definitions(fact_rows(config, metrics))}
 <h2>Figures</h2>
 {"".join(_figure(figures[name], CAPTIONS[name]) for name in CAPTIONS if name in figures)}
 <h2>To repeat it</h2>
 <pre>{escape(commands(config, metrics, given))}</pre>
-{_definitions(provenance(metrics))}
+{_definitions(provenance_rows(metrics))}
 <details><summary>Configuration</summary><pre>{escape(dump(config))}</pre></details>
 </body>
 </html>
@@ -318,7 +318,7 @@ def _distance(metrics: dict[str, Any]) -> str:
     )
 
 
-def facts(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+def fact_rows(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """Return what was trained on what."""
     run, training, data = metrics["run"], metrics["training"], metrics["data"]
     height, width, channels = run["image_shape"]
@@ -393,7 +393,7 @@ def commands(config: Config, metrics: dict[str, Any], given: Sequence[str]) -> s
     )
 
 
-def provenance(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+def provenance_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """Return hashes, versions and machine."""
     repeat = metrics["repeat"]
     host = repeat["machine"]

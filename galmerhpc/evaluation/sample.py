@@ -19,7 +19,7 @@ ALL = "all"
 """In the place of a split: every sample of a data set."""
 
 
-class Views(NamedTuple):
+class ViewColumns(NamedTuple):
     """What is known of images' views; each (N,), the first ones columns of predictions.csv."""
 
     id: NDArray[np.object_]
@@ -65,7 +65,7 @@ class Sample:
         ``test``, ``validation`` or ``all``.
     true : ndarray, shape (N, P), float64
         Labels that the network estimates, in its order.
-    views : Views
+    views : ViewColumns
         Their views.
     """
 
@@ -73,7 +73,7 @@ class Sample:
     rows: NDArray[np.int64]
     split: str
     true: NDArray[np.float64]
-    views: Views
+    views: ViewColumns
 
 
 def open_dataset(config: Config) -> Dataset:
@@ -134,12 +134,12 @@ def _rows(dataset: Dataset, split: str | None) -> tuple[str, NDArray[np.int64]]:
     )
 
 
-def read_views(config: Config, dataset: Dataset, rows: NDArray[np.int64]) -> Views:
+def read_views(config: Config, dataset: Dataset, rows: NDArray[np.int64]) -> ViewColumns:
     """Read what is known of the views of rows; the line of sight stands in a view's id."""
     ids = dataset.view[rows]
     simulation, snapshot_id = (dataset.column(k)[rows] for k in ("simulation", "snapshot_id"))
     inclination, spin, configuration = _encounters(config, dataset, rows, snapshot_id)
-    return Views(
+    return ViewColumns(
         ids,
         dataset.column("copy")[rows],
         simulation,
@@ -209,7 +209,7 @@ def _describe_labels(labels: dict[str, float]) -> str:
     return ", ".join(texts)
 
 
-def nearest_training_view(views: Views, training: Views) -> NDArray[np.float64]:
+def nearest_training_view(views: ViewColumns, training: ViewColumns) -> NDArray[np.float64]:
     """Return how far the nearest view of training is from each view, degrees on the sphere.
 
     Only views of the same configuration count, of whatever realisation: those of another look
@@ -217,7 +217,7 @@ def nearest_training_view(views: Views, training: Views) -> NDArray[np.float64]:
 
     Parameters
     ----------
-    views, training : Views
+    views, training : ViewColumns
         What is evaluated, and what was trained on.
 
     Returns

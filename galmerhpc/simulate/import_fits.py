@@ -65,7 +65,7 @@ _TAKEN = {
 _LARGEST_TILT_DEG = 10.0  # of the orbit's axis to z, beyond which pictures mislead
 _LARGEST_OFFSET_KPC = 5.0  # of the luminous matter's centre; a picture shows 33 to each side
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 def import_fits(
@@ -175,7 +175,7 @@ def read_particles(path: Path, length_kpc: float, mass_msun: float) -> Particles
     return particles
 
 
-def _read_columns(path: Path) -> dict[str, Array]:
+def _read_columns(path: Path) -> dict[str, Floats]:
     """Read the columns of the first table that has them all, shape (N,) each."""
     try:
         with warnings.catch_warnings(record=True) as noted:
@@ -196,7 +196,7 @@ def _read_columns(path: Path) -> dict[str, Array]:
     return columns
 
 
-def _columns_of(path: Path, units: Any) -> dict[str, Array]:
+def _columns_of(path: Path, units: Any) -> dict[str, Floats]:
     tables = [unit for unit in units if isinstance(unit, fits.BinTableHDU)]
     if not tables:
         raise InputError(f"{path}: holds no binary table")

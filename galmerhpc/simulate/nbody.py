@@ -21,7 +21,7 @@ except ImportError:
         "galmerhpc simulate needs numba and pytreegrav: pip install 'galmerhpc[simulate]'"
     ) from None
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 # pytreegrav's softening is the radius at which its spline kernel ends (Springel 2005, section 2.1).
 _KERNEL_PER_PLUMMER = 2.8
@@ -47,7 +47,7 @@ class Gravity:
     opening_angle: float
     second_softening: float = 1.0
 
-    def acceleration(self, particles: Particles) -> Array:
+    def acceleration(self, particles: Particles) -> Floats:
         """Return the acceleration (N, 3), (km/s)^2 / kpc."""
         return np.asarray(
             pytreegrav.Accel(
@@ -76,7 +76,7 @@ class Gravity:
         kinetic = (particles.velocity**2).sum(axis=1) @ particles.mass / 2
         return float(kinetic), float(potential @ particles.mass / 2)
 
-    def _kernel(self, particles: Particles) -> Array:
+    def _kernel(self, particles: Particles) -> Floats:
         radius = _KERNEL_PER_PLUMMER * self.softening_kpc
         return np.array([radius, radius * self.second_softening])[particles.galaxy]
 

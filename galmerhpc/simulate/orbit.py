@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from galmerhpc.config import Spin
 from galmerhpc.simulate.galaxies import MYR_PER_TIME_UNIT, G
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Orbit:
         """1 for a parabola, more for a hyperbola."""
         return 1 + 2 * self.energy * self.pericentre / (G * self.mass)
 
-    def inbound(self, separation: float, spin: Spin) -> tuple[Array, Array]:
+    def inbound(self, separation: float, spin: Spin) -> tuple[Floats, Floats]:
         """Return the second body's place and velocity relative to the first, before pericentre.
 
         Parameters

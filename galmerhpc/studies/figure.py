@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from galmerhpc.evaluation.figures import PREDICTOR_STYLES, STYLE, VERMILION, finish
+from galmerhpc.evaluation.figures import PREDICTOR_STYLES, STYLE, VERMILION, save
 from galmerhpc.evaluation.summary import PREDICTORS
 from galmerhpc.parameters import named
 from galmerhpc.studies import power_law
@@ -56,7 +56,7 @@ def draw(
             axes.set(title=f"{title} {unit}".strip(), xlabel=study.axis)
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def _panel(axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: str) -> None:

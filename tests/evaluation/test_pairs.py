@@ -17,7 +17,7 @@ from galmerhpc.evaluation.pairs import (
     read_pairs,
     write_pairs,
 )
-from galmerhpc.evaluation.real_pairs import PAPER_PAIRS, Answer, paper_pairs, score
+from galmerhpc.evaluation.real_pairs import PAPER_PAIRS, PairEstimate, paper_pairs, score
 
 HEAD = "name,image,x1_px,y1_px,x2_px,y2_px,pa1_deg,pa2_deg,i1_deg,i2_deg"
 ROW = "a,a.jpg,10,20,30,40,15,75,60,45"
@@ -41,7 +41,7 @@ def test_equation_3_gives_the_15_published_relative_inclinations() -> None:
 
 
 def test_the_published_table_s_errors_are_not_those_of_the_paper_s_text() -> None:
-    scores = score([Answer(pair, 0.0, None) for pair in paper_pairs()[0]], 30.0)
+    scores = score([PairEstimate(pair, 0.0, None) for pair in paper_pairs()[0]], 30.0)
     assert scores["constant"] == scores["published_constant"]
     assert scores["published"]["mae"] == pytest.approx(6.59, abs=0.005)
     assert scores["published"]["mse"] == pytest.approx(79.3, abs=0.05)
@@ -62,7 +62,7 @@ def test_a_position_angle_is_known_up_to_half_a_turn() -> None:
         )
         for pa in (-82.0, 98.0)
     ]
-    first, turned = (score([Answer(pair, 10.0, None)], None) for pair in pairs)
+    first, turned = (score([PairEstimate(pair, 10.0, None)], None) for pair in pairs)
     assert first["network"]["mae"] > turned["network"]["mae"] + 10
     assert first["network_within"]["mae"] == pytest.approx(turned["network_within"]["mae"])
 
