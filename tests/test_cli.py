@@ -114,7 +114,7 @@ main(["evaluate", "nowhere"])
         (["run", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["run", DEMO, "training.epoch=3"], "training.epoch: unknown key (did you mean epochs?)"),
         (["scrape", DEMO, "preprocess.image_size=16"], "preprocess.image_size"),
-        (["run", DEMO, "model.task=classification"], "training.loss: mae does not go with"),
+        (["run", DEMO, "model.task=classification"], "training.loss: mae does not fit"),
         (["simulate", DEMO], "library: shipped is part of the package"),
         (["mirror", "--library", "nowhere.h5"], "nowhere.h5: no such snapshot library"),
         (["mirror", "--library", DEMO], "demo.yaml: damaged, or no snapshot library"),

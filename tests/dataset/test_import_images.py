@@ -333,7 +333,7 @@ def test_a_catalogue_has_runs_or_images(tmp_path: Path) -> None:
         (f"{images}, runs: [{run}]", "leave out runs and views"),
         (f"{images}, views: {{phi_deg: {{start: 0, stop: 9, step: 1}}}}", "leave out runs"),
         ("images: {table: nowhere.csv}", "nowhere.csv: cannot be read: No such file"),
-        ("images: {table: labels.csv, labels: [spin]}", "spin cannot be given again"),
+        ("images: {table: labels.csv, labels: [spin]}", "spin: already defined"),
         (f"runs: [{run}]", "run galmerhpc scrape"),
     ]:
         config.write_text(f"catalogue: {{{catalogue}}}")

@@ -119,7 +119,7 @@ def test_variants_are_encounters_of_one_list():
     ("variants", "message"),
     [
         ({"dwarf": {"mas_ratio": 10}}, "simulate: variants.dwarf.mas_ratio"),
-        ({"dwarf": {"spins": []}}, "variants.dwarf: spins: give at least one"),
+        ({"dwarf": {"spins": []}}, "variants.dwarf: spins: must be non-empty"),
         ({"dwarf": {"first_snapshot_id": 7}}, "variants.dwarf.first_snapshot_id: is the same"),
         ({"a dwarf": {}}, "only letters, digits"),
     ],

@@ -117,9 +117,9 @@ def test_libraries_of_fewer_particles_are_files_of_their_own() -> None:
         ("realisations", ["split={kind: random}"], "needs split.kind: simulation"),
         ("augmentation", ["studies.augment={noise: 0}"], "give at least one operation a strength"),
         ("class-width", ["studies.class_widths_deg=[7]"], "study class-width, point 7: "),
-        ("dropout", ["studies.dropout=[0.1, 0.1]"], "give at least one value and none twice"),
+        ("dropout", ["studies.dropout=[0.1, 0.1]"], "must be non-empty, without duplicates"),
         ("particles", ["library=shipped"], "needs a library of its own"),
-        ("dropout", ["studies.dropout=[]"], "give at least one value and none twice"),
+        ("dropout", ["studies.dropout=[]"], "must be non-empty, without duplicates"),
     ],
 )
 def test_what_a_study_cannot_do_is_named(study: str, overrides: list[str], message: str) -> None:
