@@ -130,7 +130,8 @@ def meaning(field: FieldInfo) -> str:
     text = text_of(field).replace("|", "\\|")
     choices = choices_of(field.annotation)
     if choices and not all(str(choice) in text for choice in choices):
-        text = f"{' or '.join(map(str, choices))}. {text}".rstrip()
+        *rest, last = map(str, choices)
+        text = f"{', '.join(rest)} or {last}. {text}".rstrip()
     return text
 
 

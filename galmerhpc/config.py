@@ -642,7 +642,8 @@ class Model(Section):
     dropout: Fraction = 0.0
     """Share of the head's inputs dropped in training."""
     batchnorm_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
-    """Keras's default of 0.99 leaves short runs with the statistics of their first steps."""
+    """Momentum of the moving statistics; Keras's default of 0.99 leaves short runs with the
+    statistics of their first steps."""
 
 
 class Schedule(Section):

@@ -1,4 +1,4 @@
-"""Evaluation of a finished network beside two baselines, on images that training never saw.
+"""Evaluation of a trained network beside two baselines, on images never seen in training.
 
 Runs on rank 0 and writes a folder of the run: metrics.json (docs/metrics.md), predictions.csv,
 intervals.json (`evaluation.conformal`) and the figures.
@@ -46,27 +46,27 @@ from galmerhpc.parameters import class_groups, encode_classes
 log = logging.getLogger(__name__)
 
 FORMAT = 3
-"""Of metrics.json."""
+"""Format of metrics.json."""
 
 REPORT = "report.html"
 
 CURVE = tuple(round(0.1 * k, 1) for k in range(1, 10))
-"""Levels of the coverage figure, beside the configured ones."""
+"""Levels of the coverage figure, in addition to the configured ones."""
 
 Floats = NDArray[np.float64]
 
 
 def folder_of(config: Config, split: str | None = None, other: Config | None = None) -> Path:
-    """Return where an evaluation lies.
+    """Return the folder of an evaluation.
 
     Parameters
     ----------
     config : Config
         The run whose network is evaluated.
     split : str, optional
-        ``test``, ``validation`` or ``all``, where it was asked for.
+        ``test``, ``validation`` or ``all``, if given by the user.
     other : Config, optional
-        The run whose images are used in place of the network's own.
+        The run whose images are used instead of the network's own.
     """
     names = ["evaluation", *([f"on-{other.run_dir.name}"] if other else [])]
     return config.run_dir / "-".join([*names, *([split] if split else [])])
@@ -77,8 +77,8 @@ def record_of(
 ) -> files.StageRecord:
     """Return the record of an evaluation.
 
-    One made with other keys of `evaluation`, or of a training that has gone on with others of its
-    own since (``--allow-change``), is made anew.
+    An evaluation made with other keys of `evaluation`, or before training was continued with other
+    keys of `training` (``--allow-change``), is repeated.
     """
     inputs = config.inputs("evaluate")
     if other:
@@ -90,23 +90,23 @@ def record_of(
 def evaluate(config: Config, split: str | None = None, other: Config | None = None) -> None:
     """Evaluate ``model.keras``; called by rank 0.
 
-    Writes `folder_of` the run, or returns at once where this very model has been evaluated so.
+    Writes the folder `folder_of`, or returns at once if this very model has been evaluated so.
 
     Parameters
     ----------
     config : Config
         The run.
     split : str, optional
-        ``test``, ``validation`` or ``all``; by default test, or validation where there is no test
-        split, as in the paper's regression, and every output says so.
+        ``test``, ``validation`` or ``all``; by default test, or validation if there is no test
+        split, as in the paper's regression (all output then says so).
     other : Config, optional
-        Another run, whose preprocessed images are evaluated in place of the run's own.
+        Another run, whose preprocessed images are evaluated instead of the run's own.
 
     Raises
     ------
     InputError
-        There is no model, no metrics.csv or no image to evaluate, or the files are damaged or do
-        not fit each other.
+        The model, metrics.csv or images to evaluate are missing, or files are damaged or do not
+        belong together.
     GalmerhpcError
         A prediction is not finite.
     """
@@ -120,15 +120,15 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
         if evaluated == model_sha256:
             log.info("evaluate: complete, nothing to do")
             return
-    # These refuse shards and weights of another configuration.
+    # These refuse shards and weights made with another configuration.
     dataset = open_dataset(config)
     stage_record(config, "train")
     history = read_history(config.run_dir / "metrics.csv", config.parameters)
-    devices.take_gpu(local_rank=0)  # rank 0 is the first one of its node
+    devices.take_gpu(local_rank=0)  # rank 0 is the first of its node
     network = load(model_path, dataset.image_shape, prediction_width(config))
     training = dataset.rows("train")
     if not len(training):
-        raise InputError("the data set has no training image: give the split another fraction")
+        raise InputError("the data set has no training images: change the fractions of the split")
     trained = read_views(config, dataset, training)
     sample = read_sample(
         other or config, open_dataset(other) if other else dataset, config.parameters, split
@@ -189,14 +189,14 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier evaluation left: the report and figures would show its results."""
+    """Remove report and figures of an earlier evaluation, which would show its results."""
     files.remove_temporaries(folder)
     for name in (REPORT, *gallery.file_names(gallery.CAPTIONS)):
         (folder / name).unlink(missing_ok=True)
 
 
 def intact(record: files.StageRecord, folder: Path) -> bool:
-    """Tell whether an evaluation is complete and its files are as they were written."""
+    """Return whether an evaluation is complete and its files are unchanged."""
     return record.complete and all(
         files.sha256(folder / name) == sha256 for name, sha256 in record.files.items()
     )
@@ -206,16 +206,16 @@ def _change(config: Config, ranges: OnlineAugment | None, shape: tuple[int, int,
     return sky_like(ranges, config.evaluation.seed, shape) if ranges else unchanged
 
 
-# --- what is read ---------------------------------------------------------------------------------
+# --- input ----------------------------------------------------------------------------------------
 
 
 def read_history(path: Path, parameters: Sequence[str]) -> dict[str, Floats]:
-    """Read metrics.csv, a row an epoch, as columns; an empty cell is not a number.
+    """Read metrics.csv, one row per epoch, as columns; empty cells become NaN.
 
     Raises
     ------
     InputError
-        It is missing, has no row, lacks a column that is needed, or is damaged.
+        It is missing, empty, damaged, or lacks a column that is needed.
     """
     needed = {
         "epoch", "step", "seconds", "images_per_s", "training_loss", "training_mae",
@@ -227,7 +227,7 @@ def read_history(path: Path, parameters: Sequence[str]) -> dict[str, Floats]:
         cells = [[float(cell or "nan") for cell in line] for line in lines[1:]]
         history = dict(zip(lines[0], np.array(cells).T, strict=True))
         if missing := needed - history.keys():
-            raise ValueError(f"it has no column {min(missing)}")
+            raise ValueError(f"no column {min(missing)}")
         return history
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run galmerhpc train first") from None
@@ -238,17 +238,18 @@ def read_history(path: Path, parameters: Sequence[str]) -> dict[str, Floats]:
 
 
 def refuse_unfit_images(config: Config, dataset: Dataset, sample: Sample) -> None:
-    """Refuse images that the network cannot take, or labels that it has no class for.
+    """Refuse images that do not fit the network, or labels that it has no class for.
 
     Raises
     ------
     InputError
-        It cannot.
+        The images or labels do not fit.
     """
     folder, shape = sample.dataset.folder, sample.dataset.image_shape
     if shape != dataset.image_shape:
         raise InputError(
-            f"{folder}: holds images {shape}, but the network takes {dataset.image_shape}; "
+            f"{folder}: contains images of shape {shape}, but the network takes "
+            f"{dataset.image_shape}; "
             "preprocess them with the same preprocess.image_size and preprocess.channels"
         )
     if config.model.task == "classification":
@@ -275,7 +276,7 @@ def assess(
     found : dict
         ``scores``, ``against_lookup``, ``by`` and ``uncertainty`` of metrics.json.
     calibration : Calibration or None
-        Of the intervals, on all images; None where there are too few groups.
+        Calibration of the intervals on all images; None if there are too few groups.
     """
     settings, views, groups = config.evaluation, sample.views, sample.views.groups()
     names = surviving(config.parameters, ranges)

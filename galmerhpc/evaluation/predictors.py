@@ -1,4 +1,4 @@
-"""What the network and the baselines predict, and predictions.csv."""
+"""Predictions of the network and the baselines, and predictions.csv."""
 
 import csv
 import io
@@ -25,12 +25,12 @@ Floats = NDArray[np.float64]
 
 
 class Predictions(NamedTuple):
-    """What is predicted for N images under one condition."""
+    """Predictions for N images under one condition."""
 
     outputs: Floats
-    """What the network gives, (N, P) or (N, classes)."""
+    """Output of the network, (N, P) or (N, classes)."""
     labels: dict[str, Floats]
-    """Labels (N, P) by name of `summary.PREDICTORS`."""
+    """Predicted labels (N, P) by name of `summary.PREDICTORS`."""
 
 
 def predict(
@@ -43,8 +43,8 @@ def predict(
 ) -> Predictions:
     """Predict a sample's labels with the network and with the baselines.
 
-    The look-up's training images are changed as those that it is asked for, each
-    `evaluation.lookup.draws` times: a network that trained under the conditions saw as many as it
+    The look-up's training images are changed in the same way as the sample, each
+    `evaluation.lookup.draws` times: a network trained on changed images saw as many versions as it
     had epochs.
 
     Parameters
@@ -52,15 +52,15 @@ def predict(
     config : Config
         The run.
     dataset : Dataset
-        Its shards, whose training images the baselines know.
+        Its shards, with the training images for the baselines.
     trained : ViewColumns
         The training images' views.
     sample : Sample
-        What to predict.
+        The images to predict.
     network : keras.Model
         The network.
     change : Change
-        What is done to every image first.
+        Change that is made to every image first.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def predict(
         what: str, images_of: Dataset, rows: NDArray[np.int64], views: ViewColumns,
         function: Callable[[NDArray[np.uint8]], Any], repeats: int = 1,
     ) -> Any:  # fmt: skip
-        """Apply a function to the changed images of rows, a batch at a time; then once more."""
+        """Apply a function to the changed images of rows, batch by batch, `repeats` times."""
         size, results = config.training.evaluation_batch, []
         with tqdm(total=repeats * len(rows), desc=what, unit=" images", disable=None) as progress:
             for repeat in range(repeats):
@@ -112,9 +112,9 @@ def predict(
 def class_choices(
     outputs: Floats, predictions: dict[str, Floats], names: Sequence[str], width_deg: float
 ) -> dict[str, NDArray[np.floating]]:
-    """Return each predictor's probabilities of the classes, (N, classes).
+    """Return each predictor's class probabilities, (N, classes).
 
-    The network's are its outputs; a baseline is sure of the classes that its predictions fall into.
+    The network's are its outputs; a baseline gives probability 1 to the classes of its predictions.
     """
     low, high = np.transpose([(named(n).low, named(n).high) for n in names])
     choices: dict[str, NDArray[np.floating]] = {
@@ -131,7 +131,7 @@ def as_csv(
     trained: ViewColumns,
     predictions: dict[str, Predictions],
 ) -> str:
-    """Return predictions.csv: a row an image, angles in degrees, float32's full precision."""
+    """Return predictions.csv: one row per image, angles in degrees, full float32 precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     views, distance = sample.views, nearest_training_view(sample.views, trained)

@@ -120,7 +120,7 @@ def test_variants_are_encounters_of_one_list():
     [
         ({"dwarf": {"mas_ratio": 10}}, "simulate: variants.dwarf.mas_ratio"),
         ({"dwarf": {"spins": []}}, "variants.dwarf: spins: must be non-empty"),
-        ({"dwarf": {"first_snapshot_id": 7}}, "variants.dwarf.first_snapshot_id: is the same"),
+        ({"dwarf": {"first_snapshot_id": 7}}, "variants.dwarf.first_snapshot_id: cannot differ"),
         ({"a dwarf": {}}, "only letters, digits"),
     ],
 )
@@ -430,7 +430,7 @@ def test_a_snapshot_from_before_the_start_is_refused_at_once(tmp_path, counted):
         ({"orbit": {"energy_km2_s2": -1}}, "simulate.orbit.energy_km2_s2"),
         ({"pair": ["gSa", "dE0"]}, "no galaxy model 'dE0'"),
         ({"softning_kpc": 1}, "did you mean softening_kpc"),
-        ({"realisations": [0, 0]}, "realisations: give"),
+        ({"realisations": [0, 0]}, "realisations: must be non-empty"),
     ],
 )
 def test_the_command_answers_wrong_input_with_one_line(tmp_path, keys, message):
