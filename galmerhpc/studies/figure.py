@@ -37,7 +37,7 @@ def draw(
     parameters : sequence of str
         Labels with a panel each; a point may lack one.
     path : Path
-        Where to write, without suffix.
+        File to write, without suffix.
     note : str
         Lines under the figure.
     """

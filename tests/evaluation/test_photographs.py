@@ -149,9 +149,9 @@ def test_a_name_that_stands_for_no_picture_is_refused_by_that_name(tmp_path: Pat
         "not/there.png": "no such file",
         "*.tiff": "no such file",
         "**.tiff": "no such file",
-        "empty": "a folder with no picture",
+        "empty": "a folder with no readable image",
         "n" * 300: "cannot be read",
-        "closed": "a folder with no picture",
+        "closed": "a folder with no readable image",
         "closed/a.png": "cannot be read",
     }
     code = """
