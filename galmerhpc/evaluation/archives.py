@@ -103,7 +103,7 @@ class Archives:
         )
 
     def cutout(self, ra_deg: float, dec_deg: float, scale_arcsec: float) -> bytes | None:
-        """Return a JPEG of `CUTOUT_PX` pixels per side, north up and east left; None if it is blank.
+        """Return a JPEG of `CUTOUT_PX` pixels per side, north up, east left; None if blank.
 
         Raises
         ------

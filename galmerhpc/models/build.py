@@ -1,4 +1,4 @@
-"""From the configuration to a Keras model that needs no code of ours to be loaded."""
+"""From the configuration to a Keras model that can be loaded without this package."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,14 +23,14 @@ def build(config: Config, image_shape: tuple[int, int, int], targets: Targets) -
     image_shape : (H, W, C)
         Shape of an image.
     targets : Targets
-        What the last layer gives, R outputs.
+        Targets of the last layer, R outputs.
 
     Returns
     -------
     keras.Model
-        Takes uint8 images (B, H, W, C). Gives the last layer's outputs (B, R), which the loss
-        compares with `Targets.encode` (logits, where probabilities are learnt), and the predictions
-        that follow from them (`Targets.decode`), both float32.
+        Maps uint8 images (B, H, W, C) to the last layer's outputs (B, R), which the loss compares
+        with `Targets.encode` (logits, where probabilities are learned), and to the predictions
+        derived from them (`Targets.decode`), both float32.
     """
     import keras
 
@@ -42,7 +42,7 @@ def build(config: Config, image_shape: tuple[int, int, int], targets: Targets) -
 
 
 def exported(model: "keras.Model") -> "keras.Model":
-    """Return the model to be saved: uint8 images in, predictions out, the same layers within."""
+    """Return the model to be saved, from uint8 images to predictions, with the same layers."""
     import keras
 
     _, predictions = model.outputs
@@ -96,5 +96,5 @@ def _head(features: "keras.KerasTensor", model: Model) -> "keras.KerasTensor":
 
     pool = {"flatten": keras.layers.Flatten, "gap": keras.layers.GlobalAveragePooling2D}[model.head]
     pooled = pool(name=model.head)(features)
-    # Table 1 drops before it flattens: the same, since each value is dropped by itself.
+    # Table 1 has dropout before Flatten: the same, since values are dropped independently.
     return keras.layers.Dropout(model.dropout)(pooled) if model.dropout else pooled

@@ -224,7 +224,7 @@ def test_what_is_no_whole_fits_file_is_named(tmp_path: Path) -> None:
         (ROW.replace("retrograde", "up"), "table.csv:2: spin: Input should be 'prograde'"),
         (ROW.replace("500", "-1"), "table.csv:2: id: "),
         (ROW.replace("100", "soon"), "not 'soon'"),
-        (ROW.replace(",2\n", "\n"), "5 cells, while the header has 6"),
+        (ROW.replace(",2\n", "\n"), "5 cells, but the header has 6"),
     ],
 )
 def test_a_wrong_table_is_named_with_its_line(tmp_path: Path, rows: str, expected: str) -> None:

@@ -112,13 +112,13 @@ def test_libraries_of_fewer_particles_are_files_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("study", "overrides", "message"),
     [
-        ("time", [], "needs a catalogue with snapshots of two times"),
-        ("realisations", ["studies.realisations=[13]"], "13 is more than there are to train on"),
+        ("time", [], "needs a catalogue with snapshots at two or more times"),
+        ("realisations", ["studies.realisations=[13]"], "13 exceeds the 12 available for training"),
         ("realisations", ["split={kind: random}"], "needs split.kind: simulation"),
-        ("augmentation", ["studies.augment={noise: 0}"], "give at least one operation a strength"),
+        ("augmentation", ["studies.augment={noise: 0}"], "set at least one operation"),
         ("class-width", ["studies.class_widths_deg=[7]"], "study class-width, point 7: "),
         ("dropout", ["studies.dropout=[0.1, 0.1]"], "must be non-empty, without duplicates"),
-        ("particles", ["library=shipped"], "needs a library of its own"),
+        ("particles", ["library=shipped"], "needs its own library"),
         ("dropout", ["studies.dropout=[]"], "must be non-empty, without duplicates"),
     ],
 )
