@@ -30,18 +30,18 @@ MYR_PER_TIME_UNIT = 977.792
 
 _SPHERE_EDGE = 10.0
 _DISC_EDGE = 5.0
-"""Particles lie within this many scale lengths (radius of a sphere, a + h of a disc): 98.5 % of the
-sphere's and 80 % of the disc's mass. They carry all of it, so that the galaxy's mass is exact."""
+"""Particles lie within this many scale lengths (radius of a sphere, a + h of a disc), which contain
+98.5 % of the mass of a sphere and 80 % of a disc's. They carry all of it, so the total is exact."""
 
 _DISC_HEIGHTS = 10.0  # particles lie within this many scale heights of the plane
-_ESCAPE_FRACTION = 0.95  # a disc particle drawn faster than this is slowed to it
-_TOOMRE_STARS = 3.36  # Toomre's critical dispersion is this times G Sigma / kappa
+_ESCAPE_FRACTION = 0.95  # faster disc particles are slowed to this
+_TOOMRE_STARS = 3.36  # Toomre's critical dispersion in units of G Sigma / kappa
 
 Floats = NDArray[np.float64]
 
 
 class Component(IntEnum):
-    """What a particle is part of."""
+    """Component that a particle belongs to."""
 
     HALO = 0
     BULGE = 1
@@ -81,7 +81,7 @@ class Particles:
         return cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
 
     def centred(self) -> "Particles":
-        """Return them with the centre of mass at rest at the origin."""
+        """Return the particles with their centre of mass at rest at the origin."""
         return replace(
             self,
             position=self.position - np.average(self.position, axis=0, weights=self.mass),
@@ -101,7 +101,7 @@ class MiyamotoNagai:
     mass : float
         Solar masses.
     a, h : float
-        Radial and vertical scale, kpc; h is the radius of a Plummer sphere.
+        Radial and vertical scale, kpc; for a Plummer sphere, h is its radius.
     """
 
     mass: float
@@ -141,7 +141,7 @@ class MiyamotoNagai:
 
 
 def length_scale(shrink: float) -> float:
-    """Return what lengths are multiplied by where masses are divided: equal surface density."""
+    """Return the scale factor of lengths for masses divided by `shrink` (equal surface density)."""
     return float(1 / np.sqrt(shrink))
 
 
@@ -152,21 +152,21 @@ def _condensed(component: MiyamotoNagai) -> MiyamotoNagai:
 
 @dataclass(frozen=True)
 class GalaxyModel:
-    """The components of a galaxy, and the Toomre Q of its discs."""
+    """The components of a galaxy and the Toomre Q of its discs."""
 
     components: dict[Component, MiyamotoNagai]
     toomre_q: dict[Component, float]
 
     @classmethod
     def from_config(cls, galaxy: config.Galaxy, shrink: float = 1.0) -> "GalaxyModel":
-        """Build the model from its configuration.
+        """Build a model from its configuration.
 
         Parameters
         ----------
         galaxy : config.Galaxy
             Masses in GalMer's unit, lengths in kpc.
         shrink : float
-            Divide masses by this, and lengths as `length_scale` says.
+            Masses are divided by this, and lengths scaled by `length_scale`.
         """
         mass, length = MASS_UNIT_MSUN / shrink, length_scale(shrink)
         spheres = {Component.HALO: galaxy.halo, Component.BULGE: galaxy.bulge}
@@ -189,9 +189,9 @@ class GalaxyModel:
         return sum(c.mass for c in self.components.values())
 
     def condensed(self) -> "GalaxyModel":
-        """Return the model of which the part inside the edges has this one's masses.
+        """Return the model whose masses inside the edges are the total masses of this one.
 
-        It is what the particles are: their equilibrium must be computed in its field.
+        This is what the particles represent: their equilibrium must be computed in its field.
         """
         return replace(self, components={k: _condensed(c) for k, c in self.components.items()})
 
@@ -233,7 +233,7 @@ class GalaxyModel:
 def realise(
     model: GalaxyModel, counts: dict[Component, int], seed: np.random.SeedSequence
 ) -> Particles:
-    """Draw a galaxy in equilibrium, at rest at the origin, its discs spinning along +z.
+    """Draw a galaxy in equilibrium, at rest at the origin, with its discs spinning along +z.
 
     Parameters
     ----------
@@ -242,7 +242,7 @@ def realise(
     counts : dict
         Number of particles by component.
     seed : SeedSequence
-        Equal seeds give equal particles.
+        Equal seeds give identical particles.
 
     Returns
     -------
@@ -304,7 +304,7 @@ def _eddington_speeds(
 
 
 def _relative_potential(r: Floats, enclosed: Floats) -> Floats:
-    """Return minus the potential of a spherical mass profile, Keplerian beyond the last radius."""
+    """Return minus the potential of a spherical mass profile, Keplerian outside the last radius."""
     force = G * enclosed / r**2
     inwards = cumulative_trapezoid(force[::-1], -r[::-1], initial=0)[::-1]
     return inwards + G * enclosed[-1] / r[-1]
@@ -313,12 +313,13 @@ def _relative_potential(r: Floats, enclosed: Floats) -> Floats:
 def _eddington(
     r: Floats, enclosed: Floats, psi: Floats, sphere: MiyamotoNagai
 ) -> tuple[Floats, Floats]:
-    """Return energies, and the distribution function up to a constant: d/dE of the integral below.
+    """Return energies, and the distribution function up to a factor: d/dE of the integral below.
 
-    A cored halo around a heavy disc would need a negative one at the very centre; there it is 0.
+    A cored halo around a heavy disc would need negative values at the very centre; they are set to
+    0.
     """
     u = r / sphere.h
-    density_slope = -5 * u * (1 + u**2) ** -3.5  # of Plummer's profile, up to a constant
+    density_slope = -5 * u * (1 + u**2) ** -3.5  # of Plummer's profile, up to a factor
     rise = density_slope / (-G * enclosed / r**2)  # d rho / d psi along the profile
     log_rise = CubicSpline(np.log(psi[::-1]), np.log(rise[::-1]))
     energy = np.geomspace(psi[-1], psi[0], 2000)
@@ -375,8 +376,8 @@ class _DiscProfile:
     def _planar(self, toomre_q: float) -> tuple[Floats, Floats, Floats]:
         """Tabulate radial and tangential dispersion and mean rotation in the plane, km/s.
 
-        The radial dispersion squared follows the surface density, at the level at which the
-        smallest Toomre Q is the one asked for.
+        The squared radial dispersion is proportional to the surface density, with the factor set
+        by the requested minimum of Toomre's Q.
         """
         radius = np.maximum(self._radius, self._radius[1] / 2)  # the moments divide by it
         surface = 2 * self._column[:, -1]
@@ -418,7 +419,7 @@ class _DiscProfile:
         return radial * slowing, tangential * slowing, vertical * slowing
 
     def _lag(self, radius: Floats, z: Floats) -> Floats:
-        """Return by how much rotation is slower off the plane, where the inward force is weaker."""
+        """Return the factor by which rotation is slower off the plane (weaker inward force)."""
         here = self._model.gradient(radius, z)[0]
         plane = self._model.gradient(radius, np.zeros_like(z))[0]
         return np.sqrt(np.clip(here / plane, 0, 1))

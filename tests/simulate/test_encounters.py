@@ -371,7 +371,7 @@ def test_another_first_number_renumbers_without_a_run(tmp_path, counted):
         ({"softening_kpc": 0.5}, "softening_kpc = 0.35, not 0.5"),
         ({"particles": FEW | {"gas": 7}}, "particles.gas = 100, not 7"),
         ({"orbit": {"pericentre_kpc": 9}}, "orbit.pericentre_kpc = 8.0, not 9.0"),
-        ({"spins": ["prograde"]}, "holds retrograde-i0-r0, which"),
+        ({"spins": ["prograde"]}, "contains retrograde-i0-r0, which"),
     ],
 )
 def test_what_was_made_otherwise_is_neither_reused_nor_overwritten(
@@ -412,7 +412,7 @@ def test_the_shipped_library_is_not_overwritten(tmp_path):
 
 @pytest.mark.parametrize("folder", [".", "", "/"])
 def test_a_folder_is_no_library_to_make(tmp_path, folder):
-    with pytest.raises(InputError, match=r"is a folder; name a file to make, .*library="):
+    with pytest.raises(InputError, match=r"is a folder; name a file to write, .*library="):
         simulate(load(write(tmp_path), [f"library='{folder}'"]))
 
 

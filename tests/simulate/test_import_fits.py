@@ -262,7 +262,7 @@ def test_nothing_that_is_there_is_replaced(tmp_path: Path) -> None:
     path = write_fits(tmp_path / "a.fits", few())
     imported(tmp_path, path)
     before = (tmp_path / "library.h5").read_bytes()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         imported(tmp_path, path)
     assert (tmp_path / "library.h5").read_bytes() == before
 

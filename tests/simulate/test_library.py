@@ -174,8 +174,8 @@ def wrong_files(folder: Path) -> dict[str, Path]:
     return {
         "no such": folder / "none.h5",
         "damaged, or": folder / "other.h5",
-        "damaged, or no": folder / "text.h5",
-        "no snapshot library": part,
+        "damaged, or not": folder / "text.h5",
+        "not a snapshot library": part,
         "make it again": cut,
         "no such snapshot": folder,
     }
@@ -202,9 +202,9 @@ def test_damage_inside_the_file_is_said_when_it_is_read(made: Path):
 
 def test_an_unknown_snapshot_or_encounter_names_those_that_are_there(made: Path):
     with Library(made) as library:
-        with pytest.raises(InputError, match=r"no snapshot 27436 \(there are 10-13\)"):
+        with pytest.raises(InputError, match=r"no snapshot 27436 \(available: 10-13\)"):
             library.snapshot(27436)
-        with pytest.raises(InputError, match="there are: retrograde-i90-r0, prograde-i0-r0"):
+        with pytest.raises(InputError, match="available: retrograde-i90-r0, prograde-i0-r0"):
             library.attributes("prograde-i60-r0")
 
 
