@@ -366,7 +366,8 @@ def _target(config: Config) -> Path:
     path = library_path(config.library)
     if path.is_dir():
         raise InputError(
-            f"library: {path} is a folder; name a file to write, for example library=runs/library.h5"
+            f"library: {path} is a folder; name a file to write, for example "
+            "library=runs/library.h5"
         )
     return path
 

@@ -250,8 +250,8 @@ def _fill(
 def _enlarged(coarse: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """Return an image with pixels of half the size and the same mass, interpolated linearly.
 
-    A fine pixel is a quarter of a coarse one from the nearest centre. Repeated, this gives quadratic
-    B-splines (Chaikin's subdivision), without visible blocks.
+    A fine pixel is a quarter of a coarse one from the nearest centre. Repeated, this gives
+    quadratic B-splines (Chaikin's subdivision), without visible blocks.
     """
     fine = np.empty((side, side), np.float32)
     half = np.empty((len(coarse), side), np.float32)
