@@ -52,7 +52,7 @@ def rate(action: Callable[[], object], seconds: float, clock: Callable[[], float
 def mirror_rates(
     process: subprocess.Popen[str], port: int, snap_id: int, nbins: int, seconds: float, lines: int
 ) -> tuple[float, float]:
-    """Return images per second of the mirror's CPU time and of the clock, over `lines` connections."""
+    """Return images per second of the mirror's CPU time and of the clock, over `lines` clients."""
     done = [0] * lines
     end = time.monotonic() + seconds
 

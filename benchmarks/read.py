@@ -355,9 +355,9 @@ def drop(paths: Iterable[Path]) -> None:
 def take_memory(nbytes: int) -> None:
     """Make this much of the system's free memory available for the next measurement.
 
-    A virtual machine may give memory that is free for seconds back to its host, and the next to use
-    it pays for having it again: 2 s of CPU a GB where this was written, twenty times of what it
-    costs otherwise. Whom that meets would depend on the order of the contenders.
+    A virtual machine may return memory that has been free for seconds to its host, and whoever uses
+    it next pays for getting it back: 2 s of CPU per GB on the author's machine, twenty times the
+    normal cost. Who pays would depend on the order of the contenders.
     """
     np.ones(nbytes, np.uint8)
 
