@@ -4,11 +4,11 @@
 
 The mirror's images of 400 x 400 become training images of 64 x 64 x 3. The bare loop decodes and
 resizes the same bytes with the same filter, from memory and into nothing: once as one writes it (to
-RGB, then smaller) and once, which is the bar, as preprocessing does it (a grey picture in its one
+RGB, then resized) and once, for the target, as preprocessing does (a grey image in its single
 channel, then to RGB: the same pixels). Preprocessing also reads and verifies raw shards, and
-writes, syncs and checksums training shards. Runs alternate and medians count. Rates per CPU second
-hardly change with neighbours on the machine; the gain of two ranks is on the clock and needs two
-idle cores.
+writes, syncs and checksums training shards. Runs alternate; medians are reported. Rates per CPU
+second are hardly affected by other processes; the gain of two ranks is in wall-clock time and needs
+two idle cores.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What is fetched of real pairs, from stand-ins of SkyServer and HyperLEDA over HTTP."""
+"""Fetching data on real pairs from stand-ins for SkyServer and HyperLEDA over HTTP."""
 
 from collections.abc import Iterator
 from dataclasses import replace

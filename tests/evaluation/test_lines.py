@@ -1,4 +1,4 @@
-"""The results' lines read what an evaluation writes."""
+"""The lines of the results read the output of evaluations."""
 
 import shutil
 from pathlib import Path
@@ -12,12 +12,12 @@ from results.lines import LINES, resumed
 from results.make import json_path, make, write_json, write_page
 
 READ = [line for line in LINES if line.number in (1, 2, 4, 7, 8)]
-"""Those that take one or two evaluations."""
+"""Lines that need one or two evaluations."""
 
 
 @pytest.fixture(scope="module")
 def runs(evaluated: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of runs: one evaluation under all the names that these lines read."""
+    """Return a folder of runs: one evaluation under all names that these lines read."""
     folder = tmp_path_factory.mktemp("runs")
     for run in ("random_split", "never_seen", "never_seen_sky"):
         (folder / run).mkdir()

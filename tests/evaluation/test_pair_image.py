@@ -1,4 +1,4 @@
-"""From a photograph to an image as trained on: sky, place, scale, other objects."""
+"""From a photograph to an image like those trained on: sky, position, scale, other objects."""
 
 import numpy as np
 import pytest

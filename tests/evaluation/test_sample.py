@@ -1,4 +1,4 @@
-"""What is known of the evaluated views, and what stays true of a changed picture."""
+"""Properties of the evaluated views, and labels that changed images keep."""
 
 import numpy as np
 import pytest

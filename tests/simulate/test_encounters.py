@@ -1,4 +1,4 @@
-"""The stage: encounters set up right, run live, resumed, and refused where they are wrong."""
+"""The stage: encounters are set up correctly, run, resumed, and refused if invalid."""
 
 import subprocess
 import sys
@@ -281,7 +281,7 @@ def test_galaxies_that_never_pass_are_a_failure_that_says_so(monkeypatch):
 
 @pytest.fixture
 def counted(monkeypatch) -> list[str]:
-    """Let encounters cost nothing; return the names of those that are run."""
+    """Make encounters free; return the names of those that are run."""
     names = []
 
     def start_alone(task: Task) -> Encounter:

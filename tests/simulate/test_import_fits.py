@@ -1,4 +1,4 @@
-"""GalMer's FITS snapshots: what comes in, what it looks like, and what is refused."""
+"""GalMer's FITS snapshots: what is imported, what it looks like, and what is refused."""
 
 import io
 import logging
@@ -34,7 +34,7 @@ def shipped() -> Snapshot:
 
 
 def columns(snapshot: Snapshot, length_kpc: float = 1.0) -> dict[str, np.ndarray]:
-    """Return a snapshot of ours in GalMer's columns, with dark matter of which nothing is drawn."""
+    """Return one of our snapshots in GalMer's columns, with dark matter, which is not drawn."""
     dark = np.random.default_rng(0).normal(size=(500, 3)) * 30
     position = np.concatenate([snapshot.position, dark]) / length_kpc
     mass = np.concatenate([snapshot.mass, np.full(500, 1e8)]) / MASS_UNIT_MSUN

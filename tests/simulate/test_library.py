@@ -1,4 +1,4 @@
-"""The library's file, and the physics of the one that is shipped."""
+"""The library file, and the physics of the shipped library."""
 
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def test_every_particle_comes_back(tmp_path_factory, position, seed):
 
 
 def table(particles: Snapshot | Encounter, position: np.ndarray) -> np.ndarray:
-    """Return one row a particle, in an order that does not depend on the file's: (N, 6)."""
+    """Return one row per particle, (N, 6), in an order independent of the file's."""
     codes = np.rint(position.astype(np.float64) / 0.02).astype(np.int64)
     columns = (particles.galaxy, particles.component, particles.mass.astype(np.int64), *codes.T)
     return np.stack([columns[k] for k in range(6)], axis=1)[np.lexsort(columns)]

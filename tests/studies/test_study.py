@@ -1,4 +1,4 @@
-"""What the studies' points are, and the table, law and figure that come of them."""
+"""The points of the studies, and their table, power law and figure."""
 
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ def test_too_few_points_have_no_law(x: list[float], error: list[float]) -> None:
 
 
 def metrics(mae: float) -> dict[str, Any]:
-    """Return what evaluation writes, as far as a table reads it."""
+    """Return the part of an evaluation that a table reads."""
     each = {"mae": mae, "mse": mae**2, "r2": None}
     scores = {"parameters": {name: dict(each) for name in NAMES}, "average": dict(each)}
     scores["parameters"]["spin"]["accuracy"] = 0.75
