@@ -20,7 +20,7 @@ from galmerhpc import files, parallel
 from galmerhpc.catalogue import Places, View, Views
 from galmerhpc.config import Config, Stage, require_catalogue
 from galmerhpc.dataset import hdf5, shards
-from galmerhpc.dataset.missing import list_path, missing_views
+from galmerhpc.dataset.missing import list_path
 from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.preprocess import (
     Plan,
@@ -29,7 +29,7 @@ from galmerhpc.dataset.preprocess import (
     sources_of,
 )
 from galmerhpc.dataset.raw import RawShard, open_store
-from galmerhpc.dataset.records import FOLDERS, stage_record
+from galmerhpc.dataset.records import FOLDERS, RECORD, missing_views, read_record, stage_record
 from galmerhpc.dataset.split import SPLITS, TRAIN
 from galmerhpc.errors import InputError, brief
 from galmerhpc.training import checkpoint
@@ -39,8 +39,6 @@ R = TypeVar("R")
 
 BAD = ".bad"
 """Suffix of what was set aside; nothing reads such files."""
-
-_RECORD = "stage.json"
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -136,7 +134,7 @@ def _check_training(config: Config, there: _Inventory, report: Report) -> list[F
 def _lost(raw: Path, report: Report) -> Path | None:
     """Return what says which views there should be, where it cannot be read."""
     bad = {fault.path for fault in report.faults}
-    return next((path for path in (raw / _RECORD, list_path(raw)) if path in bad), None)
+    return next((path for path in (raw / RECORD, list_path(raw)) if path in bad), None)
 
 
 def set_aside(config: Config, faults: Iterable[Fault]) -> dict[Path, Path]:
@@ -159,7 +157,7 @@ def set_aside(config: Config, faults: Iterable[Fault]) -> dict[Path, Path]:
     for path in {fault.path for fault in faults if fault.repairable}:
         if path.exists():
             moved[path] = path.rename(_free_name(path))
-    for record in sorted(config.run_dir.glob(f"*/{_RECORD}")):
+    for record in sorted(config.run_dir.glob(f"*/{RECORD}")):
         content = files.read_json(record)
         listed = {_listed(record, name) for name in content.get("files") or ()}
         if any(not path.exists() for path in listed):
@@ -195,7 +193,7 @@ def _each(what: str, items: Sequence[T], verify: Callable[[T], R]) -> list[R]:
 def _take_stock(config: Config) -> tuple[Report, _Inventory]:
     """List the files and read the records."""
     report, there, run = Report(), _Inventory(), config.run_dir
-    for record in sorted(run.glob(f"*/{_RECORD}")):
+    for record in sorted(run.glob(f"*/{RECORD}")):
         _read_record(record, report, there)
     _read_list(run / "raw", report)
     if _belongs(config, "scrape", report):
@@ -215,13 +213,14 @@ def _take_stock(config: Config) -> tuple[Report, _Inventory]:
 def _read_record(path: Path, report: Report, there: _Inventory) -> None:
     """Take a stage's record into the inventory."""
     try:
-        recorded = files.read_json(path)["files"]
-        sha256 = {_listed(path, name): str(value) for name, value in (recorded or {}).items()}
-    except (InputError, KeyError, TypeError, AttributeError):
-        report.faults.append(Fault(path, "damaged"))
+        recorded = read_record(path.parent)
+    except InputError as error:
+        report.faults.append(_fault(path, error))
         return
-    if recorded is None:
+    if recorded is None or recorded.files is None:
         report.notes.append(f"{path.parent}: not finished; run the stage again")
+        return
+    sha256 = {_listed(path, name): str(value) for name, value in recorded.files.items()}
     there.sha256 |= sha256
     report.faults += [Fault(file, "missing") for file in sha256 if not file.exists()]
 
@@ -244,12 +243,12 @@ def _listed(record: Path, name: str) -> Path:
 def _belongs(config: Config, stage: Stage, report: Report) -> bool:
     """Tell whether a stage's folder is this configuration's."""
     folder = config.run_dir / FOLDERS[stage]
-    if not folder.is_dir() or any(fault.path.name == _RECORD for fault in report.faults):
+    if not folder.is_dir() or any(fault.path.name == RECORD for fault in report.faults):
         return folder.is_dir()  # what the configuration was cannot be told
     try:
         stage_record(config, stage)
     except InputError as error:
-        report.faults.append(Fault(folder / _RECORD, str(error), repairable=False))
+        report.faults.append(Fault(folder / RECORD, str(error), repairable=False))
         return False
     return True
 
@@ -263,7 +262,7 @@ def _plan(config: Config, there: _Inventory, report: Report) -> tuple[Plan, list
     if not finished or any(path.parent == folder for path in bad) or not len(lost):
         return plan, []
     first = plan.views[int(lost[0])].id
-    return plan, [Fault(folder / _RECORD, f"{len(lost)} views are in no shard; {first} is one")]
+    return plan, [Fault(folder / RECORD, f"{len(lost)} views are in no shard; {first} is one")]
 
 
 # --- raw shards -----------------------------------------------------------------------------------
@@ -402,7 +401,7 @@ def _check_file(path: Path, there: _Inventory) -> list[Fault]:
     recorded = there.sha256.get(path)
     try:
         if recorded and files.sha256(path) != recorded:
-            return [Fault(path, f"its SHA-256 is not the one in {_RECORD}")]
+            return [Fault(path, f"its SHA-256 is not the one in {RECORD}")]
     except OSError as error:
         return [_fault(path, files.unreadable(path, error))]
     if path.name != shards.VIRTUAL:
@@ -418,7 +417,7 @@ def _check_virtual(path: Path, names: list[str]) -> list[Fault]:
             for name, dataset in file.items():
                 sources = [source.file_name for source in dataset.virtual_sources()]
                 if sources != names:
-                    return [Fault(path, f"the sources of {name} are not the shards of {_RECORD}")]
+                    return [Fault(path, f"the sources of {name} are not the shards of {RECORD}")]
     except hdf5.ERRORS as error:
         return [Fault(path, brief(error))]
     return []

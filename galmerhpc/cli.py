@@ -487,8 +487,15 @@ def read_config(given: argparse.Namespace) -> Config:
     return load(given.config, given.overrides)
 
 
-def open_run(config: Config, allow_change: Sequence[str] = ()) -> Config:
+def open_run(config: Config, may_differ: Sequence[str] = ()) -> Config:
     """Write the resolved configuration into the run folder.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    may_differ : sequence of str
+        Keys with which a stage there may have been made otherwise.
 
     Raises
     ------
@@ -499,7 +506,7 @@ def open_run(config: Config, allow_change: Sequence[str] = ()) -> Config:
 
     stages: tuple[Stage, ...] = ("scrape", "preprocess", "train")
     for stage in stages:
-        stage_record(config, stage, may_differ=allow_change)
+        stage_record(config, stage, may_differ)
     if parallel.launched_rank() == 0:
         files.write_text(config.run_dir / RESOLVED, dump(config))
     return config
@@ -567,6 +574,7 @@ def simulate(given: argparse.Namespace) -> None:
 def scrape(given: argparse.Namespace) -> None:
     """Fetch the previews, from a mirror of our own where the configuration says so."""
     from galmerhpc.dataset import scrape
+    from galmerhpc.dataset.records import LEFT_OUT
     from galmerhpc.dataset.slices import Slice
 
     config, part = read_config(given), Slice.parse(given.slice)
@@ -589,7 +597,8 @@ def scrape(given: argparse.Namespace) -> None:
         if parallel.rank() == 0:
             print(scrape.forecast(config, part, given.retry_failed), flush=True)
         return
-    config = open_run(config)
+    # Views that come later than the shards that were made without them are fetched all the same.
+    config = open_run(config, may_differ=[LEFT_OUT])
     if draws:
         agreement.note(raw, config.library, catalogue)
     with preview_service(config) as source:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, checksums, and the record of a stage."""
+"""Files that are complete or absent: atomic writes, checksums and locks."""
 
 import contextlib
 import errno
@@ -11,12 +11,10 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from galmerhpc import __version__
-from galmerhpc.config import default_inputs
 from galmerhpc.errors import GalmerhpcError, InputError
 
 log = logging.getLogger(__name__)
@@ -119,13 +117,15 @@ def read_json(path: Path) -> Any:
     Raises
     ------
     InputError
-        It is missing or damaged.
+        It is missing, damaged or cannot be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error}); remove it and run the stage again") from None
 
 
@@ -268,105 +268,3 @@ def unreadable(path: Path, error: OSError) -> UnreadableError:
         f"{path}: cannot be read: {os.strerror(error.errno or 0)}; see to its permissions, or "
         "to the file system"
     )
-
-
-class StageRecord:
-    """The record of a stage in its folder, ``stage.json``: what it was made from, and what it made.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the stage's files.
-    inputs : dict
-        ``Config.inputs`` of the stage: flat keys and JSON values.
-    may_differ : sequence of str
-        Keys that may have had another value; the stage is then not complete.
-
-    Raises
-    ------
-    InputError
-        The folder was made from other inputs; the message names the keys that differ.
-    """
-
-    def __init__(
-        self, folder: Path, inputs: dict[str, Any], may_differ: Sequence[str] = ()
-    ) -> None:
-        self._path = folder / "stage.json"
-        # Through JSON, so that a tuple equals the list that was read back.
-        self._inputs = json.loads(json.dumps(inputs))
-        self._files: dict[str, str] | None = None
-        if self._path.exists():
-            record = read_json(self._path)
-            if not (
-                isinstance(record, dict)
-                and isinstance(record.get("inputs"), dict)
-                and isinstance(record.get("files"), dict | None)
-            ):
-                raise InputError(f"{self._path}: damaged; remove {folder} and run the stage again")
-            recorded = self._completed(record["inputs"])
-            self._compare(recorded, may_differ)
-            self._files = record.get("files") if recorded == self._inputs else None
-
-    def _completed(self, recorded: dict[str, Any]) -> dict[str, Any]:
-        """Return recorded inputs with the defaults of keys that came into being after them."""
-        defaults = json.loads(json.dumps(default_inputs()))
-        new = {
-            key: defaults[key]
-            for key in self._inputs
-            if key in defaults and not any(f"{key}.".startswith(f"{old}.") for old in recorded)
-        }
-        return new | recorded
-
-    def _compare(self, recorded: dict[str, Any], may_differ: Sequence[str]) -> None:
-        keys = sorted(
-            k
-            for k in recorded.keys() | self._inputs.keys()
-            if recorded.get(k) != self._inputs.get(k) and k not in may_differ
-        )
-        if keys:
-            first = keys[0]
-            more = (
-                f" (and {', '.join(keys[1:4])}{' ...' if len(keys) > 4 else ''})"
-                if keys[1:]
-                else ""
-            )
-            raise InputError(
-                f"{self._path.parent}: made with another {first}{more}: "
-                f"{_short(recorded.get(first))} there, {_short(self._inputs.get(first))} now; "
-                "choose another run_dir or remove that folder"
-            )
-
-    @property
-    def complete(self) -> bool:
-        """Whether the stage has been finished and its files are still there."""
-        return self._files is not None and all(
-            (self._path.parent / name).is_file() for name in self._files
-        )
-
-    @property
-    def files(self) -> dict[str, str]:
-        """The finished stage's files and their SHA-256."""
-        return dict(self._files or {})
-
-    def begin(self) -> None:
-        """Write down the inputs before the first file is made."""
-        self._write(None)
-
-    def finish(self, files: dict[str, str]) -> None:
-        """Declare the stage complete.
-
-        Parameters
-        ----------
-        files : dict
-            SHA-256 by file name, relative to the stage's folder.
-        """
-        self._write(files)
-
-    def _write(self, files: dict[str, str] | None) -> None:
-        self._files = files
-        write_json(self._path, {"version": __version__, "inputs": self._inputs, "files": files})
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -20,6 +20,7 @@ from galmerhpc.dataset import shards
 from galmerhpc.dataset.missing import list_path, write
 from galmerhpc.dataset.preprocess import preprocess
 from galmerhpc.dataset.raw import RawWriter
+from galmerhpc.dataset.records import StageRecord
 from galmerhpc.dataset.split import TEST, TRAIN, Samples, ViewTable, assign
 from galmerhpc.errors import ExitCode, InputError
 from galmerhpc.training import checkpoint
@@ -53,7 +54,7 @@ def good(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint.save(run / "checkpoints", name, {"w": np.arange(9.0)}, {"epoch": 1}, 2, None)
     (run / "evaluation").mkdir()
     (run / "evaluation" / "metrics.json").write_text("{}")
-    record = files.StageRecord(run / "evaluation", {})
+    record = StageRecord(run / "evaluation", {})
     record.finish({"metrics.json": files.sha256(run / "evaluation" / "metrics.json")})
     return folder
 
@@ -218,7 +219,7 @@ def test_damage_is_found_and_made_good(good: Path, config: Config, kind: str) ->
     assert not bad.exists()
     assert all(new.name == bad.name + ".bad" for new in moved.values())
     if bad.parent.name == "raw":
-        raw_record = files.StageRecord(run / "raw", config.inputs("scrape"))
+        raw_record = StageRecord(run / "raw", config.inputs("scrape"))
         assert not raw_record.complete
         lost = sorted(held(good / "run" / "raw").keys() - held(run / "raw").keys())
         assert len(lost) == 30
@@ -275,7 +276,7 @@ def test_shards_made_from_what_came_otherwise_the_second_time_are_found(config: 
     again = [view for view in Views(config.catalogue) if view.id in lost]
     writer.append([response(view, picture(view)) for view in again])
     writer.close()
-    record = files.StageRecord(folder, config.inputs("scrape"))
+    record = StageRecord(folder, config.inputs("scrape"))
     record.finish({path.name: files.sha256(path) for path in folder.glob("*.h5")})
     faults = check(config).faults
     assert faults
@@ -292,7 +293,7 @@ def test_a_list_of_left_out_views_that_cannot_be_read_is_a_fault_of_its_own(
     config: Config, content: bytes | None, word: str
 ) -> None:
     folder = config.run_dir / "raw"
-    record, path = files.StageRecord(folder, config.inputs("scrape")), list_path(folder)
+    record, path = StageRecord(folder, config.inputs("scrape")), list_path(folder)
     write(path, {"a view": "a reason"})
     record.finish({**record.files, path.name: files.sha256(path)})
     path.unlink()
@@ -307,7 +308,7 @@ def test_a_list_of_left_out_views_that_cannot_be_read_is_a_fault_of_its_own(
     assert word in report.faults[0].why
     set_aside(config, report.faults)
     assert not path.exists()
-    assert not files.StageRecord(folder, config.inputs("scrape")).complete
+    assert not StageRecord(folder, config.inputs("scrape")).complete
 
 
 def test_a_leak_of_the_split_itself_is_found(
@@ -340,7 +341,7 @@ def test_what_is_unfinished_is_noted_and_nothing_bad(config: Config) -> None:
 def test_views_in_no_shard_are_named_though_the_record_is_happy(config: Config) -> None:
     folder = config.run_dir / "raw"
     sorted(folder.glob("*.h5"))[0].unlink()
-    record = files.StageRecord(folder, config.inputs("scrape"))
+    record = StageRecord(folder, config.inputs("scrape"))
     record.finish({path.name: files.sha256(path) for path in folder.glob("*.h5")})
     faults = [fault for fault in check(config).faults if fault.path.parent == folder]
     assert [fault.path.name for fault in faults] == ["stage.json"]
@@ -357,7 +358,7 @@ def test_without_the_record_of_raw_the_pictures_are_kept_and_all_is_verified_lat
     assert any("training shards cannot be verified" in note for note in report.notes)
     set_aside(config, report.faults)
     assert held(folder) == held(good / "run" / "raw")
-    record = files.StageRecord(folder, config.inputs("scrape"))
+    record = StageRecord(folder, config.inputs("scrape"))
     assert not record.complete
     record.finish({path.name: files.sha256(path) for path in folder.glob("*.h5")})
     assert check(config).faults == []

@@ -16,7 +16,7 @@ from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset.missing import list_path, write
 from galmerhpc.dataset.pictures import PictureError, WrongSizeError, decode, is_blank
 from galmerhpc.dataset.raw import RawWriter, Response, open_store, tidy
-from galmerhpc.dataset.records import stage_record
+from galmerhpc.dataset.records import StageRecord, stage_record
 from galmerhpc.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def import_images(config: Config) -> None:
     parallel.barrier()
 
 
-def _import(config: Config, record: files.StageRecord, views: Views) -> None:
+def _import(config: Config, record: StageRecord, views: Views) -> None:
     """Read the pictures that are missing, and close the stage."""
     folder = config.run_dir / "raw"
     old, missing = parallel.from_rank_0(lambda: _take_stock(config, record, views))
@@ -90,9 +90,7 @@ def _import(config: Config, record: files.StageRecord, views: Views) -> None:
     log.info("import: %d pictures in %d raw shards", len(views), len(shards))
 
 
-def _take_stock(
-    config: Config, record: files.StageRecord, views: Views
-) -> tuple[list[str], list[int]]:
+def _take_stock(config: Config, record: StageRecord, views: Views) -> tuple[list[str], list[int]]:
     """Tidy up after killed jobs; return the shards that are there and the views that are not."""
     folder = config.run_dir / "raw"
     record.begin()

@@ -22,44 +22,22 @@ def list_path(folder: Path, part: Slice = WHOLE) -> Path:
     return folder / f"missing{part.suffix}.csv"
 
 
-def missing_views(folder: Path) -> dict[str, str]:
-    """Return the views that a finished scrape left out, and why.
-
-    Parameters
-    ----------
-    folder : Path
-        The run's ``raw`` folder.
-
-    Returns
-    -------
-    reasons : dict of str to str
-        By view; empty unless ``galmerhpc scrape --allow-missing`` finished without some.
-
-    Raises
-    ------
-    InputError
-        The list is missing or damaged, or ``stage.json`` is damaged.
-    """
-    path, record = list_path(folder), folder / "stage.json"
-    listed = (files.read_json(record).get("files") or {}) if record.exists() else {}
-    if path.name not in listed:
-        return {}
-    # Scraping is complete and would not begin again by itself.
-    remedy = f"run galmerhpc check {folder.parent} --repair, then galmerhpc scrape again"
-    if not (views := _read(path, remedy)):
-        raise InputError(f"{path}: damaged (it names no view); {remedy}")
-    return views
-
-
 def read_failures(folder: Path) -> dict[str, str]:
     """Return all failures that were noted by jobs on this folder, of whatever slice."""
     failures: dict[str, str] = {}
     for path in sorted(folder.glob("missing*.csv")):
-        failures |= _read(path, "remove it and run galmerhpc scrape again")
+        failures |= read(path, "remove it and run galmerhpc scrape again")
     return failures
 
 
-def _read(path: Path, remedy: str) -> dict[str, str]:
+def read(path: Path, remedy: str) -> dict[str, str]:
+    """Read a list: reasons by view.
+
+    Raises
+    ------
+    InputError
+        It is missing, damaged (`remedy` says what to do) or cannot be read.
+    """
     try:
         # A kill may have cut the last row short.
         whole = path.read_bytes().rpartition(b"\n")[0]

@@ -20,10 +20,9 @@ from galmerhpc import files, parallel
 from galmerhpc.catalogue import Views, require_classes
 from galmerhpc.config import Config, Preprocess, digest, require_catalogue
 from galmerhpc.dataset import augment, shards
-from galmerhpc.dataset.missing import missing_views
 from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.raw import RawStore, open_store
-from galmerhpc.dataset.records import stage_inputs, stage_record
+from galmerhpc.dataset.records import missing_views, stage_inputs, stage_record
 from galmerhpc.dataset.split import Samples, ViewTable, assign
 from galmerhpc.errors import InputError
 

@@ -23,7 +23,7 @@ from galmerhpc.dataset import missing
 from galmerhpc.dataset.fetch_pool import SPARE, FetchPool, Picture, Result
 from galmerhpc.dataset.pace import Pace
 from galmerhpc.dataset.raw import RawStore, RawWriter, open_store, read_spool, tidy
-from galmerhpc.dataset.records import stage_record
+from galmerhpc.dataset.records import missing_views, stage_record
 from galmerhpc.dataset.scheduler import Assignment, Outcome, Report, Scheduler, Stored, duplicate
 from galmerhpc.dataset.slices import WHOLE, Slice
 from galmerhpc.errors import InputError, InterruptedRunError, ViewsMissingError
@@ -97,7 +97,7 @@ def is_done(config: Config, retry_failed: bool = False) -> bool:
     """Say whether there is nothing left to fetch; one rank should ask."""
     folder = config.run_dir / "raw"
     record = stage_record(config, "scrape")
-    return record.complete and not (retry_failed and missing.missing_views(folder))
+    return record.complete and not (retry_failed and missing_views(folder))
 
 
 def _connections(config: Config, part: Slice) -> int:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from galmerhpc import __version__, files
 from galmerhpc.config import digest
 from galmerhpc.dataset import hdf5
+from galmerhpc.dataset.records import read_record
 from galmerhpc.dataset.split import SPLITS
 from galmerhpc.errors import InputError
 
@@ -839,21 +840,15 @@ class Dataset:
 
 def _finished(folder: Path) -> tuple[str, dict[str, str]]:
     """Read a finished stage's record: the digest of its inputs, and its files' SHA-256 by name."""
-    path = folder / "stage.json"
-    if not path.exists():
+    record = read_record(folder)
+    if record is None:
         raise InputError(f"{folder}: no training shards; run galmerhpc preprocess first")
-    record = files.read_json(path)
-    inputs, made = (
-        (record.get("inputs"), record.get("files")) if isinstance(record, dict) else (0, 0)
-    )
-    if not isinstance(inputs, dict) or not isinstance(made, dict | None):
-        raise InputError(f"{path}: damaged; remove {folder} and run galmerhpc preprocess again")
-    if not made:
+    if not record.files:
         raise InputError(f"{folder}: not finished; run galmerhpc preprocess again")
-    for name in made:
+    for name in record.files:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: no such file; run galmerhpc preprocess again")
-    return digest(inputs), made
+    return digest(record.inputs), record.files
 
 
 def _attributes(of: h5py.File | h5py.Dataset) -> dict[str, Any]:

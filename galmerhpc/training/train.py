@@ -23,7 +23,7 @@ from galmerhpc.dataset.batches import (
     steps_per_epoch,
     training_batches,
 )
-from galmerhpc.dataset.records import stage_record
+from galmerhpc.dataset.records import StageRecord, stage_record
 from galmerhpc.dataset.shards import Dataset, Rows
 from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
 from galmerhpc.interrupt import StopRequest
@@ -112,7 +112,7 @@ def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = Fals
             horovod.barrier()
 
 
-def open_record(config: Config, allow_change: Sequence[str] = ()) -> files.StageRecord:
+def open_record(config: Config, allow_change: Sequence[str] = ()) -> StageRecord:
     """Return the record of the run's training.
 
     Raises

@@ -18,6 +18,7 @@ from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Config, digest, load, require_catalogue
 from galmerhpc.dataset import shards
 from galmerhpc.dataset.raw import RawStore, RawWriter, Response
+from galmerhpc.dataset.records import StageRecord
 from tests.support import run
 
 
@@ -71,7 +72,7 @@ def scraped(
     """Write the raw shards of a configuration as a finished scrape leaves them."""
     config = load(path)
     folder = config.run_dir / "raw"
-    record = files.StageRecord(folder, config.inputs("scrape"))
+    record = StageRecord(folder, config.inputs("scrape"))
     record.begin()
     writer = RawWriter(folder, 0, config.scrape.views_per_shard)
     views = filter(chosen, Views(require_catalogue(config)))
@@ -110,7 +111,7 @@ def write_dataset(
     labels = draw.random((count, len(PARAMETERS)), np.float32)
     labels[0, 0] = label_0
     inputs = {"preprocess.image_size": image_shape[0]}
-    record = files.StageRecord(folder, inputs)
+    record = StageRecord(folder, inputs)
     record.begin()
     names = []
     for start in range(0, count, per_shard):

@@ -20,6 +20,7 @@ from galmerhpc.cli import open_run
 from galmerhpc.cluster.stages import is_complete
 from galmerhpc.config import Preprocess, load
 from galmerhpc.dataset.preprocess import picture_of, preprocess
+from galmerhpc.dataset.records import StageRecord
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import ExitCode, InputError
 from tests.dataset.runs import galmerhpc_without_room, held, picture, scraped, write_config
@@ -411,7 +412,7 @@ def test_views_left_out_are_counted_named_and_no_one_elses_loss(
     config = scraped(path, chosen=lambda view: view.id not in absent)
     missing = config.run_dir / "raw" / "missing.csv"
     missing.write_text("view,reason\n" + "".join(f"{view},status 500\n" for view in absent))
-    record = files.StageRecord(config.run_dir / "raw", config.inputs("scrape"))
+    record = StageRecord(config.run_dir / "raw", config.inputs("scrape"))
     record.finish(record.files | {missing.name: files.sha256(missing)})
     done = galmerhpc("preprocess", str(path), ranks=2)
     assert done.returncode == ExitCode.COMPLETE, done.stderr
@@ -428,6 +429,14 @@ def test_views_left_out_are_counted_named_and_no_one_elses_loss(
     # All that works on the run afterwards opens it first.
     assert open_run(config) is config
     assert is_complete(config, "preprocess")
+
+    # While a scrape is under way again, nobody knows what it will leave out.
+    StageRecord(config.run_dir / "raw", config.inputs("scrape")).begin()
+    assert open_run(config) is config
+    assert not is_complete(config, "preprocess")
+    done = galmerhpc("preprocess", str(path))
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert "raw: not complete; run galmerhpc scrape first" in one_line(done.stderr)
 
     # Now the others came too: these shards are not those of the whole catalogue.
     shutil.rmtree(config.run_dir / "raw")

@@ -27,10 +27,11 @@ import yaml
 
 from galmerhpc.catalogue import Views
 from galmerhpc.config import load, require_catalogue
-from galmerhpc.dataset.missing import missing_views, read_failures
+from galmerhpc.dataset.missing import read_failures
 from galmerhpc.dataset.raw import RawStore, read_spool
+from galmerhpc.dataset.records import StageRecord, missing_views, stage_record
 from galmerhpc.errors import ExitCode
-from galmerhpc.files import StageRecord, sha256
+from galmerhpc.files import sha256
 from galmerhpc.simulate.library import library_path
 from tests.dataset.runs import galmerhpc_without_room, held
 from tests.servers import Reply, Service, encode, gif, serve, well
@@ -362,6 +363,13 @@ def test_views_may_be_left_out_and_fetched_later(tmp_path: Path) -> None:
         asked = service.asked.total()
         assert "nothing to do" in galmerhpc("scrape", str(path)).stderr
         assert service.asked.total() == asked
+        # Shards that lack these views keep nobody from asking for them, in vain or not.
+        stage_record(load(path), "preprocess").begin()
+        done = galmerhpc("scrape", str(path), "--retry-failed")
+        assert done.returncode == ExitCode.VIEWS_MISSING, done.stderr
+        done = galmerhpc("scrape", str(path), "--allow-missing")
+        assert done.returncode == ExitCode.COMPLETE, done.stderr
+        assert missing_views(raw).keys() == lost
         behaviour.failing = False
         done = galmerhpc("scrape", str(path), "--retry-failed")
         assert done.returncode == ExitCode.COMPLETE, done.stderr
