@@ -29,7 +29,14 @@ from galmerhpc.dataset.preprocess import (
     sources_of,
 )
 from galmerhpc.dataset.raw import RawShard, open_store
-from galmerhpc.dataset.records import FOLDERS, RECORD, missing_views, read_record, stage_record
+from galmerhpc.dataset.records import (
+    FOLDERS,
+    LEFT_OUT,
+    RECORD,
+    missing_views,
+    read_record,
+    stage_record,
+)
 from galmerhpc.dataset.split import SPLITS, TRAIN
 from galmerhpc.errors import InputError, brief
 from galmerhpc.training import checkpoint
@@ -123,6 +130,8 @@ def _check_training(config: Config, there: _Inventory, report: Report) -> list[F
         report.notes.append(f"{lost}: without it the training shards cannot be verified")
         return []
     plan, faults = parallel.from_rank_0(lambda: _plan(config, there, report))
+    if plan is None:
+        return faults
     results = _each("shards", there.training, lambda path: _check_shard(path, there, plan))
     for found, _ in results:
         faults += found
@@ -203,7 +212,13 @@ def _take_stock(config: Config) -> tuple[Report, _Inventory]:
             for spool in sorted((run / "raw").glob("raw-*.spool"))
         ]
     if not _lost(run / "raw", report) and _belongs(config, "preprocess", report):
-        there.training = sorted((run / "shards").glob("shard-*.h5"))
+        if _lacks_unknown_views(run, report):
+            report.notes.append(
+                f"{run / 'shards'}: made without views that the scrape may still bring; verified "
+                "once the scrape is finished"
+            )
+        else:
+            there.training = sorted((run / "shards").glob("shard-*.h5"))
     there.checkpoints = checkpoint.listed(run / "checkpoints")
     known = {*there.raw, *there.training, *(fault.path for fault in report.faults)}
     there.others = sorted(path for path in there.sha256 if path not in known and path.exists())
@@ -253,16 +268,30 @@ def _belongs(config: Config, stage: Stage, report: Report) -> bool:
     return True
 
 
-def _plan(config: Config, there: _Inventory, report: Report) -> tuple[Plan, list[Fault]]:
-    """Lay out what the training shards must hold, from the raw shards that are good."""
+def _lacks_unknown_views(run: Path, report: Report) -> bool:
+    """Return whether shards lack views of which an unfinished scrape does not tell."""
+    if any(fault.path.name == RECORD for fault in report.faults):
+        return False
+    scraped, made = read_record(run / "raw"), read_record(run / "shards")
+    unfinished = scraped is None or scraped.files is None
+    return unfinished and made is not None and LEFT_OUT in made.inputs
+
+
+def _plan(config: Config, there: _Inventory, report: Report) -> tuple[Plan | None, list[Fault]]:
+    """Look for every view in the good raw shards; lay out what the training shards must hold.
+
+    Where there are no training shards there is no plan: the split may be an impossible one.
+    """
     folder, bad = config.run_dir / "raw", [fault.path for fault in report.faults]
-    plan = lay_out(config, open_store(config, without=bad))
+    store, faults = open_store(config, without=bad), []
     finished = any(path in there.sha256 for path in there.raw)
-    lost = np.unique(plan.samples.view[plan.rows[plan.samples.view] < 0])
-    if not finished or any(path.parent == folder for path in bad) or not len(lost):
-        return plan, []
-    first = plan.views[int(lost[0])].id
-    return plan, [Fault(folder / RECORD, f"{len(lost)} views are in no shard; {first} is one")]
+    if finished and not any(path.parent == folder for path in bad):
+        views, absent = Views(require_catalogue(config)), missing_views(folder)
+        rows = zip(views.ids(), store.find(views.ids(), len(views)).tolist(), strict=True)
+        if lost := [view for view, row in rows if row < 0 and view not in absent]:
+            why = f"{len(lost)} views are in no shard; {lost[0]} is one"
+            faults.append(Fault(folder / RECORD, why))
+    return (lay_out(config, store) if there.training else None), faults
 
 
 # --- raw shards -----------------------------------------------------------------------------------
@@ -294,14 +323,15 @@ def _check_raw(path: Path, there: _Inventory, catalogue: _Catalogue) -> list[Fau
         for view, (body, _) in zip(known, shard.read(range(len(ids)), ids), strict=True):
             if why := _undecodable(body, view):
                 return [Fault(path, f"view {view.id}: {why}")]
+        names = shard.parameters()
+        if {*names} != known[0].labels.keys():
+            return [Fault(path, "its labels have other names than the catalogue's")]
         wanted = {
-            "labels": np.array([list(view.labels.values()) for view in known]),
+            "labels": np.array([[view.labels[name] for name in names] for view in known]),
             "simulation": np.array([view.run.simulation for view in known]),
             "snapshot_id": np.array([view.snapshot.id for view in known]),
             "time_myr": np.array([view.snapshot.time_myr for view in known]),
         }
-        if shard.parameters() != tuple(known[0].labels):
-            return [Fault(path, "its labels have other names than the catalogue's")]
         for name, values in wanted.items():
             if row := _first_difference(shard.column(name), values):
                 return [Fault(path, f"{name} of view {ids[row - 1]} is not the catalogue's")]

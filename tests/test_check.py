@@ -20,11 +20,11 @@ from galmerhpc.dataset import shards
 from galmerhpc.dataset.missing import list_path, write
 from galmerhpc.dataset.preprocess import preprocess
 from galmerhpc.dataset.raw import RawWriter
-from galmerhpc.dataset.records import StageRecord
+from galmerhpc.dataset.records import LEFT_OUT, RECORD, StageRecord
 from galmerhpc.dataset.split import TEST, TRAIN, Samples, ViewTable, assign
 from galmerhpc.errors import ExitCode, InputError
 from galmerhpc.training import checkpoint
-from tests.dataset.runs import held, picture, response, write_config
+from tests.dataset.runs import held, picture, response, scraped, write_config
 from tests.servers import Service, encode, serve
 from tests.support import galmerhpc
 
@@ -346,6 +346,31 @@ def test_views_in_no_shard_are_named_though_the_record_is_happy(config: Config) 
     faults = [fault for fault in check(config).faults if fault.path.parent == folder]
     assert [fault.path.name for fault in faults] == ["stage.json"]
     assert "30 views are in no shard" in faults[0].why
+
+
+def test_a_scraped_run_is_verified_whatever_its_split_and_the_order_of_its_labels(
+    tmp_path: Path,
+) -> None:
+    path = write_config(tmp_path, realisations=1, step=90)
+    values = yaml.safe_load(path.read_text())
+    for order, run in zip((1, -1), values["catalogue"]["runs"], strict=True):
+        run["labels"] = dict([("mass_ratio", 2.0), ("pericentre_kpc", 8.0)][::order])
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    config = scraped(path)  # its default split, by realisation, is impossible
+    assert check(config).faults == []
+    bad = cut(sorted((config.run_dir / "raw").glob("*.h5"))[0])
+    assert [fault.path for fault in check(config).faults] == [bad]
+
+
+def test_shards_without_views_that_a_scrape_may_still_bring_are_left_alone(config: Config) -> None:
+    path = config.run_dir / "shards" / RECORD
+    record = json.loads(path.read_text())
+    record["inputs"][LEFT_OUT] = "1 views"
+    path.write_text(json.dumps(record))
+    StageRecord(config.run_dir / "raw", config.inputs("scrape")).begin()
+    report = check(config)
+    assert report.faults == []
+    assert any("verified once the scrape is finished" in note for note in report.notes)
 
 
 def test_without_the_record_of_raw_the_pictures_are_kept_and_all_is_verified_later(
