@@ -347,9 +347,9 @@ def _text_column(texts: Sequence[str]) -> NDArray[Any]:
 class RawStore:
     """All responses of a run's raw shards, by row: shard after shard, in the order of their names.
 
-    Only where things stand in the files is held in memory, whatever the number of responses. A view
-    that stands twice counts once. A picture that came for several views is none of theirs: it is an
-    error's, sent as an image.
+    Only the places of rows in the files are held in memory, whatever the number of responses. Of a
+    view that was stored several times the newest response counts. An image that came for several
+    views is none of theirs: it is an error, sent as an image.
 
     Parameters
     ----------
@@ -367,7 +367,7 @@ class RawStore:
     paths : list of Path
         The shards, sorted by name.
     duplicates : dict of str to bytes
-        Views that are not there because their picture came for others too, and its SHA-256,
+        Views that are missing because their image came for others too, and its SHA-256,
         hexadecimal.
 
     Raises
@@ -388,29 +388,48 @@ class RawStore:
         paths = tqdm(self.paths, "raw shards", unit="shard", leave=False, disable=None)
         self._shards = [RawShard.open(path) for path in paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
-        self._shared: dict[int, tuple[str, bytes]] = {} if allow_duplicates else self._find_shared()
+        self._passed_over = set() if allow_duplicates else self._find_shared()
+        self._passed_over |= self._find_superseded()
         self.duplicates = self._lost_to_others()
 
-    def _find_shared(self) -> dict[int, tuple[str, bytes]]:
-        """Return view and checksum of the rows whose picture came for another view too."""
-        sums = (one for shard in self._shards for one in shard.column("sha256").tolist())
-        hashes = np.fromiter(map(hash, sums), np.int64, len(self))
-        _, place, count = np.unique(hashes, return_inverse=True, return_counts=True)
-        rows = np.flatnonzero(count[place.reshape(-1)] > 1)
-        views = [view.decode() for view in self._cells("view", rows)]
-        views_of: dict[bytes, set[str]] = defaultdict(set)
-        sha256 = self.sha256(rows)
+    def _find_shared(self) -> set[int]:
+        """Return the rows whose image came for another view too."""
+        rows = self._find_repeated("sha256")
+        views, sha256 = self._cells("view", rows), self.sha256(rows)
+        views_of: dict[bytes, set[bytes]] = defaultdict(set)
         for view, one in zip(views, sha256, strict=True):
             views_of[one].add(view)
-        several = zip(rows.tolist(), views, sha256, strict=True)
-        return {row: (view, one) for row, view, one in several if len(views_of[one]) > 1}
+        several = zip(rows.tolist(), sha256, strict=True)
+        return {row for row, one in several if len(views_of[one]) > 1}
+
+    def _find_superseded(self) -> set[int]:
+        """Return the rows of views that have a newer row; of one moment's rows the last counts."""
+        repeated = self._find_repeated("view")
+        rows = repeated[~np.isin(repeated, list(self._passed_over))]
+        newest: dict[bytes, tuple[bytes, int]] = {}
+        stored = zip(
+            self._cells("view", rows), self._cells("fetched_utc", rows), rows.tolist(), strict=True
+        )
+        for view, moment, row in stored:
+            newest[view] = max(newest.get(view, (b"", -1)), (moment, row))
+        return set(rows.tolist()).difference(row for _, row in newest.values())
 
     def _lost_to_others(self) -> dict[str, bytes]:
-        """Return the shared pictures' views that do not stand elsewhere, as themselves."""
-        views = dict(self._shared.values())
-        elsewhere = self.find(views, len(views)) >= 0 if views else ()
-        found = zip(views.items(), elsewhere, strict=True)
-        return {view: sha256 for (view, sha256), there in found if not there}
+        """Return the views that have none but shared images, and the SHA-256 of one of these."""
+        if not self._passed_over:
+            return {}
+        rows = np.array(sorted(self._passed_over), np.int64)
+        cells = zip(self._cells("view", rows), self.sha256(rows), strict=True)
+        views = {view.decode(): sha256 for view, sha256 in cells}
+        found = zip(views.items(), self.find(views, len(views)).tolist(), strict=True)
+        return {view: sha256 for (view, sha256), row in found if row < 0}
+
+    def _find_repeated(self, name: str) -> Rows:
+        """Return the rows whose text in a column occurs again, or nearly: its hash does."""
+        cells = (cell for shard in self._shards for cell in shard.column(name).tolist())
+        hashes = np.fromiter(map(hash, cells), np.int64, len(self))
+        _, place, count = np.unique(hashes, return_inverse=True, return_counts=True)
+        return np.flatnonzero(count[place.reshape(-1)] > 1)
 
     def __len__(self) -> int:
         """Return the number of responses."""
@@ -419,18 +438,14 @@ class RawStore:
     def _views(self) -> Iterator[str]:
         """Yield the ids of all rows; that of a row which does not count is empty."""
         views = (view for shard in self._shards for view in shard.texts("view"))
-        shared = self._shared
-        return ("" if row in shared else view for row, view in enumerate(views))
+        return ("" if row in self._passed_over else view for row, view in enumerate(views))
 
     def ids(self) -> set[str]:
         """Return the ids of the views that are there."""
         return set(self._views()) - {""}
 
     def find(self, ids: Iterable[str], count: int) -> NDArray[np.int64]:
-        """Return the rows of so many views, shape (count,); -1 where a view is in no shard.
-
-        A view that stands twice has its first row.
-        """
+        """Return the rows of so many views, shape (count,); -1 where a view is in no shard."""
         return Places(self._views(), len(self)).of(ids, count)
 
     def read(self, rows: Rows, ids: Sequence[str]) -> Iterator[tuple[int, bytes, str]]:

@@ -88,9 +88,9 @@ def response(view: View, body: bytes) -> Response:
     return Response.of(view, "http://localhost/", "image/gif", fetched, body)
 
 
-def held(folder: Path) -> dict[str, bytes]:
+def held(folder: Path, allow_duplicates: bool = False) -> dict[str, bytes]:
     """Return what a raw folder holds: picture by view."""
-    store = RawStore(folder)
+    store = RawStore(folder, allow_duplicates)
     ids = sorted(store.ids())
     return {ids[k]: body for k, body, _ in store.read(store.find(ids, len(ids)), ids)}
 
