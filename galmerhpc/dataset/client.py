@@ -151,7 +151,7 @@ class Client:
                 body = self._read(response, limit, deadline)
                 content_type = _plain(response.headers.get("Content-Type", ""))
                 _check_status(response, body)
-                now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+                now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
                 return Answer(url, body, content_type, now)
         raise ViewFailedError(f"more than {_REDIRECTS} redirects")
 

@@ -22,7 +22,7 @@ from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset import missing
 from galmerhpc.dataset.fetch_pool import SPARE, FetchPool, Picture, Result
 from galmerhpc.dataset.pace import Pace
-from galmerhpc.dataset.raw import RawStore, RawWriter, open_store, read_spool, tidy
+from galmerhpc.dataset.raw import RawWriter, open_store, read_spool, tidy
 from galmerhpc.dataset.records import missing_views, stage_record
 from galmerhpc.dataset.scheduler import Assignment, Outcome, Report, Scheduler, Stored, duplicate
 from galmerhpc.dataset.slices import WHOLE, Slice
@@ -155,15 +155,15 @@ class Stock:
         Views of the slice that failed in earlier jobs, and why.
     sha256 : dict of bytes to int
         The pictures' checksums (hexadecimal) and their views' numbers, of all slices.
-    duplicates : set of bytes
-        Checksums of pictures that came for several views.
+    errors : set of bytes
+        Checksums of images that count as errors, since they came for several views.
     """
 
     there: int
     wanted: list[int]
     failed: dict[str, str]
     sha256: dict[bytes, int]
-    duplicates: set[bytes]
+    errors: set[bytes]
 
 
 def _take_stock(
@@ -176,7 +176,8 @@ def _take_stock(
     """Compare the catalogue with the raw shards, and with views that are in spools."""
     folder = config.run_dir / "raw"
     store = open_store(config)
-    rows, failures = store.find(views.ids(), len(views)), _failures(folder, store)
+    # A view whose image another one has, too, is asked for again unless its failure was noted.
+    rows, failures = store.find(views.ids(), len(views)), missing.read_failures(folder)
     stored = np.flatnonzero(rows >= 0)
     sha256 = dict(zip(store.sha256(rows[stored]), stored.tolist(), strict=True))
     stock = Stock(0, [], {}, sha256, set(store.duplicates.values()))
@@ -195,12 +196,6 @@ def _take_stock(
         if retry_failed or name not in failures:
             stock.wanted.append(number)
     return replace(stock, there=there)
-
-
-def _failures(folder: Path, store: RawStore) -> dict[str, str]:
-    """Return all views that failed in earlier jobs, and why; some may be there by now."""
-    doubtful = {view: duplicate(sha256) for view, sha256 in store.duplicates.items()}
-    return missing.read_failures(folder) | doubtful
 
 
 def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) -> str:
@@ -272,7 +267,7 @@ def _coordinator(
         if new := list(itertools.islice(scheduler.failures.items(), noted, None)):
             missing.append(list_path, [(views[number].id, why) for number, why in new])
             noted += len(new)
-        progress.show(scheduler.stored + noted, noted, scheduler.share, assignment.over)
+        progress.show(scheduler.fetched + noted, noted, scheduler.share, assignment.over)
         return assignment
 
     return parallel.Coordinator(answer)
@@ -320,13 +315,10 @@ def _scheduler(
         source,
         stock.wanted,
         Pace(connections, rate, settings.backoff_s, settings.timeout_s),
+        settings,
         spare=0 if rate else SPARE * connections,
-        attempts=settings.attempts,
-        backoff_s=settings.backoff_s,
-        longest_backoff_s=settings.timeout_s,
-        there=stock.sha256,
-        duplicates=stock.duplicates,
-        allow_duplicates=settings.allow_duplicates,
+        stored=stock.sha256,
+        errors=stock.errors,
         allow_missing=allow_missing,
     )
 
@@ -410,7 +402,8 @@ def _judge(
     """Look what is there, in all slices, and write the list of what is missing."""
     folder = config.run_dir / "raw"
     store = open_store(config, made)
-    rows, failures = store.find(views.ids(), len(views)), _failures(folder, store)
+    rows, failures = store.find(views.ids(), len(views)), missing.read_failures(folder)
+    failures |= {view: duplicate(sha256) for view, sha256 in store.duplicates.items()}
     ours, own, others, to_come = part.of(len(views)), {}, {}, 0
     for number in np.flatnonzero(rows < 0).tolist():
         view = views[number].id

@@ -220,23 +220,31 @@ def test_an_unreachable_host_is_one_line(tmp_path: Path, ranks: int) -> None:
     assert [file.name for file in (tmp_path / "run" / "raw").iterdir()] == ["stage.json"]
 
 
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (Reply(PAGE, 200, "text/html"), "Error: out of luck"),
+        (Reply(gif("overloaded", 16)), "the same image"),
+    ],
+    ids=["a page", "an image"],
+)
 def test_a_service_that_is_out_of_order_ends_the_job_and_the_next_one_goes_on(
-    tmp_path: Path,
+    tmp_path: Path, reply: Reply, why: str
 ) -> None:
     in_order = threading.Event()
 
     def breaks(query: str, attempt: int) -> Reply:
         if in_order.is_set():
             return well(query, attempt)
-        return Reply(PAGE, 200, "text/html")
+        return reply
 
     with serve(breaks) as service:
         path = write_config(tmp_path, service.url)
         done = galmerhpc("scrape", str(path), ranks=2)
         assert done.returncode == ExitCode.FAILED
         message = one_line(done.stderr)
-        assert f"{service.url}: no picture came for 50 views" in message
-        assert "Error: out of luck" in message
+        assert f"{service.url}: no image came for 50 views in a row" in message
+        assert why in message
         assert not read_failures(tmp_path / "run" / "raw")
         in_order.set()
         done = galmerhpc("scrape", str(path))
