@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import os
 import re
 import reprlib
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -41,6 +43,18 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Number = Annotated[int, Field(ge=0, lt=2**31)]
 """Of a snapshot or a realisation, as the preview protocol and the shards hold it."""
 
+
+def _expand(path: Any) -> Any:
+    """Replace ``~`` and environment variables in a path, as a shell does."""
+    if not isinstance(path, str | Path):
+        return path
+    expanded = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - leaves others be
+    if "$" in expanded:
+        raise ValueError(f"{path} names an environment variable that is not set")
+    return expanded
+
+
+EXPANDED = BeforeValidator(_expand)
 
 MAX_SNAPSHOTS = 200_000
 """Snapshots of one catalogue: three times all of GalMer's."""
@@ -477,10 +491,10 @@ class Scrape(Section):
     rate_per_s: Positive | None = None
     """Requests started a second, over all ranks and slices; null: no budget. Where it is not given,
     an address gets 2, and the mirror, which is our own process, no budget."""
-    connections: Count = 8
+    connections: Annotated[int, Field(ge=1, le=1024)] = 8
     """Requests at once, over all ranks and slices."""
     timeout_s: Positive = 60.0
-    """Seconds without an answer after which a request is tried again; also the longest pause."""
+    """Seconds that a whole answer may take before it is asked for again; also the longest pause."""
     attempts: Count = 5
     """Tries per view before it counts as failed."""
     backoff_s: Positive = 0.5
@@ -605,7 +619,7 @@ class Data(Section):
     larger one each batch is read from the shards."""
     stage: bool = False
     """Copy the shards of a split larger than memory_gb to node-local storage first, once a node."""
-    stage_dir: Path | None = None
+    stage_dir: Annotated[Path, EXPANDED] | None = None
     """Folder on node-local storage; by default TMPDIR, or /tmp where that is not set. Later jobs on
     the node use the same copy again, so name a folder that outlives the job where there is one."""
     threads: Count = 2
@@ -879,9 +893,9 @@ class Studies(Section):
 class Config(Section):
     """A whole run."""
 
-    run_dir: Path
+    run_dir: Annotated[Path, EXPANDED]
     """Folder of everything the run makes; `runs/<configuration's file name>` by default."""
-    library: str = "shipped"
+    library: Annotated[str, EXPANDED] = "shipped"
     """Snapshot library, written by `simulate`, rendered by the mirror; `shipped`: the package's. It
     is relative to the current folder, as run_dir is."""
     parameters: tuple[str, ...] = NAMES
