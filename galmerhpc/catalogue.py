@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, overload
 from urllib.parse import quote
 
 import numpy as np
@@ -30,6 +30,8 @@ from galmerhpc.config import (
 from galmerhpc.errors import InputError
 from galmerhpc.parameters import AZIMUTH, INCLINATION, NAMES, SPIN, SPINS, VIEWING_ANGLE, named
 from galmerhpc.preview import Preview, number_text
+
+_FEW = 8  # values or snapshots that are listed one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,19 +169,6 @@ class Views(Sequence[View]):
     def column(self, name: str) -> NDArray[np.float64]:
         """Return a label, or ``simulation``, of all views in order, shape (V,)."""
         return np.concatenate([block.column(name) for block in self._blocks])
-
-    def table(self) -> dict[str, NDArray[Any]]:
-        """Return what tells views from each other, by name, each of shape (V,), in order.
-
-        They are ``simulation`` (int64) and ``inclination``, ``theta`` and ``phi`` (float64,
-        degrees).
-        """
-        return {
-            "simulation": self.column("simulation").astype(np.int64),
-            "inclination": self.column(INCLINATION.name),
-            "theta": self.column(VIEWING_ANGLE.name),
-            "phi": self.column(AZIMUTH.name),
-        }
 
 
 class _Grid:
@@ -426,9 +415,6 @@ def describe(catalogue: Catalogue) -> str:
         lines.append(f"{name:15} {few if len(values) <= _FEW else span}")
     what = "pictures to import" if catalogue.images else "requests"
     return "\n".join([*lines, "", f"{len(views):,} views, as many {what}"])
-
-
-_FEW = 8  # values or snapshots that are listed one by one
 
 
 def _values(catalogue: Catalogue, views: Views, name: str) -> NDArray[np.float64]:

@@ -536,7 +536,11 @@ def log_file(run_dir: Path, stage: str) -> Iterator[None]:
 
 def run(given: argparse.Namespace) -> None:
     """Do all stages."""
+    from galmerhpc.dataset.preprocess import require_split
+
     config = read_config(given)
+    if parallel.rank() == 0:
+        require_split(config)
     of_images = config.catalogue is not None and config.catalogue.images is not None
     first = images_import if of_images else scrape
     for stage in (first, preprocess, train, evaluate, report):
@@ -735,8 +739,7 @@ def catalogue_show(given: argparse.Namespace) -> None:
     views = Views(catalogue)
     if len(views) > MOST_SPLIT_VIEWS:
         return
-    table = ViewTable(**views.table())
-    counts = assign(table, config.split, config.preprocess.copies).counts()
+    counts = assign(ViewTable.of(views), config.split, config.preprocess.copies).counts()
     sizes = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     print(f"split {config.split.kind}, samples with their copies: {sizes}")
 

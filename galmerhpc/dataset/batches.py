@@ -117,7 +117,7 @@ def pieces(batch: Batch, ranks: int, micro_batch: int | None) -> list[slice]:
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Return the number of global batches; the last one may be short."""
-    return -(-count // batch_size)
+    return math.ceil(count / batch_size)
 
 
 # --- the images -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ has the same bytes whichever rank makes it, and whoever finds it finished keeps 
 
 import io
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from galmerhpc import files, parallel
 from galmerhpc.catalogue import Views, require_classes
 from galmerhpc.config import Config, Preprocess, digest, require_catalogue
 from galmerhpc.dataset import augment, shards
+from galmerhpc.dataset.missing import list_path
 from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.raw import RawStore, open_store
 from galmerhpc.dataset.records import missing_views, stage_inputs, stage_record
-from galmerhpc.dataset.split import Samples, ViewTable, assign
+from galmerhpc.dataset.split import NONE, SPLITS, Samples, ViewTable, assign
 from galmerhpc.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -127,6 +129,19 @@ def preprocess(config: Config) -> None:
         parallel.barrier()
 
 
+def require_split(config: Config) -> None:
+    """Refuse an impossible split before anything is fetched for it; shards that exist are kept.
+
+    Raises
+    ------
+    InputError
+        The catalogue does not hold what the split names, or a split is empty.
+    """
+    if not stage_record(config, "preprocess").complete:
+        views = ViewTable.of(Views(require_catalogue(config)))
+        assign(views, config.split, config.preprocess.copies)
+
+
 def _make_shards(folder: Path, plan: Plan) -> dict[str, str]:
     """Make the shards that are not there, whole; return the SHA-256 of all by name on rank 0."""
     made = {}
@@ -174,15 +189,22 @@ def lay_out(config: Config, store: RawStore) -> Plan:
     Raises
     ------
     InputError
-        The split is impossible.
+        The split is impossible, or a part of it has lost all its views.
     """
-    views, absent = Views(require_catalogue(config)), missing_views(config.run_dir / "raw")
-    samples = assign(ViewTable(**views.table()), config.split, config.preprocess.copies)
+    folder = config.run_dir / "raw"
+    views, absent = Views(require_catalogue(config)), missing_views(folder)
+    samples = assign(ViewTable.of(views), config.split, config.preprocess.copies)
     if absent:
         present = np.fromiter((view not in absent for view in views.ids()), bool, len(views))
-        samples = samples.where(present[samples.view])
+        planned, samples = samples.counts(), samples.where(present[samples.view])
+        for split, left in samples.counts().items():
+            if planned[split] and not left and split != SPLITS[NONE]:
+                raise InputError(
+                    f"{list_path(folder)}: all views of the {split} split are left out; run "
+                    "galmerhpc scrape --retry-failed, or divide the views otherwise (split.kind)"
+                )
     count = len(samples.view)
-    number = -(-count // config.preprocess.samples_per_shard)
+    number = math.ceil(count / config.preprocess.samples_per_shard)
     return Plan(
         config=config,
         inputs=stage_inputs(config, "preprocess"),

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from galmerhpc.catalogue import Views
 from galmerhpc.config import SIMULATION_KEYS, Split
 from galmerhpc.errors import InputError
+from galmerhpc.parameters import AZIMUTH, INCLINATION, VIEWING_ANGLE
 
 SPLITS = ("none", "train", "validation", "test")
 """Names by code; ``none`` is the guard band."""
@@ -47,6 +49,16 @@ class ViewTable:
     inclination: NDArray[np.float64]
     theta: NDArray[np.float64]
     phi: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, views: Views) -> "ViewTable":
+        """Return what a split looks at of a catalogue's views."""
+        return cls(
+            simulation=views.column("simulation").astype(np.int64),
+            inclination=views.column(INCLINATION.name),
+            theta=views.column(VIEWING_ANGLE.name),
+            phi=views.column(AZIMUTH.name),
+        )
 
     def __len__(self) -> int:
         """Return the number of views."""
