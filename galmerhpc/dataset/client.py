@@ -108,6 +108,7 @@ class Client:
     ) -> None:
         self._source = source_url.rstrip("/")
         self._host = _host(self._source)
+        self._address = self._source + PATH  # another one once the service says that it has moved
         self._timeout_s, self._connect_s = timeout_s, min(_CONNECT_S, timeout_s)
         self._session = _session(connections, contact)
         # A site's proxy does not lead to this machine.
@@ -140,19 +141,23 @@ class Client:
         ViewFailedError
             Another status, a redirect elsewhere, or more bytes than a picture needs.
         """
-        url = target = f"{self._source}{PATH}?{preview.query()}"
+        query = f"?{preview.query()}"
+        target = self._address + query
         deadline = time.monotonic() + self._timeout_s
         limit = _BYTES_PER_PIXEL * preview.nbins**2 + _HEADER_BYTES
         for _ in range(_REDIRECTS):
             with self._answer(target) as response:
                 if response.is_redirect:
                     target = self._redirect(target, response.headers["Location"])
+                    if response.is_permanent_redirect and target.endswith(query):
+                        self._address = target.removesuffix(query)
+                    response.raw.read1(_PAGE_BYTES)  # after a short page the connection stays open
                     continue
                 body = self._read(response, limit, deadline)
                 content_type = _plain(response.headers.get("Content-Type", ""))
                 _check_status(response, body)
                 now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-                return Answer(url, body, content_type, now)
+                return Answer(self._source + PATH + query, body, content_type, now)
         raise ViewFailedError(f"more than {_REDIRECTS} redirects")
 
     def close(self) -> None:

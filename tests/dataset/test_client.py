@@ -155,6 +155,22 @@ def test_a_redirect_on_the_same_host_is_followed_and_its_page_is_not_read() -> N
         assert c.fetch(preview()).body == encode(NOISE)
 
 
+@pytest.mark.parametrize(("status", "requests"), [(301, 5 + 1), (308, 5 + 1), (302, 2 * 5)])
+def test_a_service_that_moved_for_good_is_asked_at_its_new_place(
+    status: int, requests: int
+) -> None:
+    def moved(query: str, _: int) -> Reply:
+        return Reply(b"moved", status, headers={"Location": f"{new.url}/get_preview.cgi?{query}"})
+
+    with serve() as new, serve(moved) as old, client(old.url) as c:
+        answers = [c.fetch(preview(phi)) for phi in range(5)]
+    assert [a.url for a in answers] == [
+        f"{old.url}/get_preview.cgi?{preview(phi).query()}" for phi in range(5)
+    ]
+    assert old.asked.total() + new.asked.total() == requests
+    assert old.connections + new.connections == 2
+
+
 def test_a_sites_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
