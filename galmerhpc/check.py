@@ -132,7 +132,12 @@ def _check_training(config: Config, there: _Inventory, report: Report) -> list[F
     plan, faults = parallel.from_rank_0(lambda: _plan(config, there, report))
     if plan is None:
         return faults
-    results = _each("shards", there.training, lambda path: _check_shard(path, there, plan))
+    numbers = {shards.shard_name(number): number for number in plan.shards}
+    results = _each(
+        "shards",
+        there.training,
+        lambda path: _check_shard(path, numbers.get(path.name), there, plan),
+    )
     for found, _ in results:
         faults += found
     if config.split.kind != "random":
@@ -367,10 +372,9 @@ def _fault(path: Path, error: InputError) -> Fault:
 
 
 def _check_shard(
-    path: Path, there: _Inventory, plan: Plan
+    path: Path, number: int | None, there: _Inventory, plan: Plan
 ) -> tuple[list[Fault], dict[str, set[int]]]:
     """Verify a training shard; return also the splits in which each of its groups stands."""
-    number = next((n for n in plan.shards if shards.shard_name(n) == path.name), None)
     if number is None:
         return [Fault(path, "no shard of this configuration has this number")], {}
     samples, groups = plan.samples_of(number), defaultdict(set)
@@ -437,7 +441,7 @@ def _check_file(path: Path, there: _Inventory) -> list[Fault]:
     if path.name != shards.VIRTUAL:
         return []
     beside = [other.name for other in there.sha256 if other.parent == path.parent]
-    return _check_virtual(path, sorted({*beside} - {path.name}))
+    return _check_virtual(path, shards.in_order({*beside} - {path.name}))
 
 
 def _check_virtual(path: Path, names: list[str]) -> list[Fault]:

@@ -123,7 +123,7 @@ def preprocess(config: Config) -> None:
         parallel.barrier()
         made = _make_shards(folder, plan)
         if parallel.rank() == 0:
-            shards.write_virtual(folder, sorted(made), plan.samples.counts())
+            shards.write_virtual(folder, shards.in_order(made), plan.samples.counts())
             made[shards.VIRTUAL] = files.sha256(folder / shards.VIRTUAL)
             record.finish(dict(sorted(made.items())))
         parallel.barrier()

@@ -61,6 +61,17 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.h5"
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return the file names of shards by their numbers, of which those from 100,000 on are longer.
+
+    Examples
+    --------
+    >>> in_order([shard_name(100_000), shard_name(99_999)])
+    ['shard-99999.h5', 'shard-100000.h5']
+    """
+    return sorted(names, key=lambda name: (len(name), name))
+
+
 def attributes(configuration: str, first_sample: int) -> dict[str, Any]:
     """Return a shard's attributes.
 
@@ -669,7 +680,7 @@ class Dataset:
             Preprocessing is not finished, or a file is missing or damaged; the message names it.
         """
         configuration, recorded = _finished(folder)
-        names = sorted(recorded.keys() - {VIRTUAL})
+        names = in_order(recorded.keys() - {VIRTUAL})
         shards: list[Shard] = []
         for name in names:
             shard = Shard.open(folder / name)
