@@ -68,8 +68,8 @@ def communicator() -> "MPI.Intracomm | None":
     started = max(*map(int, sizes), tasks if by_srun else 1)
     if MPI.COMM_WORLD.Get_size() == 1 < started:
         raise InputError(
-            f"{started} ranks were started, and MPI knows of this one only: mpirun has been "
-            "killed, or it (or srun --mpi) is not of the MPI that mpi4py was built with"
+            f"{started} ranks were launched, but MPI sees only this one: mpirun was killed, or it "
+            "(or srun --mpi) belongs to a different MPI than mpi4py's"
         )
     return MPI.COMM_WORLD
 
@@ -240,16 +240,13 @@ def node_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         return np.ndarray(shape, dtype, mmap.mmap(-1, max(nbytes, 1)))
     path, fault = "", ""
     if node.Get_rank() == 0:
-        descriptor, path = tempfile.mkstemp(prefix="galmerhpc-", dir=SHARED_MEMORY)
         try:
-            os.posix_fallocate(descriptor, 0, max(nbytes, 1))
+            path = _allocate_shared(max(nbytes, 1))
         except OSError as error:
             fault = (
-                f"{SHARED_MEMORY}: no room for {nbytes / 1e9:.1f} GB ({error.strerror}); "
-                "lower data.memory_gb"
+                f"{SHARED_MEMORY}: no room for {nbytes / 1e9:.2f} GB ({error.strerror}); ask for "
+                "more memory, or lower data.memory_gb if it is above 0"
             )
-            Path(path).unlink()
-        os.close(descriptor)
     path, fault = node_broadcast((path, fault))
     _agree_on_room(fault)
     array: NDArray[Any] = np.memmap(path, dtype, "r+", shape=shape)
@@ -259,10 +256,25 @@ def node_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return array
 
 
+def _allocate_shared(nbytes: int) -> str:
+    """Return the path of a new file in shared memory that has its room."""
+    descriptor, path = tempfile.mkstemp(prefix="galmerhpc-", dir=SHARED_MEMORY)
+    try:
+        os.posix_fallocate(descriptor, 0, nbytes)
+    except OSError:
+        Path(path).unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    return path
+
+
 def _agree_on_room(fault: str) -> None:
     if not agree(not fault):
         raise GalmerhpcError(
-            fault or "another node has too little shared memory; lower data.memory_gb"
+            fault
+            or "another node has too little shared memory; ask for more memory, or lower "
+            "data.memory_gb if it is above 0"
         )
 
 
