@@ -5,6 +5,7 @@ import contextlib
 import io
 import logging
 import os
+import socket
 import subprocess
 import sys
 import traceback
@@ -595,8 +596,7 @@ def scrape(given: argparse.Namespace) -> None:
         log.info("scrape: complete, nothing to do")
         return
     if draws and not done:
-        agreement.require_snapshots(config.library, catalogue)
-        agreement.require_same(raw, config.library, catalogue)
+        agreement.require(raw, config.library, catalogue)
     if given.dry_run:
         if parallel.rank() == 0:
             print(scrape.forecast(config, part, given.retry_failed), flush=True)
@@ -604,7 +604,8 @@ def scrape(given: argparse.Namespace) -> None:
     # Views that come later than the shards that were made without them are fetched all the same.
     config = open_run(config, may_differ=[LEFT_OUT])
     if draws:
-        agreement.note(raw, config.library, catalogue)
+        with scrape.stage_lock(raw):
+            agreement.note(raw, config.library, catalogue)
     with preview_service(config) as source:
         scrape.scrape(
             config,
@@ -655,8 +656,15 @@ def mirror_process(library: str) -> Iterator[str]:
         try:
             listening = process.stdout.readline() if process.stdout else ""
             if not listening:
-                raise GalmerhpcError("the mirror did not start; its message stands above")
+                raise InputError("the mirror did not start; its message is above")
             yield listening.split()[2]  # listening on ADDRESS (library FILE)
+        except GalmerhpcError as error:
+            if process.poll() is None or error.exit_code != ExitCode.FAILED:
+                raise
+            raise GalmerhpcError(
+                f"the mirror on {socket.gethostname()} ended with exit code {process.returncode}; "
+                "run the same command again"
+            ) from error
         finally:
             process.terminate()
 

@@ -133,7 +133,7 @@ def _alone(folder: Path, part: Slice) -> Iterator[None]:
         yield
 
 
-def _stage_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+def stage_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Let one slice at a time change what all slices share."""
     return files.job_lock(folder / "stage.lock", parallel.rank(), wait=True)
 
@@ -206,8 +206,7 @@ def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) ->
     InputError
         The folder is another configuration's, or holds a damaged shard.
     """
-    folder, settings = config.run_dir / "raw", config.scrape
-    catalogue = require_catalogue(config)
+    folder, catalogue = config.run_dir / "raw", require_catalogue(config)
     stage_record(config, "scrape")  # refuses another configuration's folder
     views = Views(catalogue)
     spools = sorted(folder.glob("raw-*.spool"))
@@ -221,18 +220,21 @@ def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) ->
         basis = "an estimate from the mirror's"
     requests = len(stock.wanted)
     left = " (--retry-failed adds the failed ones)" if stock.failed and not retry_failed else ""
-    if settings.rate_per_s is None:
-        hours = "no budget (scrape.rate_per_s: null): as fast as the source answers"
-    else:
-        rate = settings.rate_per_s / part.count
-        hours = f"{requests / rate / 3600:.2f} at {rate:g} requests a second"
     return (
         f"views     {len(part.of(len(views)))}: {stock.there} there, "
         f"{len(stock.failed)} failed before\n"
         f"requests  {requests}{left}\n"
         f"GB        {requests * each / 1e9:.3g} ({each / 1e3:.1f} kB a picture, {basis})\n"
-        f"hours     {hours}"
+        f"hours     {_hours(config, part, requests)}"
     )
+
+
+def _hours(config: Config, part: Slice, requests: int) -> str:
+    """Return in words how long so many requests take."""
+    if config.scrape.rate_per_s is None:
+        return "no budget (scrape.rate_per_s: null): as fast as the source answers"
+    rate = config.scrape.rate_per_s / part.count
+    return f"{requests / rate / 3600:.2f} at {rate:g} requests per second"
 
 
 # --- fetching -------------------------------------------------------------------------------------
@@ -251,12 +253,14 @@ def _coordinator(
         return parallel.Coordinator(_nobody)
     folder = config.run_dir / "raw"
     list_path = missing.list_path(folder, part)
-    with _stage_lock(folder):
+    with stage_lock(folder):
         if not is_done(config, retry_failed):  # a sibling may have finished meanwhile
             stage_record(config, "scrape").begin()
         tidy(folder, part)
         stock = _take_stock(config, views, part, retry_failed)
         missing.write(list_path, stock.failed)
+    requests = len(stock.wanted)
+    log.info("scrape: %d requests; hours: %s", requests, _hours(config, part, requests))
     scheduler = _scheduler(config, source, part, stock, allow_missing)
     progress = _Progress(stock)
     noted = 0
@@ -385,7 +389,7 @@ def _conclude(
 ) -> None:
     """Declare the stage complete if it is, whichever slice is the last. Collective."""
     folder = config.run_dir / "raw"
-    with _stage_lock(folder):
+    with stage_lock(folder):
         verdict = parallel.from_rank_0(lambda: _judge(config, views, part, allow_missing, made))
         if verdict.complete:
             sums = _checksums(folder, verdict.files)
@@ -425,7 +429,9 @@ def _judge(
     if own:
         note += f"; {len(own)} could not be fetched and are left out ({list_path})"
     if not complete and not fault:
-        note += f"; slice {part.number}/{part.count} is done, others have {to_come} views to fetch"
+        left = [f"{to_come} views to fetch"] if to_come else []
+        left += [f"{len(others)} views that failed"] if others else []
+        note += f"; slice {part.number}/{part.count} is done, others have {' and '.join(left)}"
     return _Verdict(complete, [*(path.name for path in store.paths), *listed], fault, note)
 
 

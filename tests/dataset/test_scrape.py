@@ -31,11 +31,11 @@ from galmerhpc.dataset.missing import read_failures
 from galmerhpc.dataset.raw import RawStore, read_spool
 from galmerhpc.dataset.records import StageRecord, missing_views, stage_record
 from galmerhpc.errors import ExitCode
-from galmerhpc.files import sha256
+from galmerhpc.files import lock, sha256
 from galmerhpc.simulate.library import library_path
 from tests.dataset.runs import galmerhpc_without_room, held
 from tests.servers import Reply, Service, encode, gif, serve, well
-from tests.support import galmerhpc, kill, ranks_of, run, start
+from tests.support import galmerhpc, kill, ranks_of, run, start, wait_for
 
 CONNECTIONS = 6
 PAGE = b"<html><body>Error: out of luck</body></html>"
@@ -99,19 +99,46 @@ def test_any_number_of_ranks_fetches_the_same_once(tmp_path: Path, ranks: int) -
     assert {file.name for file in raw.iterdir()} == {*record.files, "stage.json"}
 
 
+def write_config_of_mirror(folder: Path, theta_step: float = 90) -> Path:
+    """Write a configuration of 19 views a theta, drawn from a copy of the shipped library."""
+    folder.mkdir(exist_ok=True)
+    path = write_config(folder, "mirror", theta_step)
+    values = yaml.safe_load(path.read_text())
+    values["catalogue"]["runs"] = [
+        {"spin": "retrograde", "inclination_deg": 90, "first_id": 27436, "first_time_myr": 100}
+    ]
+    values["catalogue"]["render"] = {"nbins": 64, "zoom": 1}
+    values["library"] = str(shutil.copy(library_path("shipped"), folder / "library.h5"))
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_what_slices_share_is_written_by_one_at_a_time(tmp_path: Path) -> None:
+    path, raw = write_config_of_mirror(tmp_path), tmp_path / "run" / "raw"
+    with lock(raw / "stage.lock"):
+        job = start("scrape", str(path), "--slice", "1/2")
+        process = psutil.Process(job.pid)
+        wait_for(lambda: str(raw / "stage.lock") in {f.path for f in process.open_files()}, job)
+        assert not (raw / "library.json").exists()
+        kill(job)
+
+
+def test_a_mirror_that_ends_is_named(tmp_path: Path) -> None:
+    path = write_config_of_mirror(tmp_path, theta_step=1)
+    job = start("scrape", str(path))
+    wait_for(lambda: any((tmp_path / "run" / "raw").glob("*.spool")), job)
+    (mirror,) = psutil.Process(job.pid).children()
+    mirror.kill()
+    output = job.communicate(timeout=60)[0]
+    assert job.returncode == ExitCode.FAILED
+    assert f"the mirror on {socket.gethostname()} ended with exit code -9" in output
+
+
 def test_the_mirror_gives_the_same_to_any_number_of_ranks(tmp_path: Path) -> None:
     contents = []
     for ranks in (1, 2, 4):
         folder = tmp_path / str(ranks)
-        folder.mkdir()
-        path = write_config(folder, "mirror", theta_step=90)
-        values = yaml.safe_load(path.read_text())
-        values["catalogue"]["runs"] = [
-            {"spin": "retrograde", "inclination_deg": 90, "first_id": 27436, "first_time_myr": 100}
-        ]
-        values["catalogue"]["render"] = {"nbins": 64, "zoom": 1}
-        values["library"] = str(shutil.copy(library_path("shipped"), folder / "library.h5"))
-        path.write_text(yaml.safe_dump(values))
+        path = write_config_of_mirror(folder)
         done = galmerhpc("scrape", str(path), ranks=ranks)
         assert done.returncode == ExitCode.COMPLETE, done.stderr
         contents.append(held(folder / "run" / "raw"))
@@ -391,7 +418,7 @@ def test_a_dry_run_asks_for_nothing_and_writes_nothing(tmp_path: Path) -> None:
         done = galmerhpc("scrape", str(path), "--dry-run", ranks=2)
         assert done.returncode == ExitCode.COMPLETE, done.stderr
         assert "requests  380\n" in done.stdout
-        assert "0.05 at 2 requests a second" in done.stdout
+        assert "0.05 at 2 requests per second" in done.stdout
         done = galmerhpc("scrape", str(path), "--dry-run", "--slice", "2/3")
         assert "requests  127\n" in done.stdout
         assert service.asked.total() == 0
@@ -500,6 +527,19 @@ def test_slices_share_a_folder_in_any_order(tmp_path: Path) -> None:
     assert held(raw) == truth
     assert {file.suffix for file in raw.iterdir()} == {".h5", ".json"}
     assert {f"raw-{k}of3-" for k in (1, 2, 3)} == {shard.name[:9] for shard in RawStore(raw).paths}
+
+
+def test_a_slice_that_is_done_names_the_views_that_others_failed(tmp_path: Path) -> None:
+    def fails_two(query: str, attempt: int) -> Reply:  # of the second slice
+        return Reply(PAGE, 404) if "phi=0&theta=30&" in query else well(query, attempt)
+
+    with serve(fails_two) as service:
+        path = write_config(tmp_path, service.url)
+        done = galmerhpc("scrape", str(path), "--slice", "2/2")
+        assert done.returncode == ExitCode.VIEWS_MISSING, done.stderr
+        done = galmerhpc("scrape", str(path), "--slice", "1/2")
+    assert done.returncode == ExitCode.COMPLETE, done.stderr
+    assert "slice 1/2 is done, others have 2 views that failed" in done.stderr
 
 
 def test_slices_leave_views_out_together(tmp_path: Path) -> None:
