@@ -71,7 +71,7 @@ from machine import write_results
 
 from galmerhpc import files, parallel
 from galmerhpc.config import Data, digest
-from galmerhpc.dataset import shards
+from galmerhpc.dataset import hdf5, shards
 from galmerhpc.dataset.batches import SplitReader, training_batches
 from galmerhpc.dataset.records import StageRecord
 from galmerhpc.dataset.shards import Dataset
@@ -137,7 +137,7 @@ def write_shards(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
         zeros = np.zeros(len(block), np.int64)
         columns = {
             "labels": labels[first : first + per_shard], "split": np.ones(len(block), np.uint8),
-            "view": shards.text_column(texts, 8), "group": shards.text_column(texts, 8),
+            "view": hdf5.text_column(texts, 8), "group": hdf5.text_column(texts, 8),
             "copy": zeros.astype(np.int32), "simulation": zeros, "snapshot_id": zeros,
             "time_myr": zeros.astype(np.float64),
         }  # fmt: skip

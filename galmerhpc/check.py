@@ -435,7 +435,7 @@ def _check_file(path: Path, there: _Inventory) -> list[Fault]:
     recorded = there.sha256.get(path)
     try:
         if recorded and files.sha256(path) != recorded:
-            return [Fault(path, f"its SHA-256 is not the one in {RECORD}")]
+            return [Fault(path, f"SHA-256 does not match {RECORD}")]
     except OSError as error:
         return [_fault(path, files.unreadable(path, error))]
     if path.name != shards.VIRTUAL:

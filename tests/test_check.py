@@ -165,15 +165,15 @@ def metrics(run: Path) -> Path:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "a byte of a response": (lambda run: flip(raw(run), 60_000), "has another checksum"),
+    "a byte of a response": (lambda run: flip(raw(run), 60_000), "checksum mismatch in view"),
     "a raw shard cut short": (lambda run: cut(raw(run)), "damaged raw shard"),
     "a raw shard lost": (lambda run: removed(raw(run)), "missing"),
     "a raw label": (lambda run: edit(raw(run), "labels", 7, [0, 0, 0, 1]), "labels of view"),
     "a raw time": (lambda run: edit(raw(run), "time_myr", 0, 3.5), "time_myr of view"),
-    "a raw address": (lambda run: edit(raw(run), "url", 3, b"x"), "its SHA-256"),
+    "a raw address": (lambda run: edit(raw(run), "url", 3, b"x"), "SHA-256 does not"),
     "a strange view": (lambda run: edit(raw(run), "view", 3, b"x"), "x is not in the catalogue"),
     "a picture of another size": (another_picture, "10 x 10 pixels, not 48 x 48"),
-    "a byte of an image": (image_byte, "image 5 has another checksum"),
+    "a byte of an image": (image_byte, "checksum mismatch in image 5"),
     "a byte of a header": (lambda run: flip(shard(run), 20), "damaged training shard"),
     "a shard cut short": (lambda run: cut(shard(run)), "damaged training shard"),
     "a shard lost": (lambda run: removed(shard(run)), "missing"),
@@ -197,7 +197,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a checkpoint": (state_of, "the SHA-256 of state.npz"),
     "a checkpoint's position": (position, "the SHA-256 of manifest.json"),
     "a checkpoint's manifest lost": (lambda run: removed(manifest(run)).parent, "damaged"),
-    "an evaluation": (metrics, "its SHA-256"),
+    "an evaluation": (metrics, "SHA-256 does not match"),
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import Views, require_classes
 from galmerhpc.config import Config, Preprocess, digest, require_catalogue
-from galmerhpc.dataset import augment, shards
+from galmerhpc.dataset import augment, hdf5, shards
 from galmerhpc.dataset.missing import list_path
 from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.raw import RawStore, open_store
@@ -288,8 +288,8 @@ def columns_of(plan: Plan, samples: slice) -> shards.Table:
     labels = [[view.labels[name] for name in plan.config.parameters] for view in views]
     return {
         "labels": np.array(labels, np.float32),
-        "view": shards.text_column([view.id for view in views], plan.id_width),
-        "group": shards.text_column(groups, plan.group_width),
+        "view": hdf5.text_column([view.id for view in views], plan.id_width),
+        "group": hdf5.text_column(groups, plan.group_width),
         "split": chosen.split[samples],
         "copy": chosen.copy[samples],
         "simulation": np.array([view.run.simulation for view in views], np.int64),

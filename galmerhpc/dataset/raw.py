@@ -304,44 +304,15 @@ def _write_shard(path: Path, responses: Sequence[Response]) -> None:
         file["offset"] = np.cumsum([0, *map(len, bodies)], dtype=np.int64)  # (N + 1,)
         names = list(responses[0].labels)
         file["labels"] = np.array([[r.labels[n] for n in names] for r in responses], np.float64)
-        file["labels"].attrs["parameters"] = _text_column(names)
+        file["labels"].attrs["parameters"] = hdf5.text_column(names)
         for name, dtype in _NUMBERS.items():
             file[name] = np.array([getattr(r, name) for r in responses], dtype)
         for name in _TEXTS:
-            file[name] = _text_column([getattr(r, name) for r in responses])
+            file[name] = hdf5.text_column([getattr(r, name) for r in responses])
         for name in file.keys() - {"response"}:  # whose parts have checksums of their own
-            file[name].attrs["sha256"] = np.bytes_(_sha256(file[name][:]))
+            file[name].attrs["sha256"] = np.bytes_(hdf5.sha256(file[name][:]))
     with files.atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
-
-
-def _sha256(column: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(column).tobytes()).hexdigest()
-
-
-def read_column(file: h5py.File, name: str) -> NDArray[Any]:
-    """Read a column and compare it with its checksum.
-
-    Raises
-    ------
-    ValueError
-        It is not what was written.
-    """
-    column: NDArray[Any] = file[name][:]
-    if _sha256(column).encode() != file[name].attrs["sha256"]:
-        raise ValueError(f"{name} has another checksum")
-    return column
-
-
-def _text_column(texts: Sequence[str]) -> NDArray[Any]:
-    """Return texts as a column of one length: contiguous, and shown as text by HDF5's tools.
-
-    Texts of their own lengths would stand in HDF5's global heap, which has no checksum, and HDF5
-    1.14 runs for ever on a damaged one.
-    """
-    encoded = [text.encode() for text in texts]
-    width = max(1, *map(len, encoded))
-    return np.array(encoded, h5py.string_dtype("utf-8", width))
 
 
 class RawStore:
@@ -556,9 +527,9 @@ class RawShard:
                     f"{path}: raw format {version}, while this galmerhpc reads {FORMAT_VERSION}; "
                     "use the version that made it, or remove it and run galmerhpc scrape again"
                 )
-            response, offset = file["response"], read_column(file, "offset")
-            count, length = len(read_column(file, "view")), response.shape[0]
-            read_column(file, "sha256")
+            response, offset = file["response"], hdf5.read_column(file, "offset")
+            count, length = len(hdf5.read_column(file, "view")), response.shape[0]
+            hdf5.read_column(file, "sha256")
             position = response.id.get_offset()
             columns = {
                 name: (file[name].id.get_offset(), file[name].dtype.itemsize)
@@ -592,7 +563,7 @@ class RawShard:
             The shard is damaged.
         """
         with hdf5.opened(self.path, damaged) as file:
-            return read_column(file, name)
+            return hdf5.read_column(file, name)
 
     def parameters(self) -> tuple[str, ...]:
         """Return the names of the labels.
@@ -639,7 +610,7 @@ class RawShard:
                     body = os.pread(file.fileno(), end - start, self.response + start)
                     sha256 = hashlib.sha256(body).hexdigest()
                     if recorded[row - low] != sha256.encode():
-                        raise damaged(self.path, f"view {view_id} has another checksum")
+                        raise damaged(self.path, f"checksum mismatch in view {view_id}")
                     yield body, sha256
         except OSError as error:
             raise InputError(

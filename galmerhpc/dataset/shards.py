@@ -7,7 +7,6 @@ tool; our own reading does not go through it. docs/format.md describes both.
 
 import contextlib
 import functools
-import hashlib
 import io
 import itertools
 import os
@@ -118,11 +117,6 @@ def blocks(
 # --- writing --------------------------------------------------------------------------------------
 
 
-def text_column(texts: Iterable[str], width: int) -> NDArray[Any]:
-    """Return texts as a column of `width` bytes a row, which HDF5's tools show as text."""
-    return np.array([text.encode() for text in texts], h5py.string_dtype("utf-8", width))
-
-
 def filter_of(compression: str) -> dict[str, Any]:
     """Return how `h5py.Group.create_dataset` compresses images, each in a chunk of its own.
 
@@ -209,13 +203,13 @@ def write_shard(
                 # Pillow resizes the next images a fifth slower (isal 1.9.1, AMD EPYC).
                 checksums += map(zlib.crc32, block)
             late = {
-                "source_sha256": text_column(sources, 64),
+                "source_sha256": hdf5.text_column(sources, 64),
                 "image_crc32": np.array(checksums, np.uint32),
             }
             for name in _COLUMNS:
                 column = (columns | late)[name]
                 file[name] = column
-                _set_attributes(file[name], {"sha256": _sha256(column)})
+                _set_attributes(file[name], {"sha256": hdf5.sha256(column)})
             _describe(file, parameters)
         device.raise_fault()
 
@@ -330,20 +324,15 @@ def _describe(file: h5py.File, parameters: tuple[str, ...]) -> None:
 def _set_attributes(of: h5py.File | h5py.Dataset, values: dict[str, Any]) -> None:
     """Write attributes: numbers, texts, and tuples of texts.
 
-    Texts are of fixed length. h5py would write a str into HDF5's global heap, which has no
-    checksum, and HDF5 1.14 runs for ever on a damaged one.
+    Texts are of fixed length, as in `hdf5.text_column`, where h5py would not write them so.
     """
     for name, value in values.items():
         texts = (value,) if isinstance(value, str) else value
         if isinstance(texts, tuple):
-            column = text_column(texts, max(len(text.encode()) for text in texts))
+            column = hdf5.text_column(texts)
             of.attrs[name] = column if isinstance(value, tuple) else column[0]
         else:
             of.attrs[name] = value
-
-
-def _sha256(column: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(column).tobytes()).hexdigest()
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -401,7 +390,8 @@ class Shard:
             shape, offset = images.shape, images.id.get_offset()
             parameters = _attributes(file["labels"])["parameters"]
             lengths = {len(file[name]) for name in ("images", *_COLUMNS)}
-            labels, counts = _column(file, "labels"), np.bincount(_column(file, "split"))
+            labels = hdf5.read_column(file, "labels")
+            counts = np.bincount(hdf5.read_column(file, "split"))
             fits = images.ndim == 4 and images.dtype == np.uint8
             fits = fits and (offset is not None or images.chunks is not None)
             fits = fits and len(counts) <= len(SPLITS)
@@ -460,7 +450,7 @@ class Shard:
             file.read(np.arange(first, first + count), [image.data for image in images])
             for row, image in enumerate(images, first):
                 if zlib.crc32(image.data) != crc32[row]:
-                    raise _another_checksum(self.path, row)
+                    raise _mismatch(self.path, row)
 
 
 class _PlainImages:
@@ -606,15 +596,7 @@ def read_columns(path: Path, names: Iterable[str]) -> Table:
         The shard is damaged.
     """
     with hdf5.opened(path, damaged) as file:
-        return {name: _column(file, name) for name in names}
-
-
-def _column(file: h5py.File, name: str) -> NDArray[Any]:
-    """Read a column and compare it with its checksum; ValueError where it is another."""
-    column: NDArray[Any] = file[name][:]
-    if _sha256(column) != _attributes(file[name])["sha256"]:
-        raise ValueError(f"{name} has another checksum")
-    return column
+        return {name: hdf5.read_column(file, name) for name in names}
 
 
 def damaged(path: Path, why: str) -> InputError:
@@ -625,8 +607,8 @@ def damaged(path: Path, why: str) -> InputError:
     )
 
 
-def _another_checksum(path: Path, row: int) -> InputError:
-    return damaged(path, f"image {row} has another checksum")
+def _mismatch(path: Path, row: int) -> InputError:
+    return damaged(path, f"checksum mismatch in image {row}")
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
@@ -725,11 +707,6 @@ class Dataset:
         """Ids of the samples' views (`catalogue.View.id`), shape (N,), str."""
         return self.column("view")
 
-    @functools.cached_property
-    def group(self) -> NDArray[np.object_]:
-        """What the split keeps together, shape (N,), str."""
-        return self.column("group")
-
     def column(self, name: str) -> NDArray[Any]:
         """Read a column of docs/format.md from all shards, texts as str.
 
@@ -790,7 +767,7 @@ class Dataset:
         for row, image, expected in zip(rows.tolist(), images, crc32.tolist(), strict=True):
             if zlib.crc32(image.data) != expected:
                 number = int(np.searchsorted(self._ends, row, side="right"))
-                raise _another_checksum(self.shards[number].path, row - self._start(number))
+                raise _mismatch(self.shards[number].path, row - self._start(number))
 
     def images(self, rows: Rows) -> Images:
         """Read images by row, in any order, and compare them with their checksums.

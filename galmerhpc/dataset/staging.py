@@ -108,7 +108,7 @@ def _copy_all(dataset: Dataset, target: Path, threads: int) -> None:
         made = temporary / shard.path.name
         shutil.copyfile(shard.path, made)
         if files.sha256(made) != dataset.sha256[shard.path.name]:
-            why = f"the copy of {made.name} has another SHA-256 than stage.json says"
+            why = f"the SHA-256 of the copy of {made.name} does not match stage.json"
             raise OSError(errno.EIO, why)
         return made.stat().st_size
 

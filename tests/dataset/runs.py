@@ -16,7 +16,7 @@ from PIL import Image
 from galmerhpc import files
 from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Config, digest, load, require_catalogue
-from galmerhpc.dataset import shards
+from galmerhpc.dataset import hdf5, shards
 from galmerhpc.dataset.raw import RawStore, RawWriter, Response
 from galmerhpc.dataset.records import StageRecord
 from tests.support import run
@@ -119,8 +119,8 @@ def write_dataset(
         name = shards.shard_name(len(names))
         columns = {
             "labels": labels[rows],
-            "view": shards.text_column([f"view {row}" for row in rows], 12),
-            "group": shards.text_column([f"group {row // 3}" for row in rows], 12),
+            "view": hdf5.text_column([f"view {row}" for row in rows], 12),
+            "group": hdf5.text_column([f"group {row // 3}" for row in rows], 12),
             "split": (rows % 3 + 1).astype(np.uint8),
             "copy": np.zeros(len(rows), np.int32),
             "simulation": np.zeros(len(rows), np.int64),

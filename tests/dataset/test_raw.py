@@ -343,7 +343,7 @@ def test_every_damaged_response_is_found(shard: bytes, tmp_path: Path) -> None:
     store = RawStore(tmp_path)
     ids = ["view 2", "view 3"]
     rows = store.find(ids, 2)
-    with pytest.raises(InputError, match="view view 2 has another checksum") as raised:
+    with pytest.raises(InputError, match="checksum mismatch in view view 2") as raised:
         list(store.read(rows[:1], ids[:1]))
     assert str(path) in str(raised.value)
     assert [body for _, body, _ in store.read(rows[1:], ids[1:])] == [bytes([3]) * 50]

@@ -56,7 +56,7 @@ def refusal(folder: Path) -> str:
 def read_all(folder: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     dataset = Dataset.open(folder)
     images = np.concatenate([block for _, block in dataset.in_order(np.arange(len(dataset)))])
-    return images, dataset.labels, [*dataset.view, *dataset.group]
+    return images, dataset.labels, [*dataset.view, *dataset.column("group")]
 
 
 @given(st.integers(1, 40), st.integers(1, 45), st.randoms(use_true_random=False))
