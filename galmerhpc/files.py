@@ -53,12 +53,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.rename(path)
         sync(path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         _remove(temporary)
 
 
-def _unwritable(path: Path, error: OSError) -> GalmerhpcError:
+def unwritable(path: Path, error: OSError) -> GalmerhpcError:
+    """Return the error of a file that cannot be written, on a full disk for example."""
     # HDF5 puts a whole page into strerror.
     why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
     return GalmerhpcError(
@@ -185,7 +186,7 @@ def lock(path: Path, wait: bool = False) -> Iterator[None]:
     try:
         file = _take(path, wait)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     try:
         yield
     finally:

@@ -261,7 +261,8 @@ def _session(connections: int, contact: str) -> requests.Session:
     session.headers["Accept-Encoding"] = "identity"  # the bytes are kept as they come
     # Without cookies a session holds nothing that threads could get in each other's way with.
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=connections)
+    # Two pools: the service, and where it redirects to.
+    adapter = requests.adapters.HTTPAdapter(pool_connections=2, pool_maxsize=connections)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session

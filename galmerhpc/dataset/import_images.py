@@ -10,19 +10,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import View, Views, require_classes
 from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset.missing import list_path, write
 from galmerhpc.dataset.pictures import PictureError, WrongSizeError, decode, is_blank
 from galmerhpc.dataset.raw import RawWriter, Response, open_store, tidy
-from galmerhpc.dataset.records import StageRecord, stage_record
-from galmerhpc.errors import InputError
+from galmerhpc.dataset.records import StageRecord, checksums, stage_record
+from galmerhpc.errors import InputError, first_few
 
 log = logging.getLogger(__name__)
 
 _TOGETHER = 64  # pictures between two waits for the disk
-_NAMED = 3  # bad pictures that the message names; the file has them all
 
 
 class Refused(NamedTuple):
@@ -85,8 +86,9 @@ def _import(config: Config, record: StageRecord, views: Views) -> None:
     bad = list(itertools.chain(*parallel.gather(refused)))
     if fault := parallel.broadcast(_report(folder, bad) if bad else ""):
         raise InputError(fault)
+    sums = checksums(folder, parallel.broadcast(shards))
     if parallel.rank() == 0:
-        record.finish({name: files.sha256(folder / name) for name in shards})
+        record.finish(sums)
     log.info("import: %d pictures in %d raw shards", len(views), len(shards))
 
 
@@ -97,8 +99,7 @@ def _take_stock(config: Config, record: StageRecord, views: Views) -> tuple[list
     list_path(folder).unlink(missing_ok=True)
     tidy(folder)
     store = open_store(config)
-    there = store.ids()
-    missing = [index for index, view in enumerate(views.ids()) if view not in there]
+    missing = np.flatnonzero(store.find(views.ids(), len(views)) < 0).tolist()
     return [path.name for path in store.paths], missing
 
 
@@ -144,8 +145,5 @@ def check(body: bytes, nbins: int) -> str:
 def _report(folder: Path, bad: list[Refused]) -> str:
     """Write the list of refused pictures; return the message that names the first ones."""
     write(list_path(folder), {refused.view: refused.why for refused in bad})
-    first = "; ".join(f"{refused.file}: {refused.why}" for refused in bad[:_NAMED])
-    return (
-        f"{first}{f'; and {len(bad) - _NAMED} more' if len(bad) > _NAMED else ''} "
-        f"(all in {list_path(folder)}); mend the pictures and run the same command again"
-    )
+    first = first_few([f"{refused.file}: {refused.why}" for refused in bad], "; ")
+    return f"{first} (all in {list_path(folder)}); mend the images and run the same command again"

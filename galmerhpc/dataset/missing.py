@@ -12,7 +12,7 @@ from pathlib import Path
 
 from galmerhpc import files
 from galmerhpc.dataset.slices import WHOLE, Slice
-from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.errors import InputError
 
 COLUMNS = ("view", "reason")
 
@@ -76,10 +76,7 @@ def append(path: Path, failures: Iterable[tuple[str, str]]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise GalmerhpcError(
-            f"{path}: cannot be written: {error.strerror}; make room or choose another run_dir, "
-            "then run again"
-        ) from error
+        raise files.unwritable(path, error) from error
 
 
 def _rows(rows: Iterable[Iterable[str]]) -> str:

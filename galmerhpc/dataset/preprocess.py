@@ -26,13 +26,9 @@ from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.raw import RawStore, open_store
 from galmerhpc.dataset.records import missing_views, stage_inputs, stage_record
 from galmerhpc.dataset.split import NONE, SPLITS, Samples, ViewTable, assign
-from galmerhpc.errors import InputError
+from galmerhpc.errors import InputError, first_few
 
 log = logging.getLogger(__name__)
-
-
-_NAMED = 3
-"""Views left out that the message names; raw/missing.csv has them all."""
 
 
 @dataclass(frozen=True)
@@ -229,12 +225,11 @@ def _report(plan: Plan) -> None:
     absent = np.flatnonzero(plan.rows < 0).tolist()
     if absent:
         log.warning(
-            "preprocess: %d of %d views are left out, since they could not be fetched: %s%s "
+            "preprocess: %d of %d views are left out, since they could not be fetched: %s "
             "(raw/missing.csv lists them all)",
             len(absent),
             len(plan.views),
-            ", ".join(plan.views[index].id for index in absent[:_NAMED]),
-            ", ..." if len(absent) > _NAMED else "",
+            first_few([plan.views[index].id for index in absent]),
         )
 
 

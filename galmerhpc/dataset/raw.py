@@ -33,7 +33,7 @@ from galmerhpc.catalogue import Places, View
 from galmerhpc.config import Config
 from galmerhpc.dataset import hdf5
 from galmerhpc.dataset.slices import WHOLE, Slice
-from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -186,10 +186,7 @@ class RawWriter:
                 left = left[self._spool.write(left) :]
             os.fsync(self._spool.fileno())
         except OSError as error:
-            raise GalmerhpcError(
-                f"{path}: cannot be written: {error.strerror}; make room or "
-                "choose another run_dir, then run again: what was fetched before is kept"
-            ) from error
+            raise files.unwritable(path, error) from error
 
     def _new_spool(self) -> FileIO:
         """Claim a name that is no spool's and no shard's, whatever a stale listing would say.

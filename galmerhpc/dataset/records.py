@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from galmerhpc import __version__, files
+from galmerhpc import __version__, files, parallel
 from galmerhpc.config import Config, Stage, default_inputs, digest
 from galmerhpc.dataset import missing
 from galmerhpc.errors import InputError
@@ -154,6 +154,16 @@ class StageRecord:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def checksums(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the SHA-256 of files, by name, on rank 0. Collective: the ranks share the work."""
+    with parallel.progress_bar(total=len(names), desc="checksums", unit="file", leave=False) as bar:
+        mine = {
+            name: files.sha256(folder / name)
+            for name in parallel.work(names, lambda _: bar.update())
+        }
+    return parallel.gather_dict(mine)
 
 
 # --- the stages of a run --------------------------------------------------------------------------

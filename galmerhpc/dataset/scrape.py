@@ -23,17 +23,16 @@ from galmerhpc.dataset import missing
 from galmerhpc.dataset.fetch_pool import SPARE, FetchPool, Picture, Result
 from galmerhpc.dataset.pace import Pace
 from galmerhpc.dataset.raw import RawWriter, open_store, read_spool, tidy
-from galmerhpc.dataset.records import missing_views, stage_record
+from galmerhpc.dataset.records import checksums, missing_views, stage_record
 from galmerhpc.dataset.scheduler import Assignment, Outcome, Report, Scheduler, Stored, duplicate
 from galmerhpc.dataset.slices import WHOLE, Slice
-from galmerhpc.errors import InputError, InterruptedRunError, ViewsMissingError
+from galmerhpc.errors import InputError, InterruptedRunError, ViewsMissingError, first_few
 from galmerhpc.interrupt import StopRequest
 
 log = logging.getLogger(__name__)
 
 _PROGRESS_S = 60.0  # between the lines that a log file gets
 _GRACE_S = 5.0  # for answers that are under way when the job is told to stop
-_NAMED = 3  # failed views that the message names; the file has them all
 _BYTES_PER_PIXEL = 0.4  # of the mirror's GIFs of 400 x 400
 
 
@@ -392,7 +391,7 @@ def _conclude(
     with stage_lock(folder):
         verdict = parallel.from_rank_0(lambda: _judge(config, views, part, allow_missing, made))
         if verdict.complete:
-            sums = _checksums(folder, verdict.files)
+            sums = checksums(folder, verdict.files)
             if parallel.rank() == 0:
                 stage_record(config, "scrape").finish(sums)
     if verdict.fault:
@@ -437,22 +436,9 @@ def _judge(
 
 def _fault(lost: dict[str, str], total: int, list_path: Path) -> str:
     """Return the message that names the first missing views."""
-    first = "; ".join(f"{view}: {why}" for view, why in itertools.islice(lost.items(), _NAMED))
+    views = first_few([f"{view}: {why}" for view, why in lost.items()], "; ")
     return (
-        f"{len(lost)} of {total} views could not be fetched ({first}"
-        f"{'; ...' if len(lost) > _NAMED else ''}); all are listed in {list_path}; "
-        "run the same command with --retry-failed to ask for them again, or with --allow-missing "
-        "to go on without them"
+        f"{len(lost)} of {total} views could not be fetched ({views}); all are listed in "
+        f"{list_path}; run the same command with --retry-failed to ask for them again, or with "
+        "--allow-missing to continue without them"
     )
-
-
-def _checksums(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return the checksums of files, on rank 0; every rank takes its part of the work."""
-    with parallel.progress_bar(
-        total=len(names), desc="scrape: checksums", unit="shard", leave=False
-    ) as bar:
-        mine = {
-            name: files.sha256(folder / name)
-            for name in parallel.work(names, lambda _: bar.update())
-        }
-    return parallel.gather_dict(mine)

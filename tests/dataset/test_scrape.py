@@ -166,7 +166,7 @@ def test_the_mirror_gives_the_same_to_any_number_of_ranks(tmp_path: Path) -> Non
     for more in ([], ["--dry-run"]):
         done = galmerhpc("scrape", str(tmp_path / "1/config.yaml"), *more)
         assert done.returncode == ExitCode.WRONG_INPUT
-        assert "pictures of other encounters than" in one_line(done.stderr)
+        assert "images of other encounters than" in one_line(done.stderr)
 
 
 class Fickle:

@@ -128,7 +128,7 @@ def test_a_library_of_other_units_or_files_is_another_one(tmp_path: Path) -> Non
     library.unlink()
     (tmp_path / "a.fits").unlink()
     imported(tmp_path, write_fits(tmp_path / "a.fits", few(61)))
-    with pytest.raises(InputError, match="holds pictures of other encounters than"):
+    with pytest.raises(InputError, match="holds images of other encounters than"):
         require(tmp_path, str(library), catalogue)
 
 
