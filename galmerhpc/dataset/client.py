@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from galmerhpc import __version__
+from galmerhpc import __version__, provenance
 from galmerhpc.dataset.pictures import (
     BrokenPictureError,
     NoPictureError,
@@ -156,8 +156,8 @@ class Client:
                 body = self._read(response, limit, deadline)
                 content_type = _plain(response.headers.get("Content-Type", ""))
                 _check_status(response, body)
-                now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-                return Answer(self._source + PATH + query, body, content_type, now)
+                url = self._source + PATH + query
+                return Answer(url, body, content_type, provenance.now())
         raise ViewFailedError(f"more than {_REDIRECTS} redirects")
 
     def close(self) -> None:

@@ -6,13 +6,12 @@ catalogue's size, its bytes untouched. docs/format.md describes the table of lab
 
 import itertools
 import logging
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from galmerhpc import files, parallel
+from galmerhpc import files, parallel, provenance
 from galmerhpc.catalogue import View, Views, require_classes
 from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset.missing import list_path, write
@@ -112,8 +111,8 @@ def _read(view: View) -> Response | Refused:
         return Refused(view.id, view.file, str(error.strerror))
     except PictureError as error:
         return Refused(view.id, view.file, str(error))
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Response.of(view, view.file.as_uri(), f"image/{kind.lower()}", now, body)
+    url, content_type = view.file.as_uri(), f"image/{kind.lower()}"
+    return Response.of(view, url, content_type, provenance.now(), body)
 
 
 def check(body: bytes, nbins: int) -> str:
