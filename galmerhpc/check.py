@@ -1,7 +1,7 @@
-"""Verify a run folder: every shard, checkpoint and record. Say what is bad, and set it aside.
+"""Verify a run folder: every shard, checkpoint and record; set aside what is bad.
 
 What is set aside is renamed to ``*.bad`` and its stage's record is opened again, so that the next
-run makes just that anew. Training shards outlive the raw shards that they were made from: should a
+run makes only that again. Training shards outlive the raw shards that they were made from: should a
 view that is fetched again come with other bytes, the next check finds the shards of the old ones.
 """
 
@@ -50,7 +50,7 @@ BAD = ".bad"
 
 @dataclass(frozen=True, order=True, slots=True)
 class Fault:
-    """Something that is not as it was written, or not as it should be.
+    """A file that is not as it was written, or not as it should be.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class Fault:
     why : str
         What is wrong with it.
     repairable : bool
-        Making it anew helps.
+        Making it again helps.
     """
 
     path: Path
@@ -88,7 +88,7 @@ class Report:
 
 @dataclass(slots=True)
 class _Inventory:
-    """The files of a run: what is there, and what its records say of them."""
+    """The files of a run, and what its records say about them."""
 
     raw: list[Path] = field(default_factory=list)
     training: list[Path] = field(default_factory=list)
@@ -98,9 +98,9 @@ class _Inventory:
 
 
 def check(config: Config) -> Report:
-    """Verify all there is of a run. Collective; all ranks return the same.
+    """Verify all files of a run. Collective; all ranks return the same.
 
-    Raw shards: checksums, that every picture decodes, and labels against the catalogue. Training
+    Raw shards: checksums, that every image decodes, and labels against the catalogue. Training
     shards: checksums, every column against catalogue, split and raw shards, and that no group is
     both trained on and held out. ``dataset.h5``: that its sources are these shards. All else that
     a stage's record or a checkpoint's manifest lists: its SHA-256.
@@ -152,7 +152,7 @@ def _lost(raw: Path, report: Report) -> Path | None:
 
 
 def set_aside(config: Config, faults: Iterable[Fault]) -> dict[Path, Path]:
-    """Rename what is bad and open its stage's record again, so that the next run makes it anew.
+    """Rename what is bad and open its stage's record again, so that the next run makes it again.
 
     Returns
     -------
@@ -176,7 +176,7 @@ def set_aside(config: Config, faults: Iterable[Fault]) -> dict[Path, Path]:
         listed = {_listed(record, name) for name in content.get("files") or ()}
         if any(not path.exists() for path in listed):
             files.write_json(record, content | {"files": None})
-            # It would show the missing shard's images as zeros; preprocessing writes it anew.
+            # It would show the missing shard's images as zeros; preprocessing writes it again.
             (record.parent / shards.VIRTUAL).unlink(missing_ok=True)
     return dict(sorted(moved.items()))
 
@@ -201,7 +201,7 @@ def _each(what: str, items: Sequence[T], verify: Callable[[T], R]) -> list[R]:
     return parallel.broadcast([results[number] for number in sorted(results)])
 
 
-# --- what is there --------------------------------------------------------------------------------
+# --- the files --------------------------------------------------------------------------------
 
 
 def _take_stock(config: Config) -> tuple[Report, _Inventory]:
@@ -261,7 +261,7 @@ def _listed(record: Path, name: str) -> Path:
 
 
 def _belongs(config: Config, stage: Stage, report: Report) -> bool:
-    """Tell whether a stage's folder is this configuration's."""
+    """Return whether a stage's folder is this configuration's."""
     folder = config.run_dir / FOLDERS[stage]
     if not folder.is_dir() or any(fault.path.name == RECORD for fault in report.faults):
         return folder.is_dir()  # what the configuration was cannot be told
@@ -346,7 +346,7 @@ def _check_raw(path: Path, there: _Inventory, catalogue: _Catalogue) -> list[Fau
 
 
 def _undecodable(body: bytes, view: View) -> str:
-    """Say what is wrong with a picture; nothing where it decodes."""
+    """Return what is wrong with an image; nothing if it decodes."""
     try:
         decode(body, view.render.nbins)
     except PictureError as error:
@@ -374,7 +374,7 @@ def _fault(path: Path, error: InputError) -> Fault:
 def _check_shard(
     path: Path, number: int | None, there: _Inventory, plan: Plan
 ) -> tuple[list[Fault], dict[str, set[int]]]:
-    """Verify a training shard; return also the splits in which each of its groups stands."""
+    """Verify a training shard; return also the splits that each of its groups is in."""
     if number is None:
         return [Fault(path, "no shard of this configuration has this number")], {}
     samples, groups = plan.samples_of(number), defaultdict(set)
@@ -410,7 +410,7 @@ def _leaks(
     """Name the shards with a group that is trained on, there or elsewhere, and also held out.
 
     These shards are as the split says, else they have a fault of their own: it is the split that is
-    wrong, and making them anew helps nothing.
+    wrong, and making them again does not help.
     """
     sides = {
         path: groups for path, (found, groups) in zip(paths, results, strict=True) if not found

@@ -592,7 +592,7 @@ def scrape(given: argparse.Namespace) -> None:
         from galmerhpc.simulate import agreement
     if done and not given.dry_run:  # it needs no library any more
         if draws and agreement.has_changed(raw, config.library, catalogue):
-            log.warning("scrape: %s was drawn before %s was made anew", raw, config.library)
+            log.warning("scrape: %s was drawn before %s was made again", raw, config.library)
         log.info("scrape: complete, nothing to do")
         return
     if draws and not done:

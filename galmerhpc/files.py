@@ -60,7 +60,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 def unwritable(path: Path, error: OSError) -> GalmerhpcError:
     """Return the error of a file that cannot be written, on a full disk for example."""
-    # HDF5 puts a whole page into strerror.
+    # HDF5 puts a page of text into strerror.
     why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
     return GalmerhpcError(
         f"{path}: cannot be written: {why}; make room or choose another run_dir, then run again"
@@ -87,7 +87,7 @@ def remove_temporaries(folder: Path, chosen: Callable[[Path], bool] = lambda _: 
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder that a reader finds whole or not at all, also after a kill on the way."""
+    """Remove a folder so that a reader finds it complete or absent, even after a kill midway."""
     going = path.with_name(f"{_TEMPORARY}removed-{path.name}")
     _remove(going)
     path.rename(going)
@@ -174,7 +174,7 @@ def lock(path: Path, wait: bool = False) -> Iterator[None]:
     Parameters
     ----------
     path : Path
-        Lock file; it is there only meanwhile, or after a kill.
+        Lock file; it exists only meanwhile, or after a kill.
     wait : bool
         Wait for another process to leave, instead of refusing.
 
@@ -251,7 +251,7 @@ def _outlive(file: IO[str]) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Say whether a process is in `lock` for this path."""
+    """Return whether a process is in `lock` for this path."""
     try:
         with path.open("r+") as file:
             return not hold(file)
@@ -260,12 +260,12 @@ def is_locked(path: Path) -> bool:
 
 
 class UnreadableError(InputError):
-    """A file that may be whole but cannot be reached: permissions, a disk or a server."""
+    """A file that may be intact but cannot be read: permissions, a disk or a server."""
 
 
 def unreadable(path: Path, error: OSError) -> UnreadableError:
     """Return the error of a file that the system refuses to read; nothing says it is damaged."""
     return UnreadableError(
-        f"{path}: cannot be read: {os.strerror(error.errno or 0)}; see to its permissions, or "
-        "to the file system"
+        f"{path}: cannot be read: {os.strerror(error.errno or 0)}; check its permissions and "
+        "the file system"
     )

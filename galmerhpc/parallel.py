@@ -1,4 +1,4 @@
-"""MPI: who am I, hand out work, agree, stop everybody. Without a launcher there is one rank.
+"""MPI: ranks, work distribution, agreement, ending the job. Without a launcher there is one rank.
 
 mpi4py is imported only where a launcher has started this process, so that a command on a login
 node, or the mirror, starts without MPI.
@@ -49,7 +49,7 @@ def communicator() -> "MPI.Intracomm | None":
     Raises
     ------
     InputError
-        A launcher started several ranks that MPI does not know of: each would do the whole work.
+        A launcher started several ranks that MPI does not know of: each would do all the work.
     """
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if not any(name in os.environ for name in LAUNCHER_VARIABLES):
@@ -188,7 +188,7 @@ def cpus_per_rank(ranks: int) -> int:
     Parameters
     ----------
     ranks : int
-        Ranks on this node, for a launcher that MPI does not know of: they share what there is.
+        Ranks on this node, for a launcher that MPI does not know of: they share the CPUs.
     """
     mine = os.sched_getaffinity(0)
     node = _node()
@@ -400,7 +400,7 @@ def work(items: Sequence[T], told: Callable[[T], object] | None = None) -> Itera
 
 
 class Consensus:
-    """Where ranks find out whether all of them have given up the same work, and may go on to other.
+    """Where ranks find out whether all of them have given up the same work and may continue.
 
     Collective, and made before the work: the messages of what was given up cannot meet its own.
     """
@@ -410,7 +410,7 @@ class Consensus:
         self._messages = world.Dup() if world else None
 
     def is_unanimous(self, fault: str) -> bool:
-        """Say whether every rank comes here soon, with the same fault.
+        """Return whether every rank arrives here soon, with the same fault.
 
         If not, the others may be waiting in the midst of the work for this one: the job must end.
         """
@@ -425,7 +425,7 @@ class Consensus:
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
-    """Print one message for the whole job and end every rank of it.
+    """Print one message for the job and end all its ranks.
 
     What is wrong for one rank is mostly wrong for all: the others give rank 0 a moment to say it
     first, and are ended by that.

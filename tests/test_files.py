@@ -198,6 +198,11 @@ def test_damaged_json_is_named(tmp_path: Path, content: bytes) -> None:
         files.read_json(path)
 
 
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(files.UnreadableError, match="cannot be read: Is a directory"):
+        files.read_json(tmp_path)
+
+
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
 def test_the_checksum_is_sha256(tmp_path: Path, size: int) -> None:
     path = tmp_path / "file"

@@ -135,7 +135,7 @@ class SplitReader:
     3. From the shards where they are.
 
     Each image is compared with its checksum when the node first reads it. What is held of each
-    image beside its pixels stands in memory that the node's ranks share as well.
+    image except its pixels is in memory that the node's ranks share as well.
 
     Parameters
     ----------
@@ -299,7 +299,7 @@ class _InMemory:
         parallel.node_barrier()
 
     def announce(self, positions: Positions) -> None:
-        """Do nothing: all are there."""
+        """Do nothing: all images are in memory."""
 
     def read(self, positions: Positions, images: Images) -> None:
         # Any mode but "raise" writes into `images` without a copy of it between.

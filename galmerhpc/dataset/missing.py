@@ -1,4 +1,4 @@
-"""The list of views that could not be fetched and why: ``raw/missing.csv``, one a slice.
+"""The list of views that could not be fetched and why: ``raw/missing.csv``, one per slice.
 
 Failures are appended as they happen, so that a job that was killed does not ask for them again. A
 row counts as long as its view is in no raw shard.
@@ -54,7 +54,7 @@ def read(path: Path, remedy: str) -> dict[str, str]:
 
 
 def write(path: Path, failures: Mapping[str, str]) -> None:
-    """Write a list anew; one without rows is removed."""
+    """Replace a list; one without rows is removed."""
     if failures:
         files.write_text(path, _rows([COLUMNS, *failures.items()]))
     else:

@@ -1,7 +1,7 @@
-"""From raw shards to training shards: decode, resize, copy, split, on any number of ranks.
+"""From raw shards to training shards: decode, resize, augment, split, on any number of ranks.
 
-The list of samples and its division into shards follow from the configuration alone, so a shard
-has the same bytes whichever rank makes it, and whoever finds it finished keeps it.
+The list of samples and its division into shards depend on the configuration alone, so a shard has
+the same bytes whichever rank makes it, and one that is finished is kept.
 """
 
 import io
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made; the same on every rank.
+    """What to make; the same on every rank.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Plan:
     raw : RawStore
         Their responses.
     rows : ndarray, shape (V,), int32
-        Row of each view in `raw`; -1 where it is not there.
+        Row of each view in `raw`; -1 where it is missing.
     samples : Samples
         Views and copies in order, with split and group.
     ends : ndarray, shape (S + 1,), int64
@@ -88,7 +88,7 @@ class Plan:
 def preprocess(config: Config) -> None:
     """Make the run's training shards in ``run_dir/shards``. Collective.
 
-    A job that was killed goes on with the shards that are not finished.
+    After a kill only the shards that are not finished are made.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def preprocess(config: Config) -> None:
     Raises
     ------
     InputError
-        Scraping is not finished, a raw shard or picture is damaged, the split is impossible, the
+        Scraping is not finished, a raw shard or image is damaged, the split is impossible, the
         compression is not installed, the folder is another configuration's, or another job is at
         work in it.
     GalmerhpcError
@@ -109,7 +109,7 @@ def preprocess(config: Config) -> None:
     if parallel.broadcast(record.complete):
         log.info("preprocess: complete, nothing to do")
         return
-    shards.filter_of(config.preprocess.compression)  # says now what is not installed
+    shards.filter_of(config.preprocess.compression)  # fails now if it is not installed
     plan = parallel.from_rank_0(lambda: make_plan(config))
     _report(plan)
     with files.job_lock(folder / "preprocess.lock", parallel.rank()):
@@ -139,12 +139,12 @@ def require_split(config: Config) -> None:
 
 
 def _make_shards(folder: Path, plan: Plan) -> dict[str, str]:
-    """Make the shards that are not there, whole; return the SHA-256 of all by name on rank 0."""
+    """Make the shards that are missing or not intact; return SHA-256 by name on rank 0."""
     made = {}
     with parallel.progress_bar(desc="preprocess", total=len(plan.samples.view), unit="img") as bar:
         for number in parallel.work(plan.shards):
             path = folder / shards.shard_name(number)
-            # Shards are handed out in order: where rank 0 is, the others are too.
+            # Shards are handed out in order, so rank 0 shows how far all are.
             bar.update(int(plan.ends[number]) - bar.n)
             if not _is_finished(path, plan, number):
                 _make_shard(path, plan, number, bar)
@@ -177,7 +177,7 @@ def make_plan(config: Config) -> Plan:
 
 
 def lay_out(config: Config, store: RawStore) -> Plan:
-    """Lay out samples and shards, whether or not all responses are there.
+    """Lay out samples and shards, even if some responses are missing.
 
     Views that the scrape left out have no samples; the other views' samples are what they would be
     without that.
@@ -215,7 +215,7 @@ def lay_out(config: Config, store: RawStore) -> Plan:
 
 
 def _report(plan: Plan) -> None:
-    """Say what the samples are for, and which views are left out."""
+    """Log the sizes of the splits, and which views are left out."""
     counts = plan.samples.counts()
     log.info(
         "preprocess: %d samples for training, %d for validation, %d for test; "
@@ -237,7 +237,7 @@ def _report(plan: Plan) -> None:
 
 
 def _is_finished(path: Path, plan: Plan, number: int) -> bool:
-    """Tell whether an earlier job made this very shard, whole, from the present responses."""
+    """Return whether an earlier job made this very shard from the present responses, intact."""
     if not path.exists():
         return False
     try:
@@ -245,7 +245,7 @@ def _is_finished(path: Path, plan: Plan, number: int) -> bool:
         shard.check_all()
         sources = shards.read_columns(path, ["source_sha256"])["source_sha256"]
     except InputError as error:
-        log.warning("%s: made anew", error)
+        log.warning("%s: made again", error)
         return False
     samples = plan.samples_of(number)
     return (
@@ -276,7 +276,7 @@ def _make_shard(path: Path, plan: Plan, number: int, bar: "tqdm[None]") -> None:
 
 
 def columns_of(plan: Plan, samples: slice) -> shards.Table:
-    """Return all that is known of samples before their pictures are looked at."""
+    """Return all that is known of samples before their images are looked at."""
     chosen = plan.samples
     views = [plan.views[index] for index in chosen.view[samples].tolist()]
     groups = [chosen.group_names[index] for index in chosen.group[samples].tolist()]
@@ -310,7 +310,7 @@ def _block(
     settings = plan.config.preprocess
     nbins = require_catalogue(plan.config).render.nbins
     copies = plan.samples.copy[samples].tolist()
-    # A view's samples follow each other, so that its picture is decoded once.
+    # A view's samples follow each other, so that its image is decoded once.
     views, first = np.unique(plan.samples.view[samples], return_index=True)
     ends = [*first[1:].tolist(), len(copies)]
     images = np.empty((len(copies), *plan.image_shape), np.uint8)
@@ -357,7 +357,7 @@ def picture_of(body: bytes, nbins: int, settings: Preprocess) -> Image.Image:
 
 
 def finished(picture: Image.Image, settings: Preprocess) -> Image.Image:
-    """Bring a square picture into the form of a training image.
+    """Bring a square image into the form of a training image.
 
     It is resized with Lanczos's filter, whose support grows with the reduction, so that nothing
     finer than the new pixels is left to alias.
@@ -385,7 +385,7 @@ def finished(picture: Image.Image, settings: Preprocess) -> Image.Image:
 
 
 def _is_grey(image: Image.Image) -> bool:
-    """Tell from its mode and palette whether all that a picture may show is grey."""
+    """Return whether an image can show nothing but grey, by its mode and palette."""
     if image.mode != "P":
         return image.mode == "L"
     palette = image.getpalette("RGB") or []

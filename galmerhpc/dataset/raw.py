@@ -1,8 +1,8 @@
-"""Raw shards: responses as they came, first in a spool that a kill cannot break, then in HDF5.
+"""Raw shards: the responses as received, first in a spool that survives a kill, then in HDF5.
 
 HDF5 is not safe while it is written, so a rank appends to a spool and packs it into the shard of
 the same name once it is full: ``raw/raw-<rank>-<number>.spool`` and ``.h5``. Whoever finds a spool
-that no process holds can finish the work; one beside its shard is done with. docs/format.md
+that no process holds can finish the work; one beside its shard is obsolete. docs/format.md
 describes both files.
 """
 
@@ -52,7 +52,7 @@ Rows = NDArray[np.signedinteger[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A view's picture as it came, and all that is known of it.
+    """A view's image as received, and all that is known about it.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class Response:
     time_myr : float
         Time since pericentre.
     url, content_type, fetched_utc : str
-        Where it came from, as what, when (ISO 8601).
+        Its address, its type, and when it arrived (ISO 8601).
     sha256 : str
         Of `body`, hexadecimal, taken on arrival.
     body : bytes
@@ -89,7 +89,7 @@ class Response:
     def of(
         cls, view: View, url: str, content_type: str, fetched_utc: str, body: bytes
     ) -> "Response":
-        """Return the response that a view's picture is."""
+        """Return the response that a view's image is."""
         return cls(
             view=view.id,
             labels=view.labels,
@@ -105,9 +105,9 @@ class Response:
 
 
 class RawWriter:
-    """Writes one rank's responses: what `append` has returned from survives any kill.
+    """Writes one rank's responses: those for which `append` has returned survive any kill.
 
-    Full spools are packed by a thread, so that nobody waits for it.
+    Full spools are packed by a thread, so that writing does not wait for it.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ class RawWriter:
     rank : int
         This rank; no other process writes under its names.
     views_per_shard : int
-        Responses a shard.
+        Responses per shard.
     part : Slice
         The slice that this job fetches; it is part of the names.
 
@@ -164,7 +164,7 @@ class RawWriter:
         self._packer.shutdown()
 
     def _hand_over(self) -> None:
-        """Let the spool be packed, one at a time; what went wrong with the one before is raised."""
+        """Have the spool packed, one at a time; raise what went wrong with the one before."""
         self._take_shard()
         if self._spool is not None:
             self._packed = self._packer.submit(_pack_held, self._spool)
@@ -182,14 +182,14 @@ class RawWriter:
                 self._spool = self._new_spool()
             path = Path(self._spool.name)
             left = memoryview(data)
-            while left:  # a disk that gets full takes a part
+            while left:  # a disk that fills up writes a part
                 left = left[self._spool.write(left) :]
             os.fsync(self._spool.fileno())
         except OSError as error:
             raise files.unwritable(path, error) from error
 
     def _new_spool(self) -> FileIO:
-        """Claim a name that is no spool's and no shard's, whatever a stale listing would say.
+        """Claim a name that no spool or shard has, whatever a stale listing would say.
 
         The spool is held while this process lives, so that nobody packs it meanwhile.
         """
@@ -239,7 +239,7 @@ def _pack_held(spool: FileIO) -> Path | None:
 
 
 def _pack(spool: Path) -> Path | None:
-    """Turn a spool into the shard of its name, or into nothing if it holds no whole record.
+    """Turn a spool into the shard of its name, or into nothing if it holds no complete record.
 
     Raises
     ------
@@ -247,7 +247,7 @@ def _pack(spool: Path) -> Path | None:
         The disk is full or cannot be written; the spool is kept.
     """
     shard = spool.with_suffix(".h5")
-    # A kill between the two steps leaves both; the shard was renamed when it was whole.
+    # A kill between the two steps leaves both; the shard was renamed when it was complete.
     if not shard.exists() and (responses := read_spool(spool)):
         _write_shard(shard, responses)
     spool.unlink()
@@ -276,7 +276,7 @@ def _encode(response: Response) -> bytes:
 
 
 def _decode(data: memoryview) -> tuple[Response, int] | None:
-    """Read the first record and its length; None where there is no whole one."""
+    """Read the first record and its length; None if there is no complete one."""
     if len(data) < _HEADER.size:
         return None
     magic, metadata_bytes, body_bytes, crc = _HEADER.unpack_from(data)
@@ -326,7 +326,7 @@ class RawStore:
     allow_duplicates : bool
         Several views may look alike (`config.Scrape.allow_duplicates`).
     made : iterable of str
-        Names of shards that other nodes have just made, which a listing may not show yet.
+        Names of shards that other nodes have just made and a listing may not show yet.
     without : collection of Path
         Shards to pass over.
 
@@ -409,7 +409,7 @@ class RawStore:
         return ("" if row in self._passed_over else view for row, view in enumerate(views))
 
     def ids(self) -> set[str]:
-        """Return the ids of the views that are there."""
+        """Return the ids of all views."""
         return set(self._views()) - {""}
 
     def find(self, ids: Iterable[str], count: int) -> NDArray[np.int64]:
@@ -424,7 +424,7 @@ class RawStore:
         rows : ndarray, shape (n,), int64
             Rows.
         ids : sequence of str
-            Ids of the views that stand there.
+            Ids of their views.
 
         Yields
         ------
@@ -467,7 +467,7 @@ class RawStore:
 def open_store(
     config: Config, made: Iterable[str] = (), without: Collection[Path] = ()
 ) -> RawStore:
-    """Open a run's raw shards; pictures of a folder may look alike.
+    """Open a run's raw shards; images of a folder may look alike.
 
     Parameters
     ----------
@@ -500,7 +500,7 @@ class RawShard:
     response : int
         Position of the responses in the file.
     columns : dict of (int, int)
-        Position and bytes a row of ``offset``, ``view`` and ``sha256``.
+        Position and bytes per row of ``offset``, ``view`` and ``sha256``.
     """
 
     path: Path
@@ -510,7 +510,7 @@ class RawShard:
 
     @classmethod
     def open(cls, path: Path) -> "RawShard":
-        """Read where a shard's rows stand.
+        """Read where a shard's rows are.
 
         Raises
         ------
@@ -627,7 +627,7 @@ class RawShard:
 
 
 def damaged(path: Path, why: str) -> InputError:
-    """Return the error that says how to get a good shard in the place of a bad one."""
+    """Return the error that says how to replace a bad shard."""
     return InputError(
         f"{path}: damaged raw shard ({why}); remove this file and run galmerhpc scrape again"
     )

@@ -1,8 +1,8 @@
-"""Which view is asked for next, by whom and when: what rank 0 keeps in mind for all ranks.
+"""Which view is requested next, by whom and when: rank 0 decides it for all ranks.
 
-A rank reports what became of its requests and says how many more it can start; it is given views,
-each with its moment. Views that failed in passing are asked for again, by whatever rank is free.
-Pure like `pace`: the clock is passed in, and nothing here knows of networks, files or ranks.
+A rank reports the outcomes of its requests and how many more it can start, and gets views, each
+with its moment. Views that failed temporarily are requested again, by whichever rank is free. Pure
+like `pace`: the clock is passed in, and nothing here knows of networks, files or ranks.
 """
 
 import heapq
@@ -19,20 +19,20 @@ log = logging.getLogger(__name__)
 
 LATE_S = 0.03
 """A request that could not start within this of its moment gives its slot back: late ones would
-meet those that are on time, and the host would see more than the rate in that second."""
+coincide with punctual ones, and the host would see more than the rate in that second."""
 
 FEW = 50
 """Views that fail in a row before the host is suspected: half a minute at the polite rate."""
 
 _LONGEST_RETRY_AFTER_S = 3600.0
-_LONG_PAUSE_S = 10.0  # whoever looks on should know why nothing happens
-_SOON_S = 0.02  # slots are given this long before their moment, so that their way costs no time
+_LONG_PAUSE_S = 10.0  # a user should know why nothing happens
+_SOON_S = 0.02  # slots are assigned this long before their moment, to allow for messages
 _PATIENCE_S = 0.5  # a rank comes back at least this often, to learn of an overload
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A view's picture is on disk; `sha256` is its checksum, hexadecimal."""
+    """A view's image is on disk; `sha256` is its checksum, hexadecimal."""
 
     number: int
     sha256: bytes
@@ -40,7 +40,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A view cannot be had, and why."""
+    """A view that cannot be fetched, and why."""
 
     number: int
     why: str
@@ -48,7 +48,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Retryable:
-    """A request failed in a way that may pass.
+    """A request that failed in a way that may be temporary.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class Retryable:
     began : float
         When the request started, on the rank's own clock.
     overload : bool
-        Whether it shows that the host is asked too much.
+        Whether it shows that the host is overloaded.
     answered : bool
         Whether the host answered at all.
     retry_after_s : float
@@ -76,7 +76,7 @@ class Retryable:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A view's moment had passed, or there was silence: nothing was asked."""
+    """A view that was not requested: its moment had passed, or the host wanted silence."""
 
     number: int
 
@@ -86,12 +86,12 @@ Outcome = Stored | Failed | Retryable | Skipped
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a rank tells.
+    """What a rank reports.
 
     Attributes
     ----------
     outcomes : tuple of Outcome
-        What became of views since its last report.
+        Outcomes since its last report.
     room : int
         Views that it could take on now.
     duplicates_known : int
@@ -111,19 +111,19 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a rank is given.
+    """What a rank is to do.
 
     Attributes
     ----------
     views : tuple of (int, float)
-        Numbers of views to ask for, each with the seconds until its moment.
+        Numbers of views to request, each with the seconds until its moment.
     wait_s : float
         Seconds after which to come back if nothing happens.
     silence_s : float
-        Seconds for which nothing may be asked.
+        Seconds during which nothing may be requested.
     duplicates : tuple of bytes
-        SHA-256 (hexadecimal) of pictures that are no view's, as they came for several: those that
-        this rank does not know of.
+        SHA-256 (hexadecimal) of images that belong to no view, as they came for several: those that
+        this rank does not know yet.
     over : bool
         Nothing more will be given.
     stopped : bool
@@ -139,14 +139,14 @@ class Assignment:
 
 
 class Scheduler:
-    """The views that are missing, until each is there or has failed.
+    """The views that are missing, until each is stored or has failed.
 
     Parameters
     ----------
     source : str
         The host's address, for messages.
     missing : iterable of int
-        Numbers of the views to ask for, in order.
+        Numbers of the views to request, in order.
     pace : Pace
         How fast.
     settings : config.Scrape
@@ -207,12 +207,12 @@ class Scheduler:
         return self._pace.share
 
     def answer(self, report: Report, now: float) -> Assignment:
-        """Take a rank's report and give it work.
+        """Take a rank's report and assign it work.
 
         Raises
         ------
         GalmerhpcError
-            The host cannot be reached, gives nothing but refusals or what is no picture, or wants a
+            The host cannot be reached, gives nothing but refusals or invalid images, or wants a
             long silence.
         """
         for outcome in report.outcomes:
@@ -236,7 +236,7 @@ class Scheduler:
         spare = self._spare if self._pace.share == 1 else 0
         free = min(room, self._pace.connections + spare - self._in_flight)
         views: list[tuple[int, float]] = []
-        # Nobody tells a rank when another one's requests are done.
+        # A rank is not told when another one's requests are done.
         wait_s = _SOON_S if free <= 0 < room else _PATIENCE_S
         while len(views) < free:
             ahead = self._pace.next_start(now) - now
@@ -368,7 +368,7 @@ class Scheduler:
 
 
 def duplicate(sha256: bytes) -> str:
-    """Return why a picture that came for several views is none of theirs."""
+    """Return why an image that came for several views is none of theirs."""
     return (
         f"the same image (SHA-256 {sha256[:12].decode('ascii', 'replace')}...) was returned for "
         "several views, so it is probably an error page; if this view really looks like that, set "

@@ -1,7 +1,7 @@
 """Fetch the previews of a catalogue's views into raw shards, on any number of ranks.
 
-Rank 0 keeps the scheduler of what is missing; every rank gets views from it, asks for them with
-threads of its own and writes shards of its own. Nothing that was written is fetched again.
+Rank 0 schedules what is missing; every rank gets views from it, fetches them with threads of its
+own and writes shards of its own. Nothing that was written is fetched again.
 """
 
 import contextlib
@@ -62,14 +62,14 @@ def scrape(
     Raises
     ------
     ViewsMissingError
-        Some views could not be fetched; the rest is there, and the list names them.
+        Some views could not be fetched; the rest is stored, and the list names them.
     InterruptedRunError
-        A signal or the time limit came; what was fetched is there.
+        A signal or the time limit came; what was fetched is stored.
     InputError
-        The folder is another configuration's or in use, a raw shard is damaged, or `source` is no
-        address.
+        The folder is another configuration's or in use, a raw shard is damaged, or `source` is not
+        an address.
     GalmerhpcError
-        The host cannot be reached or gives no pictures, or the disk is full.
+        The host cannot be reached or gives no images, or the disk is full.
     """
     folder, settings = config.run_dir / "raw", config.scrape
     views = Views(require_catalogue(config))
@@ -93,7 +93,7 @@ def scrape(
 
 
 def is_done(config: Config, retry_failed: bool = False) -> bool:
-    """Say whether there is nothing left to fetch; one rank should ask."""
+    """Return whether nothing is left to fetch; to be called by one rank."""
     folder = config.run_dir / "raw"
     record = stage_record(config, "scrape")
     return record.complete and not (retry_failed and missing_views(folder))
@@ -105,8 +105,8 @@ def _connections(config: Config, part: Slice) -> int:
     ours = part.share(total)
     if ours == 0:
         raise InputError(
-            f"--slice {part.number}/{part.count}: scrape.connections, {total}, must reach for "
-            "every slice; raise it or make fewer slices"
+            f"--slice {part.number}/{part.count}: scrape.connections, {total}, must be enough "
+            "for every slice; raise it or make fewer slices"
         )
     if rank == 0 and ours < size:
         log.warning(
@@ -118,7 +118,7 @@ def _connections(config: Config, part: Slice) -> int:
 
 @contextlib.contextmanager
 def _alone(folder: Path, part: Slice) -> Iterator[None]:
-    """Keep other jobs off this slice, and off the folder those that divide it otherwise."""
+    """Keep other jobs off this slice, and jobs with other slices off the folder."""
     if parallel.rank() > 0:
         yield
         return
@@ -147,13 +147,13 @@ class Stock:
     Attributes
     ----------
     there : int
-        Views of the slice that are there.
+        Views of the slice that are stored.
     wanted : list of int
         Numbers of the views to ask for.
     failed : dict of str to str
         Views of the slice that failed in earlier jobs, and why.
     sha256 : dict of bytes to int
-        The pictures' checksums (hexadecimal) and their views' numbers, of all slices.
+        The images' checksums (hexadecimal) and their views' numbers, of all slices.
     errors : set of bytes
         Checksums of images that count as errors, since they came for several views.
     """
@@ -198,7 +198,7 @@ def _take_stock(
 
 
 def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) -> str:
-    """Say what a scrape would do, in a few lines; nothing is asked and nothing is written.
+    """Return in a few lines what a scrape would do; nothing is requested or written.
 
     Raises
     ------
@@ -213,17 +213,17 @@ def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) ->
     stock = _take_stock(config, views, part, retry_failed, spooled)
     bytes_there = sum(path.stat().st_size for path in folder.glob("raw-*.h5"))
     if stock.sha256:
-        each, basis = bytes_there / len(stock.sha256), "the mean of those that are there"
+        each, basis = bytes_there / len(stock.sha256), "the mean of those stored"
     else:
         each = _BYTES_PER_PIXEL * catalogue.render.nbins**2
         basis = "an estimate from the mirror's"
     requests = len(stock.wanted)
     left = " (--retry-failed adds the failed ones)" if stock.failed and not retry_failed else ""
     return (
-        f"views     {len(part.of(len(views)))}: {stock.there} there, "
+        f"views     {len(part.of(len(views)))}: {stock.there} stored, "
         f"{len(stock.failed)} failed before\n"
         f"requests  {requests}{left}\n"
-        f"GB        {requests * each / 1e9:.3g} ({each / 1e3:.1f} kB a picture, {basis})\n"
+        f"GB        {requests * each / 1e9:.3g} ({each / 1e3:.1f} kB per image, {basis})\n"
         f"hours     {_hours(config, part, requests)}"
     )
 
@@ -277,7 +277,7 @@ def _coordinator(
 
 
 class _Progress:
-    """A line with rate, failures and time left: a bar on a terminal, else one now and then."""
+    """A line with rate, failures and time left: a bar on a terminal, else one per minute."""
 
     def __init__(self, stock: Stock) -> None:
         self._began = self._said = time.monotonic()
@@ -287,7 +287,7 @@ class _Progress:
         )
 
     def show(self, done: int, failed: int, share: float, over: bool) -> None:
-        """Show that so many views are done with, `failed` of them in vain."""
+        """Show that so many views are done, `failed` of them without an image."""
         postfix = f"{failed} failed, pace {share:.0%}"
         now = time.monotonic()
         if not self._bar.disable:
@@ -348,7 +348,7 @@ def _fetch(
 
 
 def _keep(writer: RawWriter, results: Sequence[Result]) -> list[Outcome]:
-    """Write the pictures among the results; return what to report."""
+    """Write the images among the results; return what to report."""
     writer.append([result.response for result in results if isinstance(result, Picture)])
     return [
         Stored(result.number, result.response.sha256.encode())
@@ -363,18 +363,18 @@ def _keep(writer: RawWriter, results: Sequence[Result]) -> list[Outcome]:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """How things stand when a job has nothing more to ask for.
+    """The state when a job has nothing more to request.
 
     Attributes
     ----------
     complete : bool
-        Every view of the catalogue is there, or may be left out.
+        Every view of the catalogue is stored, or may be left out.
     files : list of str
         What the complete stage consists of.
     fault : str
         What is missing of this job's slice and may not be.
     note : str
-        What else there is to say.
+        What else to log.
     """
 
     complete: bool
@@ -402,7 +402,7 @@ def _conclude(
 def _judge(
     config: Config, views: Views, part: Slice, allow_missing: bool, made: list[str]
 ) -> _Verdict:
-    """Look what is there, in all slices, and write the list of what is missing."""
+    """See what all slices have stored, and write the list of what is missing."""
     folder = config.run_dir / "raw"
     store = open_store(config, made)
     rows, failures = store.find(views.ids(), len(views)), missing.read_failures(folder)

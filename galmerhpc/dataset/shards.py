@@ -192,7 +192,7 @@ def write_shard(
             images = file.create_dataset("images", shape, np.uint8, **layout)
             for block, source_sha256 in pictures:
                 first = len(checksums)
-                if layout:  # chunk by chunk, so that they stand in order whatever the blocks
+                if layout:  # chunk by chunk, so that they are in order whatever the blocks
                     for row, image in enumerate(block, first):
                         images[row] = image
                 else:
@@ -285,7 +285,7 @@ def _create(device: "io.BytesIO | _Device") -> h5py.File:
     # Readable by HDF5 1.10 (2016) and later; its object headers carry checksums.
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
-    # A chunk is compressed when it is whole, not when a cache runs over.
+    # A chunk is compressed when it is complete, not when a cache runs over.
     access.set_cache(0, 0, 0, 0.0)
     creation.set_obj_track_times(False)  # h5py.File has no switch for the root group's
     return h5py.File(h5py.h5f.create(b"shard", h5py.h5f.ACC_TRUNC, creation, access))
@@ -436,7 +436,7 @@ class Shard:
         return _FilteredImages(self) if self.offset is None else _PlainImages(self, once)
 
     def check_all(self) -> None:
-        """Read the whole shard and compare it with its checksums.
+        """Read the complete shard and compare it with its checksums.
 
         Raises
         ------
@@ -603,7 +603,7 @@ def damaged(path: Path, why: str) -> InputError:
     """Return the error that says how to get a good shard in the place of a bad one."""
     return InputError(
         f"{path}: damaged training shard ({why}); remove this file and run galmerhpc preprocess "
-        "again, which makes it anew"
+        "again, which makes it from scratch"
     )
 
 
@@ -612,9 +612,9 @@ def _mismatch(path: Path, row: int) -> InputError:
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
-    """Return the error for what the system says of a file, which may be whole."""
+    """Return the error of a file that the system refuses to read; it may be intact."""
     return InputError(
-        f"{path}: cannot be read: {error.strerror}; see to the disk, or run galmerhpc preprocess "
+        f"{path}: cannot be read: {error.strerror}; check the disk, or run galmerhpc preprocess "
         "again if the shard is gone"
     )
 

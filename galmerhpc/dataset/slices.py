@@ -47,7 +47,7 @@ class Slice:
         return cls(int(match[2]), int(match[3])) if match else cls()
 
     def is_sibling(self, other: "Slice") -> bool:
-        """Say whether `other` is another slice of the same division, which may be at work now."""
+        """Return whether `other` is another slice of the same division, which may be running."""
         return other.count == self.count and other.number != self.number
 
     @property

@@ -1,7 +1,7 @@
 """A copy of the training shards on a node's own storage: made once, verified, and used again.
 
-It lies in ``<folder>/galmerhpc-<user>/<fingerprint>/shards``, where nothing stands before all of it
-is copied and verified. A lock keeps jobs on one node apart: the second waits, and finds the copy.
+It lies in ``<folder>/galmerhpc-<user>/<fingerprint>/shards``, which appears only once all of it is
+copied and verified. A lock keeps jobs on one node apart: the second waits, and finds the copy.
 """
 
 import errno

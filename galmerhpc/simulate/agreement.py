@@ -1,4 +1,4 @@
-"""What a run's pictures are drawn from: its catalogue held against a library of snapshots."""
+"""What a run's images are drawn from: its catalogue compared with a library of snapshots."""
 
 import math
 from collections.abc import Mapping
@@ -75,19 +75,19 @@ def _known(labels: Mapping[str, float], found: Mapping[str, Attribute]) -> dict[
 
 
 def _same(one: Attribute, other: Attribute) -> bool:
-    """Tell whether two labels are one, but for what arithmetic leaves in the last digits."""
+    """Return whether two labels are equal, up to rounding."""
     if isinstance(one, str) or isinstance(other, str):
         return one == other
     return math.isclose(one, other, abs_tol=1e-6)
 
 
 def note(folder: Path, library: str, catalogue: Catalogue) -> None:
-    """Note what a folder's pictures are drawn from, in `FILE`, for `require`."""
+    """Note what a folder's images are drawn from, in `FILE`, for `require`."""
     files.write_json(folder / FILE, _content(library, catalogue))
 
 
 def has_changed(folder: Path, library: str, catalogue: Catalogue) -> bool:
-    """Say whether a library is there, and is another than a folder's pictures were drawn from."""
+    """Return whether a library is another than the one a folder's images were drawn from."""
     noted = folder / FILE
     if not (noted.exists() and library_path(library).exists()):
         return False

@@ -73,15 +73,15 @@ def test_other_picture_formats_are_accepted(kind: str) -> None:
         pytest.param(Reply(encode(NOISE), cut=100), "broken", False, True, id="cut short"),
         pytest.param(Reply(encode(NOISE), cut=0), "broken", False, True, id="no body"),
         pytest.param(
-            Reply(encode(NOISE)[:-100]), "a broken picture", False, True, id="broken picture"
+            Reply(encode(NOISE)[:-100]), "a broken image", False, True, id="broken picture"
         ),
         pytest.param(Reply(b""), "0 bytes", False, True, id="nothing"),
         pytest.param(
-            Reply(b"\x00\x01\x02" * 50), "150 bytes that are no GIF", False, True, id="no picture"
+            Reply(b"\x00\x01\x02" * 50), "150 bytes that are not GIF", False, True, id="no picture"
         ),
         pytest.param(Reply(hang=True), "no answer within 0.5 s", True, False, id="no answer"),
         pytest.param(
-            Reply(encode(NOISE), drip=True), "no whole answer within 0.5 s", True, True, id="drip"
+            Reply(encode(NOISE), drip=True), "answer incomplete after 0.5 s", True, True, id="drip"
         ),
     ],
 )
@@ -128,7 +128,7 @@ def test_a_connection_is_good_after_a_fault() -> None:
         (Reply(encode(NOISE) + bytes(1 << 17)), "longer than"),
         (Reply(b"", 302, headers={"Location": "http://example.org/"}), "example.org.*another host"),
         (Reply(b"", 302, headers={"Location": "file:///etc/passwd"}), "not followed"),
-        (Reply(b"", 301, headers={"Location": "http://[bad"}), "no address"),
+        (Reply(b"", 301, headers={"Location": "http://[bad"}), "not an address"),
         (Reply(b"", 302, headers={"Location": "/get_preview.cgi?again"}), "redirects"),
         (Reply(b"<b>\x1b[31m\x07red</b>", 200, "text/html"), '"\\[31m red"'),
     ],
@@ -226,7 +226,7 @@ def test_a_host_that_is_not_there_is_an_overload(
     "address", ["http://", "http://[bad", "http://localhost:99999", "http://a b"]
 )
 def test_no_address_is_refused_before_anything_is_asked(address: str) -> None:
-    with pytest.raises(InputError, match=r"scrape\.source: .* is no address"), client(address):
+    with pytest.raises(InputError, match=r"scrape\.source: .* is not an address"), client(address):
         pass
 
 

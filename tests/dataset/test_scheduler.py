@@ -237,7 +237,7 @@ def test_a_view_without_an_answer_is_no_unreachable_host() -> None:
 
 
 def page(number: int, _: int) -> Outcome:
-    return Failed(number, "a page instead of a picture")
+    return Failed(number, "a page instead of an image")
 
 
 def out_of_order(number: int, _: int) -> Outcome:

@@ -155,13 +155,13 @@ def test_the_mirror_gives_the_same_to_any_number_of_ranks(tmp_path: Path) -> Non
     (tmp_path / "2/run/raw/stage.json").unlink()
     done = galmerhpc("scrape", str(tmp_path / "2/config.yaml"), ranks=2)
     assert "library.h5: no such snapshot library" in one_line(done.stderr)
-    # Pictures of a library that is made anew under the same name do not mix with the first one's.
+    # Pictures of a library that is made again under the same name do not mix with the first one's.
     with h5py.File(tmp_path / "1/library.h5", "r+") as library:
         for encounter in library["encounters"].values():
             encounter.attrs["energy_drift"] *= 1.01
     done = galmerhpc("scrape", str(tmp_path / "1/config.yaml"))
     assert done.returncode == ExitCode.COMPLETE, done.stderr
-    assert "library.h5 was made anew" in done.stderr
+    assert "library.h5 was made again" in done.stderr
     (tmp_path / "1/run/raw/stage.json").unlink()
     for more in ([], ["--dry-run"]):
         done = galmerhpc("scrape", str(tmp_path / "1/config.yaml"), *more)
@@ -559,7 +559,7 @@ def test_a_slice_without_a_connection_is_refused(tmp_path: Path) -> None:
     path = write_config(tmp_path, "http://127.0.0.1:9")
     done = galmerhpc("scrape", str(path), "--slice", "7/7")
     assert done.returncode == ExitCode.WRONG_INPUT
-    assert "scrape.connections, 6, must reach for every slice" in one_line(done.stderr)
+    assert "scrape.connections, 6, must be enough for every slice" in one_line(done.stderr)
     for wrong in ("0/2", "3/2", "1", "a/b"):
         done = galmerhpc("scrape", str(path), "--slice", wrong)
         assert done.returncode == ExitCode.WRONG_INPUT
