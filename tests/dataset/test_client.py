@@ -123,7 +123,7 @@ def test_a_connection_is_good_after_a_fault() -> None:
         (Reply(encode(np.full((SIDE, SIDE), 7, np.uint8))), "blank"),
         (Reply(animated()), "animated"),
         (Reply(encode(np.dstack([NOISE] * 4), "PNG")), "pixels of kind RGBA"),
-        (Reply(encode(NOISE.astype(np.uint16) * 256, "PNG")), "16 bits a channel"),
+        (Reply(encode(NOISE.astype(np.uint16) * 256, "PNG")), "16 bits per channel"),
         (Reply(encode(np.zeros((20000, 20000), bool), "PNG")), "pixels"),
         (Reply(encode(NOISE) + bytes(1 << 17)), "longer than"),
         (Reply(b"", 302, headers={"Location": "http://example.org/"}), "example.org.*another host"),

@@ -41,7 +41,7 @@ def noise(seed: int, *shape: int) -> np.ndarray:
 
 
 def png_of_16_bits() -> bytes:
-    """Return a PNG of 16 bits a channel in RGB, which Pillow does not write."""
+    """Return a PNG of 16 bits per channel in RGB, which Pillow does not write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
@@ -167,7 +167,7 @@ def test_pictures_without_a_class_are_refused_where_classes_are_wanted(
         with pytest.raises(InputError) as caught:
             stage(load(path))
         assert f"{table}: sub/3.gif: " in str(caught.value)
-        assert f"no class for {parameter} {expected}, as for 1 of 24 pict" in str(caught.value)
+        assert f"no class for {parameter} {expected}, as for 1 of 24 images" in str(caught.value)
     path.write_text(yaml.safe_dump(values | classes | {"parameters": ["spin"]}))
     preprocess(load(path))
 
@@ -285,7 +285,7 @@ def test_a_wrong_table_is_named_with_its_line(
         (encode(noise(1, 50, 50)), "50 x 50 pixels, not 40 x 40"),
         (encode(noise(1, SIZE, SIZE, 4)), "pixels of kind RGBA"),
         (encode(noise(1).astype(np.uint16) * 256), "pixels of kind I;16"),
-        (png_of_16_bits(), "pixels of kind RGB, 16 bits a channel"),
+        (png_of_16_bits(), "pixels of kind RGB, 16 bits per channel"),
         (encode(noise(1), transparency=3), "an image with a transparent colour"),
         (encode(np.full((SIZE, SIZE), 7, np.uint8)), "a blank image"),
         (
