@@ -610,9 +610,7 @@ class RawShard:
                         raise damaged(self.path, f"checksum mismatch in view {view_id}")
                     yield body, sha256
         except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be read: {error.strerror}; run galmerhpc scrape again"
-            ) from None
+            raise files.unreadable(self.path, error) from None
         except (ValueError, IndexError):
             raise damaged(self.path, "cut short") from None
 

@@ -167,7 +167,7 @@ class Scheduler:
         Views that came.
     failures : dict of int to str
         Views that failed, and why. Where `FEW` fail in a row, a view that is stored is asked for
-        once more: if it comes, they failed; if it does not, the host did, and no view is blamed.
+        once more: if it comes, they failed; if not, the host did, and no view is blamed.
         Fewer count as failed once an image comes or everything is done.
     """
 
@@ -303,7 +303,10 @@ class Scheduler:
     def _fail(self, number: int, why: str) -> None:
         """Give up a view, or the host where nothing comes from it any more."""
         if number == self._canary:
-            raise self._out_of_order(f"{why}, for a view that it has had before")
+            if self._suspended:
+                raise self._out_of_order(f"{why}, for a view that was fetched before")
+            self._canary = None  # others came meanwhile
+            return
         self._suspended[number] = why
         if self._allow_missing:
             self._blame_views()

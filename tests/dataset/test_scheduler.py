@@ -283,7 +283,7 @@ def test_an_outage_ends_the_job_and_no_view_is_blamed(
     team = Ranks(work, 2, 4, lambda n, t: (well if n < first else fate)(n, t), random.Random(1))
     if first:  # what was well is so no more
         team.fate = lambda n, t: (well if n < first and not t else fate)(n, t)
-    with pytest.raises(GalmerhpcError, match=rf"no image came for .*{why}.* it has had before"):
+    with pytest.raises(GalmerhpcError, match=rf"no image came for .*{why}.* was fetched before"):
         team.run()
     assert work.failures.keys() < set(range(first, first + 8))  # while the last good ones came
     assert team.asked.total() < first + 2 * ATTEMPTS * FEW
