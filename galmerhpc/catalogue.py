@@ -477,7 +477,7 @@ class Places:
         self._hashes = hashes[self._order]
 
     def of(self, ids: Iterable[str], count: int) -> NDArray[np.int64]:
-        """Return the places of so many ids, shape (count,); -1 where one is not in the list."""
+        """Return the places of `count` ids, shape (count,); -1 where one is not in the list."""
         wanted = np.fromiter(map(hash, ids), np.int64, count)
         if not len(self._hashes):
             return np.full(count, -1)

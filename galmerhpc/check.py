@@ -102,8 +102,8 @@ def check(config: Config) -> Report:
 
     Raw shards: checksums, that every image decodes, and labels against the catalogue. Training
     shards: checksums, every column against catalogue, split and raw shards, and that no group is
-    both trained on and held out. ``dataset.h5``: that its sources are these shards. All else that
-    a stage's record or a checkpoint's manifest lists: its SHA-256.
+    both trained on and held out. ``dataset.h5``: that its sources are these shards. Every other
+    file that a stage's record or a checkpoint's manifest lists: its SHA-256.
 
     Parameters
     ----------

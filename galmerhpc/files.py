@@ -27,7 +27,7 @@ _LEASE_S, _LOOK_S = 240.0, 1.0
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that becomes it once it is written, synced and closed.
+    """Yield a temporary path beside `path`; written and synced, it is renamed to `path`.
 
     A file or a folder may be made there. On an error the temporary is removed and `path` is as it
     was; after a kill only the temporary is left, which no reader looks at.
@@ -81,7 +81,7 @@ def sync(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path, chosen: Callable[[Path], bool] = lambda _: True) -> None:
-    """Remove what killed writers left in a folder; nobody may be writing the chosen files."""
+    """Remove what killed writers left in a folder; the chosen files must have no writer."""
     for path in filter(chosen, folder.glob(f"{_TEMPORARY}*")):
         _remove(path)
 
@@ -145,8 +145,8 @@ def hold(file: IO[Any], wait: bool = False) -> bool:
     Returns
     -------
     held : bool
-        False where another process has it. True also where the file system knows no locks, which
-        is logged: there the care of whoever starts jobs has to do.
+        False if another process has it. True also where the file system has no locks, which is
+        logged: there the user must start one job at a time.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -166,10 +166,10 @@ def _warn_of_no_locks(folder: Path) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Be the only process, on whatever node, that is in here for this path.
+    """Be the only process, on any node, that is in here for this path.
 
-    The file says who it is, for people; what counts is the system's lock on it, so that a killed
-    job leaves nothing that has to be removed.
+    The file names the holder, for people; what counts is the system's lock on it, so that a killed
+    job leaves nothing to remove.
 
     Parameters
     ----------

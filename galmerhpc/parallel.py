@@ -215,7 +215,7 @@ def node_barrier() -> None:
 
 
 def node_broadcast(value: T) -> T:
-    """Return, on all ranks of a node, the value of its local rank 0, which may be at work on it."""
+    """Return, on all ranks of a node, the value of its local rank 0, which may take its time."""
     node_barrier()
     node = _node()
     return node.bcast(value) if node else value
@@ -282,7 +282,7 @@ class Coordinator(Generic[Q, A]):
     """A function on rank 0 that answers the questions of all ranks, one at a time.
 
     A collective context: every rank enters it and leaves it. A thread of rank 0 answers the others
-    while rank 0 does its own part. Nobody waits in a busy loop.
+    while rank 0 does its own part. No rank waits in a busy loop.
 
     Parameters
     ----------

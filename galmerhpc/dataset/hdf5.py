@@ -17,17 +17,17 @@ from galmerhpc.errors import brief
 Damaged = Callable[[Path, str], Exception]
 
 ERRORS = (OSError, KeyError, RuntimeError, TypeError, ValueError, AttributeError, IndexError)
-"""What h5py, and whoever reads from it, raises on files that are damaged or not HDF5."""
+"""What h5py and code that reads from it raise on files that are damaged or not HDF5."""
 
 
 @contextlib.contextmanager
 def opened(path: Path, damaged: Damaged) -> Iterator[h5py.File]:
-    """Give a file to read from; whatever is found wrong with it meanwhile is one error.
+    """Open a file for reading; anything found wrong with it inside becomes one error.
 
     Parameters
     ----------
     path : Path
-        The file. It is not locked: parallel file systems often refuse that, and nobody writes it.
+        The file. It is not locked: parallel file systems often refuse that, and no one writes it.
     damaged : callable
         From the path and what is wrong, in short, to the error that says what to do.
     """
@@ -39,7 +39,7 @@ def opened(path: Path, damaged: Damaged) -> Iterator[h5py.File]:
 
 
 def fault(path: Path, error: Exception, damaged: Damaged) -> Exception:
-    """Return what an error of `ERRORS` means: a file that is damaged, or one out of reach."""
+    """Return what an error of `ERRORS` means: a damaged file, or one that cannot be read."""
     # HDF5 gives the system's number where the system refused; a missing file is the caller's.
     if isinstance(error, OSError) and error.errno not in {None, errno.ENOENT}:
         return files.unreadable(path, error)

@@ -23,7 +23,7 @@ def list_path(folder: Path, part: Slice = WHOLE) -> Path:
 
 
 def read_failures(folder: Path) -> dict[str, str]:
-    """Return all failures that were noted by jobs on this folder, of whatever slice."""
+    """Return all failures that jobs on this folder noted, of any slice."""
     failures: dict[str, str] = {}
     for path in sorted(folder.glob("missing*.csv")):
         failures |= read(path, "remove it and run galmerhpc scrape again")

@@ -50,8 +50,8 @@ def decode(body: bytes, nbins: int, still: bool = False) -> Image.Image:
     Returns
     -------
     Image
-        Grey, palette or RGB, as it was stored; but what a GIF's transparent colour covers is black,
-        as the sky is. Many programs declare one that no pixel has.
+        Grey, palette or RGB, as stored, except that what a GIF's transparent colour covers is
+        black, like the sky. Many programs declare one that no pixel has.
 
     Raises
     ------

@@ -191,7 +191,7 @@ class RawWriter:
     def _new_spool(self) -> FileIO:
         """Claim a name that no spool or shard has, whatever a stale listing would say.
 
-        The spool is held while this process lives, so that nobody packs it meanwhile.
+        The spool is held while this process lives, so that no other process packs it.
         """
         while True:
             self._number += 1
@@ -206,7 +206,7 @@ class RawWriter:
 
 
 def tidy(folder: Path, part: Slice = WHOLE) -> None:
-    """Pack the spools that killed jobs left, of whatever ranks, and remove their temporary files.
+    """Pack the spools that killed jobs left, of any ranks, and remove their temporary files.
 
     Parameters
     ----------
@@ -233,7 +233,7 @@ def tidy(folder: Path, part: Slice = WHOLE) -> None:
 
 
 def _pack_held(spool: FileIO) -> Path | None:
-    """Pack a spool that is held until then."""
+    """Pack a spool that is held, then release it."""
     with spool:
         return _pack(Path(spool.name))
 
@@ -413,7 +413,7 @@ class RawStore:
         return set(self._views()) - {""}
 
     def find(self, ids: Iterable[str], count: int) -> NDArray[np.int64]:
-        """Return the rows of so many views, shape (count,); -1 where a view is in no shard."""
+        """Return the rows of `count` views, shape (count,); -1 where a view is in no shard."""
         return Places(self._views(), len(self)).of(ids, count)
 
     def read(self, rows: Rows, ids: Sequence[str]) -> Iterator[tuple[int, bytes, str]]:

@@ -214,8 +214,8 @@ def stage_inputs(config: Config, stage: Stage) -> dict[str, Any]:
 def stage_record(config: Config, stage: Stage, may_differ: Sequence[str] = ()) -> StageRecord:
     """Return a stage's record.
 
-    While the scrape is not finished, nobody knows which views it will leave out: the preprocessing
-    of an earlier scrape is then not complete, but not that of another configuration either.
+    While the scrape is not finished, it is not known which views it will leave out: preprocessing
+    is then not complete, but shards that lack views are not another configuration's either.
 
     Raises
     ------

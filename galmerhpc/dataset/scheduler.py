@@ -261,7 +261,7 @@ class Scheduler:
         return number
 
     def _take(self, outcome: Outcome, now: float, offset: float) -> None:
-        """Take note of what became of a view; `offset` turns the rank's clock into this one."""
+        """Note the outcome of a view; `offset` turns the rank's clock into this one."""
         self._in_flight -= 1
         match outcome:
             case Skipped(number):
@@ -301,7 +301,7 @@ class Scheduler:
         self._fail(number, duplicate(sha256))
 
     def _fail(self, number: int, why: str) -> None:
-        """Give up a view, or the host where nothing comes from it any more."""
+        """Give up a view, or the host if nothing comes from it any more."""
         if number == self._canary:
             if self._suspended:
                 raise self._out_of_order(f"{why}, for a view that was fetched before")

@@ -229,7 +229,7 @@ def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) ->
 
 
 def _hours(config: Config, part: Slice, requests: int) -> str:
-    """Return in words how long so many requests take."""
+    """Return in words how long `requests` requests take."""
     if config.scrape.rate_per_s is None:
         return "no budget (scrape.rate_per_s: null): as fast as the source answers"
     rate = config.scrape.rate_per_s / part.count

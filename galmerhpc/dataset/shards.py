@@ -36,7 +36,7 @@ _BLOCK_BYTES = 16 << 20
 # Images between two wanted ones are read along where they are fewer bytes than a disk reads in the
 # time of one more request: 1.4 GB/s over 40,000 requests/s where it was measured.
 _HOLE_BYTES = 32 << 10
-# Where they go: every reader writes here, nobody reads it.
+# Where they go: every reader writes here, none reads it.
 _HOLE = memoryview(bytearray(_HOLE_BYTES))
 _MOST_BUFFERS = os.sysconf("SC_IOV_MAX")
 # Linux cuts a longer announcement short: at its read-ahead window or the device's largest request,
@@ -93,7 +93,7 @@ def attributes(configuration: str, first_sample: int) -> dict[str, Any]:
 def blocks(
     count: int, image_shape: tuple[int, int, int], nbytes: int = _BLOCK_BYTES
 ) -> Iterator[tuple[int, int]]:
-    """Divide consecutive images into blocks: all that is held in memory at once.
+    """Divide consecutive images into blocks: what is in memory at once.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def write_shard(
     pictures: Iterable[tuple[Images, list[str]]],
     compression: str = "none",
 ) -> None:
-    """Write a shard, a block of images at a time.
+    """Write a shard, one block of images at a time.
 
     Parameters
     ----------
@@ -622,8 +622,8 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 class Dataset:
     """All training shards of a run.
 
-    Nothing is held that grows with the number of samples until it is asked for. Images are read by
-    row, by any number of threads.
+    Nothing that grows with the number of samples is loaded until it is asked for. Any number of
+    threads may read images by row.
 
     Attributes
     ----------

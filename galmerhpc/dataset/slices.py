@@ -61,7 +61,7 @@ class Slice:
         return "" if self.whole else f"-{self.number}of{self.count}"
 
     def of(self, size: int) -> range:
-        """Return the numbers of its views among so many, from 0."""
+        """Return the numbers of its views, from 0, in a catalogue of `size`."""
         return range(self.number - 1, size, self.count)
 
     def share(self, total: int) -> int:

@@ -27,8 +27,8 @@ def stage_locally(dataset: Dataset, data: Data) -> Dataset:
     """Return the data set on node-local storage. Collective; one rank of each node copies.
 
     Where the copy cannot be made, for want of room or of permission, or is not what stage.json
-    says, rank 0 says so for each such node, and what is returned there is the data set as it was
-    given: its images are verified as they are read, and a damaged shard is named then.
+    says, rank 0 logs it for each such node, which then uses the data set as given: its images are
+    verified as they are read, and a damaged shard is named then.
 
     Parameters
     ----------

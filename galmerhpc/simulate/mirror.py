@@ -52,8 +52,8 @@ def serve(library: Path, host: str, port: int, until_stdin_closes: bool = False)
     port : int
         Port; 0 takes a free one.
     until_stdin_closes : bool
-        End as well when standard input ends. Whoever starts a mirror as a child gives it a pipe and
-        keeps the other end: however the parent dies, the kernel closes it, and the child follows.
+        End as well when standard input ends. A parent process keeps the other end of a pipe:
+        however it dies, the kernel closes the pipe, and the mirror ends too.
 
     Raises
     ------
@@ -142,7 +142,7 @@ class _Server(socketserver.ThreadingTCPServer):
         Raises
         ------
         InputError
-            It cannot be had; the message says why.
+            It cannot be drawn; the message says why.
         """
         preview = _parse(query)
         with self._drawing:
