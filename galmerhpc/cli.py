@@ -656,15 +656,17 @@ def mirror_process(library: str) -> Iterator[str]:
         try:
             listening = process.stdout.readline() if process.stdout else ""
             if not listening:
-                raise InputError("the mirror did not start; its message is above")
-            yield listening.split()[2]  # listening on ADDRESS (library FILE)
-        except GalmerhpcError as error:
-            if process.poll() is None or error.exit_code != ExitCode.FAILED:
-                raise
-            raise GalmerhpcError(
-                f"the mirror on {socket.gethostname()} ended with exit code {process.returncode}; "
-                "run the same command again"
-            ) from error
+                raise GalmerhpcError("the mirror did not start; its message is above")
+            try:
+                yield listening.split()[2]  # listening on ADDRESS (library FILE)
+            except GalmerhpcError as error:
+                code = process.poll()
+                if code is None or error.exit_code != ExitCode.FAILED:
+                    raise
+                raise GalmerhpcError(
+                    f"the mirror on {socket.gethostname()} ended with exit code {code}; run the "
+                    "same command again"
+                ) from error
         finally:
             process.terminate()
 

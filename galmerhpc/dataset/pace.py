@@ -7,7 +7,7 @@ All moments are seconds of one clock that the caller reads, so that it can be te
 class Pace:
     """The pace of all ranks together: a budget, and less of it while the host is overloaded.
 
-    Requests start at slots 1 / rate apart; an unused slot is lost, so that no burst makes up for it.
+    Requests start at slots 1 / rate apart; unused slots are lost, so that no burst follows.
     An overload halves the rate and the connections, at most once per round trip, down to one
     connection; each good answer gives back a fixed share (additive increase, multiplicative
     decrease: Chiu & Jain 1989). Where a single connection is too much for the host, pauses follow,
