@@ -245,7 +245,7 @@ def test_the_command_checks_repairs_and_the_next_run_fetches_just_what_was_bad(
     bad = flip(raw(run), 60_000)
     done = galmerhpc("check", str(run), ranks=2)
     assert done.returncode == ExitCode.FAILED
-    assert f"BAD {bad}: damaged raw shard (view " in done.stdout
+    assert f"BAD {bad}: damaged raw shard (checksum mismatch in view " in done.stdout
     assert "--repair" in done.stdout
     assert "Traceback" not in done.stderr
     assert bad.exists()
