@@ -10,13 +10,13 @@ BIN := $(VENV)/bin
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Open MPI refuses to run as root unless told so twice.
+# Open MPI refuses to run as root unless told twice.
 ifeq ($(shell id -u),0)
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 endif
 
-# The demo's two ranks fill two cores: what waits must leave them to what works.
+# The demo's two ranks fill two cores: waiting processes must yield to working ones.
 export OMPI_MCA_mpi_yield_when_idle := 1
 export HOROVOD_CYCLE_TIME := 20
 
@@ -32,12 +32,12 @@ setup: $(VENV)/.horovod  ## the environment that the main job runs in
 demo: $(VENV)/.horovod  ## the main job on two ranks: scrape, preprocess, train ResNet50, evaluate, report
 	$(BIN)/mpirun -np 2 --oversubscribe --bind-to none $(BIN)/galmerhpc run configs/demo.yaml
 
-# Four epochs see 187,000 images: an hour or so on two cores, with the drawing of the views (not yet timed).
+# Four epochs, 187,000 images in all: about an hour on two cores, with drawing the views (not yet timed).
 model: $(VENV)/.horovod  ## the model of the README's predict example, for photographs: configs/real_sky.yaml in short
 	$(BIN)/mpirun -np 2 --oversubscribe --bind-to none $(BIN)/galmerhpc run configs/real_sky.yaml \
 		run_dir=runs/model training.epochs=4 training.freeze_batchnorm_epochs=1
 
-test: $(VENV)/.horovod $(VENV)/.dev  ## all tests but the long ones, with coverage; on SLURM where it is installed
+test: $(VENV)/.horovod $(VENV)/.dev  ## all tests but the long ones, with coverage; with SLURM if it is installed
 	$(BIN)/python -m pytest --cov
 
 lint: $(VENV)/.dev  ## style, types, shell scripts
@@ -46,20 +46,20 @@ lint: $(VENV)/.dev  ## style, types, shell scripts
 	$(BIN)/mypy
 	$(BIN)/shellcheck scripts/*.sh slurm/*.sh slurm/*.sbatch tests/slurm/*.sbatch .ci/run
 
-# pytest leaves with 5 where no test is marked so.
-soak: $(VENV)/.horovod $(VENV)/.dev  ## the long fault and kill tests
+# pytest exits with 5 if no test is marked so.
+soak: $(VENV)/.horovod $(VENV)/.dev  ## the long tests of faults and kills
 	$(BIN)/python -m pytest -m soak || [ $$? -eq 5 ]
 
-# LINES="3 8": these alone; LINES=--page: only the page. Every command goes on from where it was stopped.
+# LINES="3 8": only these; LINES=--page: only the page. Every command resumes where it was stopped.
 results: $(VENV)/.horovod  ## the lines of docs/results.md, one by one: many hours on two cores, resumable
 	$(BIN)/python -m results.make $(LINES)
 
-clean:  ## remove .venv and what the tools left; runs and built wheels stay
+clean:  ## remove .venv and the tools' leftovers; keep runs and built wheels
 	rm -rf .venv build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find galmerhpc tests -name __pycache__ -exec rm -rf {} +
 
-# Each stamp is renewed when what it was made from changes. bin/pip, not bin/python: where Debian's
-# python3-venv is missing, venv leaves an environment without pip.
+# Each stamp is renewed when its prerequisites change. bin/pip, not bin/python: without Debian's
+# python3-venv, venv leaves an environment without pip.
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 

@@ -1,10 +1,10 @@
-"""Seconds from a rank's failure to the end of the job, against the promised limits.
+"""Seconds from the failure of a rank to the end of the job, against the promised limits.
 
     python benchmarks/failures.py [--stall-limit 60]
 
-Two ranks train ResNet50 on a few small images of the shipped library. Once the first checkpoint is
-there, one of them raises an exception, is killed, or is stopped so that it hangs; the clock runs
-from there to the end of mpirun. Each fault strikes rank 0 and then rank 1.
+Two ranks train ResNet50 on a few small images of the shipped library. After the first checkpoint,
+one of them raises an exception, is killed, or is stopped so that it hangs; the time is measured
+from then to the end of mpirun. Each fault is tested on rank 0 and on rank 1.
 """
 
 import argparse
@@ -23,9 +23,9 @@ import yaml
 from machine import write_results
 
 LIMIT_S = 15.0
-"""Exception and kill end the job within this, a hang within this beyond the stall limit."""
+"""Limit for exception and kill; for a hang, in addition to the stall limit."""
 
-# The four-hundredth part of the demo: two encounters, 56 views, 32 pixels.
+# A four-hundredth of the demo: two encounters, 56 views, 32 pixels.
 RUNS = [
     {"spin": spin, "inclination_deg": i, "simulation": r, "snapshots": [{"id": k, "time_myr": 100}]}
     for spin, i, r, k in [
@@ -64,7 +64,7 @@ def prepare(folder: Path, stall_limit_s: float) -> Path:
 
 
 def train_and_raise(config: str, raising_rank: int, told: Path) -> None:
-    """Train, as a rank of the job; one rank raises in its third epoch and tells when."""
+    """Train as a rank of the job; one rank raises in its third epoch and records the time."""
     from galmerhpc import cli
     from galmerhpc.training import horovod
     from galmerhpc.training.train import Trainer
@@ -112,7 +112,7 @@ def wait_until(condition: Callable[[], bool], job: "subprocess.Popen[str]") -> N
 
 
 def measure(config: Path, fault: str, rank: int) -> tuple[float, int, str]:
-    """Return seconds to the end, exit code, and the last line that was printed."""
+    """Return seconds to the end, exit code, and the last line of output."""
     checkpoints = config.parent / "run/checkpoints"
     shutil.rmtree(checkpoints, ignore_errors=True)
     if fault == "exception":

@@ -1,4 +1,4 @@
-"""What every benchmark writes beside its figures: the machine, the versions, the date."""
+"""What every benchmark adds to its results: machine, versions, date."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def machine() -> dict[str, Any]:
 
 
 def write_results(name: str, figures: dict[str, Any]) -> None:
-    """Write ``results/NAME.json`` beside the benchmarks."""
+    """Write ``results/NAME.json`` in the folder of the benchmarks."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({**figures, "machine": machine()}, indent=2) + "\n")

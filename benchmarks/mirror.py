@@ -1,11 +1,11 @@
-"""The mirror's pictures per second and core against its limits: the bare drawing and Pillow's GIF.
+"""The mirror's images per second and core against its limits: drawing and Pillow's GIF encoding.
 
     python benchmarks/mirror.py [--library FILE] [--seconds 10]
 
-One run measures one after the other: the drawing alone, the encoding alone, each in one thread, and
-the mirror, a process pinned to one core while the client asks from the others. Rates are per second
-of CPU time, which neighbours on the machine hardly change; the mirror's rate on the clock, with one
-connection and with four, stands beside them.
+One run measures in turn drawing and encoding alone, each in one thread, and the mirror, as a
+process pinned to one core with the client on the others. Rates are per second of CPU time, which
+other processes on the machine hardly affect; the mirror's rate in wall-clock time, with one
+connection and with four, is given as well.
 """
 
 import argparse
@@ -27,20 +27,20 @@ from galmerhpc.preview import PATH, Preview
 from galmerhpc.simulate.library import Library, library_path
 from galmerhpc.simulate.render import render
 
-# The service's own picture, and the same field at the size that networks train on.
+# The service's default image, and the same field at the size used for training.
 SIZES = {400: 1 / 6, 64: 400 / 6 / 64}
-WANTED = 50  # images/s a core at 400 x 400
+WANTED = 50  # images/s per core at 400 x 400
 
 
 def views(snap_id: int, nbins: int) -> Iterator[Preview]:
-    """Yield directions all over the quarter sphere, for ever."""
+    """Yield directions all over the quarter sphere, forever."""
     first = Preview(nbins, snap_id, 0, 0, SIZES[nbins], 4, 0, 0, True, True, False, 0)
     for k in itertools.count():
         yield replace(first, theta=float(37 * k % 91), phi=float(101 * k % 181))
 
 
 def rate(action: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
-    """Return calls per second of the clock, the first call apart."""
+    """Return calls per second of the clock, without the first call."""
     action()
     calls, start, end = 0, clock(), time.monotonic() + seconds
     while time.monotonic() < end:
@@ -52,7 +52,7 @@ def rate(action: Callable[[], object], seconds: float, clock: Callable[[], float
 def mirror_rates(
     process: subprocess.Popen[str], port: int, snap_id: int, nbins: int, seconds: float, lines: int
 ) -> tuple[float, float]:
-    """Return images per second of the mirror's CPU and of the clock, asked over so many lines."""
+    """Return images per second of the mirror's CPU time and of the clock, over `lines` clients."""
     done = [0] * lines
     end = time.monotonic() + seconds
 
@@ -126,7 +126,7 @@ def main() -> None:
             if nbins == max(SIZES):
                 verdict = "met" if four[0] >= WANTED else "MISSED"
         process.terminate()
-    print(f"bar: {WANTED} images/s a core at {max(SIZES)} x {max(SIZES)}: {verdict}")
+    print(f"target: {WANTED} images/s per core at {max(SIZES)} x {max(SIZES)}: {verdict}")
 
 
 if __name__ == "__main__":

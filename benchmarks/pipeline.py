@@ -2,11 +2,11 @@
 
     python benchmarks/pipeline.py [--views 20000] [--ranks 4] [--folder FOLDER]
 
-The mirror's pictures of 400 x 400 become grey training images of that size, which are read from
-their shards in the random order of an epoch (data.memory_gb=0: nothing is held in memory). A
-quarter of the views goes first, so that the table shows what grows with their number: the disk, and
-no rank's memory. The mirror draws on the same cores as the ranks. In a FOLDER of one's own a job
-that was killed goes on: finished measurements are kept there, stages go on by themselves.
+The mirror's images of 400 x 400 become grey training images of that size, which are read from their
+shards in the random order of an epoch (data.memory_gb=0: nothing is kept in memory). A quarter of
+the views is run first, so that the table shows what grows with their number: disk usage, but no
+rank's memory. The mirror draws on the same cores as the ranks. With --folder, an interrupted job
+can be resumed: finished measurements are kept there, and stages resume by themselves.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from galmerhpc.training.memory import peak_bytes
 
 PICTURE_PX, BATCH = 400, 32
 STAGES = ("scrape", "preprocess", "read")
-# Peak memory of a rank may differ so much between the two sizes: allocators and caches.
+# Allowed growth of a rank's peak memory between the two sizes, for allocators and caches.
 MOST_GROWTH = 1.1
 
 
 def write_config(folder: Path, views: int) -> Path:
-    """Write a run of about so many views, an equal grid of each encounter of the library."""
+    """Write a run of about `views` views, the same grid for each encounter of the library."""
     with Library(library_path("shipped")) as library:
         middle = [
             (library.attributes(name), library.snapshots_of(name)[1]) for name in library.encounters
@@ -72,7 +72,7 @@ def write_config(folder: Path, views: int) -> Path:
 
 
 def _angles(stop: float, count: int) -> dict[str, float]:
-    """Return so many angles, none of which is an end of the range."""
+    """Return `count` angles that exclude the ends of the range."""
     step = stop / count
     return {"start": step / 2, "stop": stop - step / 2 + 1e-6, "step": step}
 
@@ -87,7 +87,7 @@ def read(config: Config) -> int:
 
 
 def measure(stage: str, path: Path) -> None:
-    """Be one of the ranks that `run_stage` starts."""
+    """Run as one of the ranks that `run_stage` starts."""
     config = load(path)
     images = len(Views(require_catalogue(config)))
     parallel.barrier()
@@ -106,7 +106,7 @@ def measure(stage: str, path: Path) -> None:
 
 
 def run_stage(stage: str, path: Path, ranks: int) -> dict[str, Any]:
-    """Run a stage on ranks; return its figures."""
+    """Run a stage on several ranks; return its results."""
     command = ["-np", str(ranks), "--oversubscribe", "--bind-to", "none", sys.executable, __file__]
     done = subprocess.run(
         [str(Path(sys.executable).parent / "mpirun"), *command, "--measure", stage, str(path)],
@@ -125,7 +125,7 @@ def run_stage(stage: str, path: Path, ranks: int) -> dict[str, Any]:
 
 
 def pipeline(folder: Path, views: int, ranks: int) -> dict[str, dict[str, Any]]:
-    """Run all stages over about so many views; return their figures by name."""
+    """Run all stages over about `views` views; return their results by name."""
     path, known = folder / "run.yaml", folder / "figures.json"
     if not path.exists():
         write_config(folder, views)

@@ -1,10 +1,10 @@
-"""Predicting pictures: seconds for 1,000 of them after the start, beside the network alone.
+"""Prediction of images: seconds for 1,000 of them after start-up, and for the network alone.
 
     python benchmarks/predict.py [--pictures 1000] [--runs 5]
 
-PNG files of 64 x 64 and 400 x 400 pixels go through `galmerhpc predict`'s reading, a ResNet50 for
-64 x 64 pixels (untrained: the work is the same) and the table, as after the start of the command;
-the network alone gets the same images from memory. Runs alternate and medians count.
+PNG files of 64 x 64 and 400 x 400 pixels pass through the steps of `galmerhpc predict` after
+start-up: reading, a ResNet50 for 64 x 64 pixels (untrained, which takes as long) and the table; the
+network alone gets the same images from memory. Runs alternate; medians are reported.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SIZES = (64, 400)
 
 
 def write_pictures(folder: Path, count: int, size: int) -> list[Path]:
-    """Write so many pictures of two blobs somewhere."""
+    """Write `count` images of two blobs at random positions."""
     folder.mkdir()
     random, (y, x) = np.random.default_rng(size), np.mgrid[:size, :size] / size
     paths = [folder / f"{k:05d}.png" for k in range(count)]
@@ -70,7 +70,7 @@ def main() -> None:
                 predictor.estimate(images[k : k + predictor.config.training.evaluation_batch])
             seconds.setdefault("network alone", []).append(time.perf_counter() - start)
     medians = {name: round(statistics.median(values), 2) for name, values in seconds.items()}
-    first = round(seconds["64 px"][0], 2)  # it traces the network
+    first = round(seconds["64 px"][0], 2)  # includes tracing of the network
     print(f"{given.pictures} pictures        seconds (median of {given.runs})")
     for name, value in medians.items():
         print(f"{name:16} {value:8.2f}")

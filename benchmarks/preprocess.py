@@ -1,14 +1,14 @@
-"""Preprocessing's images per second against a bare Pillow loop, and two ranks against one.
+"""Images per second of preprocessing against a bare Pillow loop, and of two ranks against one.
 
     python benchmarks/preprocess.py [--views 4000] [--runs 5]
 
-The mirror's pictures of 400 x 400 become training images of 64 x 64 x 3. The bare loop decodes and
+The mirror's images of 400 x 400 become training images of 64 x 64 x 3. The bare loop decodes and
 resizes the same bytes with the same filter, from memory and into nothing: once as one writes it (to
-RGB, then smaller) and once, which is the bar, as preprocessing does it (a grey picture in its one
+RGB, then resized) and once, for the target, as preprocessing does (a grey image in its single
 channel, then to RGB: the same pixels). Preprocessing also reads and verifies raw shards, and
-writes, syncs and checksums training shards. Runs alternate and medians count. Rates per CPU second
-hardly change with neighbours on the machine; the gain of two ranks is on the clock and needs two
-idle cores.
+writes, syncs and checksums training shards. Runs alternate; medians are reported. Rates per CPU
+second are hardly affected by other processes; the gain of two ranks is in wall-clock time and needs
+two idle cores.
 """
 
 import argparse
@@ -45,7 +45,7 @@ PICTURE_PX, IMAGE_PX = 400, 64
 
 
 def pictures(count: int) -> list[bytes]:
-    """Return the mirror's GIFs of so many directions."""
+    """Return the mirror's GIFs from `count` directions."""
     made = []
     with Library(library_path("shipped")) as library:
         snapshot = library.snapshot(library.snapshot_ids[0])
@@ -60,7 +60,7 @@ def pictures(count: int) -> list[bytes]:
 
 
 def write_run(folder: Path, views: int, bodies: list[bytes]) -> Path:
-    """Write a run with so many views whose scrape is finished, and return its configuration."""
+    """Write a run with `views` scraped views, and return its configuration."""
     phi = {"start": 0, "stop": 180 * (1 - 1e-9), "step": 360 / views}
     runs = [{"spin": "prograde", "inclination_deg": 0, "first_id": 1}]
     grid = {"theta_deg": {"start": 30, "stop": 60, "step": 30}, "phi_deg": phi}
@@ -79,7 +79,9 @@ def write_run(folder: Path, views: int, bodies: list[bytes]) -> Path:
     writer = RawWriter(config.run_dir / "raw", 0, config.scrape.views_per_shard)
     responses = []
     for k, view in enumerate(Views(require_catalogue(config))):
-        body = bodies[k % len(bodies)] + str(k).encode()  # behind a GIF's end; no two are the same
+        body = (
+            bodies[k % len(bodies)] + str(k).encode()
+        )  # after the end of the GIF, to make bodies differ
         sha256 = hashlib.sha256(body).hexdigest()
         responses.append(
             Response(view.id, view.labels, 0, 1, 0.0, "", "image/gif", "", sha256, body)
@@ -91,7 +93,7 @@ def write_run(folder: Path, views: int, bodies: list[bytes]) -> Path:
 
 
 def bare(bodies: list[bytes], views: int, mode: str) -> float:
-    """Decode and resize so many pictures in a mode, to RGB; return images per CPU second."""
+    """Decode and resize `views` images in a mode, to RGB; return images per CPU second."""
     start = time.process_time()
     for k in range(views):
         with Image.open(io.BytesIO(bodies[k % len(bodies)])) as image:
@@ -101,7 +103,7 @@ def bare(bodies: list[bytes], views: int, mode: str) -> float:
 
 
 def ours(path: Path, ranks: int) -> tuple[float, float]:
-    """Preprocess on so many ranks; return seconds of all ranks' CPU and of the clock."""
+    """Preprocess on `ranks` ranks; return total CPU seconds and wall-clock seconds."""
     shutil.rmtree(path.parent / "run" / "shards", ignore_errors=True)
     mpirun = [str(Path(sys.executable).parent / "mpirun"), "-np", str(ranks)]
     command = [*mpirun, "--oversubscribe", "--bind-to", "none", sys.executable, __file__]
@@ -114,7 +116,7 @@ def ours(path: Path, ranks: int) -> tuple[float, float]:
 
 
 def measure(path: Path) -> None:
-    """Be one of the ranks that `ours` starts."""
+    """Run as one of the ranks that `ours` starts."""
     config = load(path)
     parallel.barrier()
     cpu, clock = time.process_time(), time.perf_counter()

@@ -2,43 +2,43 @@
 
     python benchmarks/read.py [--gb 0.75] [--runs 5]
 
-Every contender holds the same raw uint8 images, of 64, 128, 256 and 400 pixels, and labels in its
-own format, and delivers batches of 128: images (128, H, W, 3) uint8 in one piece and labels
-(128, 4) float32, on the host. What each does:
+Every contender stores the same raw uint8 images, of 64, 128, 256 and 400 pixels, and labels in its
+own format, and delivers batches of 128: contiguous images (128, H, W, 3) uint8 and labels (128, 4)
+float32, on the host. The contenders:
 
 galmerhpc
     The reader with its default configuration, one rank: a split of this size is read once, in
-    order, into memory; then true random batches. Cold is opening, reading and one epoch.
+    order, into memory; then true random batches. Cold includes opening, reading and one epoch.
 galmerhpc, shards
     The same with ``data.memory_gb: 0``, as for data larger than memory: true random rows of the
     shards, sorted and read ahead by threads.
 TFRecord
     tf.data over 8 files: parallel interleave (8 at once, 1 MB buffers, any order), shuffle buffer
-    of 128 MB, batch, then parallel decoding of whole batches, prefetch, all on AUTOTUNE; of the
-    settings tried (2 to 8 files at once, buffers of 0.25 to 8 MB) among the fastest. A record is
-    the bare bytes, without the usual tf.train.Example, which would cost one more copy. Its order is
-    only approximately random: an image moves as far as the shuffle buffer reaches.
+    of 128 MB, batch, then parallel decoding of whole batches, prefetch, all with AUTOTUNE; among
+    the fastest of the settings tried (2 to 8 files at once, buffers of 0.25 to 8 MB). A record is
+    the bare bytes, without the usual tf.train.Example, which would cost another copy. Its order is
+    only approximately random: an image moves only as far as the shuffle buffer reaches.
 WebDataset
-    8 tar files, shard shuffle and a shuffle buffer as above, a thread that reads ahead. Without
-    PyTorch's worker processes, which would double it on two cores.
+    8 tar files, shard shuffle and a shuffle buffer as above, one read-ahead thread. Without
+    PyTorch's worker processes, which would double its rate on two cores.
 files
-    A raw file an image, opened and read into its place in the batch, four threads a batch each;
-    true random. Directory entries stay cached when its data do not.
+    One raw file per image, opened and read into its place in the batch by four threads, one batch
+    each; true random. Directory entries stay cached even if the data do not.
 h5py
-    One contiguous HDF5 file, ``images[sorted rows]``, a thread that reads ahead; true random.
+    One contiguous HDF5 file, ``images[sorted rows]``, one read-ahead thread; true random.
 
-Warm: all is in the page cache, and of galmerhpc it is an epoch after the first, whose checksums
-are compared; TFRecord compares its own always. Cold: posix_fadvise(DONTNEED) on the contender's
-files, and its opening counts; free memory stands ready for all alike (`take_memory`). galmerhpc and
-TFRecord deliver whole epochs; of the slower ones as many batches as come in the time given by
-SLICE_S. Runs alternate, medians count. The bar: in its default configuration galmerhpc is at least
-as fast as the best of the others, at every size. The plain memory copy moves the same bytes in
-order, in one thread, into one batch's memory; the disk alone is TFRecord's files read in order,
-cold, into 1 MB of memory.
+Warm: everything is in the page cache; galmerhpc is measured after its first epoch, in which
+checksums are verified, while TFRecord always verifies its own. Cold: after posix_fadvise(DONTNEED)
+on the contender's files, including opening; all have the same free memory (`take_memory`).
+galmerhpc and TFRecord deliver complete epochs; the slower ones as many batches as they can in
+SLICE_S. Runs alternate; medians are reported. The target: in its default configuration galmerhpc is
+at least as fast as the best of the others, at every size. The plain memory copy moves the same
+bytes in order, in one thread, into the memory of one batch; the disk alone is TFRecord's files read
+in order, cold, into 1 MB of memory.
 
-Last, the reader's private memory (RssAnon, the most of a rank over an epoch, with one rank and with
-two), at 1 GB and at 8 GB of 64-pixel images in sparse shards, neither held in memory; and what is
-in memory that the node's ranks share (RssShmem): labels and checksums.
+Last, the reader's private memory (RssAnon, the maximum of a rank over an epoch, with one rank and
+with two), for 1 GB and 8 GB of 64-pixel images in sparse shards, which are not kept in memory; and
+the memory shared by the node's ranks (RssShmem): labels and checksums.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def parts(count: int) -> list[range]:
 
 
 def write_all(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
-    """Write every format, and all of it to disk, since only clean pages can be dropped."""
+    """Write every format and flush it to disk, since only clean pages can be dropped."""
     import tensorflow as tf
 
     write_shards(folder / "shards", images, labels)
@@ -149,7 +149,7 @@ def write_shards(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 
 def write_black_shards(folder: Path, total: float) -> None:
-    """Write shards of black 64-pixel images, so many bytes in all, that take no room on disk."""
+    """Write sparse shards of black 64-pixel images, which take no space on disk."""
     count = int(SHARD_BYTES / (64 * 64 * 3))
     write_shards(folder, np.zeros((count, 64, 64, 3), np.uint8), np.zeros((count, 4), np.float32))
     first = folder / shards.shard_name(0)
@@ -171,7 +171,7 @@ def image_file(folder: Path, row: int) -> Path:
 
 
 class Galmerhpc:
-    """Our reader; opened anew when cold."""
+    """Our reader; opened again when cold."""
 
     whole_epoch = True
 
@@ -257,13 +257,13 @@ class WebDataset:
 
 
 class Files:
-    """A raw file an image."""
+    """One raw file per image."""
 
     whole_epoch = False
 
     def __init__(self, folder: Path, shape: tuple[int, ...], count: int) -> None:
         self._folder, self._shape = folder / "files", shape
-        # As many as the slice of time can hold: dropping all of 80,000 files takes seconds.
+        # Only as many as fit in the time slice: dropping all of 80,000 files takes seconds.
         most = int(min(count, 3e9 * SLICE_S / np.prod(shape), 40_000 * SLICE_S))
         self._order = np.random.default_rng(0).permutation(count)[:most].tolist()
         self._labels = np.load(self._folder / "labels.npy")
@@ -320,7 +320,7 @@ def shuffled(shape: tuple[int, ...]) -> int:
 
 
 def one_thread_ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """Let a thread make the next batches."""
+    """Prepare the next batches in a thread."""
     line: queue.Queue[Any] = queue.Queue(4)
     stop = threading.Event()
 
@@ -354,11 +354,11 @@ def drop(paths: Iterable[Path]) -> None:
 
 
 def take_memory(nbytes: int) -> None:
-    """Have so much of the system's free memory ready, for whoever is measured next.
+    """Make this much of the system's free memory available for the next measurement.
 
-    A virtual machine may give memory that is free for seconds back to its host, and the next to use
-    it pays for having it again: 2 s of CPU a GB where this was written, twenty times of what it
-    costs otherwise. Whom that meets would depend on the order of the contenders.
+    A virtual machine may return memory that has been free for seconds to its host, and whoever uses
+    it next pays for getting it back: 2 s of CPU per GB on the author's machine, twenty times the
+    normal cost. Who pays would depend on the order of the contenders.
     """
     np.ones(nbytes, np.uint8)
 
@@ -384,7 +384,7 @@ def rate(contender: Any, shape: tuple[int, ...], count: int, cold: bool) -> floa
 
 
 def copy_rate(images: np.ndarray) -> float:
-    """Return images per second of a plain copy in order."""
+    """Return images per second of a plain sequential copy."""
     memory = np.zeros_like(images[:BATCH])
     start = time.perf_counter()
     for first in range(0, len(images) - BATCH + 1, BATCH):
@@ -393,7 +393,7 @@ def copy_rate(images: np.ndarray) -> float:
 
 
 def disk_rate(paths: Iterable[Path], image_bytes: int) -> float:
-    """Return images per second of reading files in order, cold, into one small piece of memory."""
+    """Return images per second of reading cold files sequentially into a small buffer."""
     paths, memory, total = list(paths), bytearray(1 << 20), 0
     drop(paths)
     start = time.perf_counter()
@@ -471,7 +471,7 @@ def print_size(result: dict[str, Any]) -> None:
 
 
 def memory_of(total: float, scratch: Path) -> dict[int, dict[str, int]]:
-    """Return the greatest memory of one rank, and of two, over an epoch of so many bytes."""
+    """Return the peak memory per rank, of one rank and of two, over an epoch of this much data."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     write_black_shards(folder, total)
     found = {}
@@ -492,7 +492,7 @@ def memory_of(total: float, scratch: Path) -> dict[int, dict[str, int]]:
 
 
 def measure(folder: Path) -> None:
-    """Be one of the ranks that `memory_of` starts."""
+    """Run as one of the ranks that `memory_of` starts."""
     reader = SplitReader(Dataset.open(folder), "train", Data(memory_gb=0))
     most: dict[str, int] = {}
     for batch in training_batches(reader, 0, 0, 2 * BATCH, parallel.rank(), parallel.size()):
@@ -523,14 +523,14 @@ def main() -> int:
             results.append(compare(px, given.gb * 1e9, given.runs, Path(scratch)))
             print_size(results[-1])
         memory = {gb: memory_of(gb * 1e9, Path(scratch)) for gb in (1, 8)}
-    print("\nmost memory of a rank, MB   private      shared")
+    print("\npeak memory per rank, MB   private      shared")
     growth = 0.0
     for ranks in (1, 2):
         for gb, found in memory.items():
             private, shared = (found[ranks][kind] / 1e6 for kind in ("RssAnon", "RssShmem"))
             print(f"{ranks} ranks, {gb} GB of data {private:12.1f}{shared:12.1f}")
         growth = max(growth, memory[8][ranks]["RssAnon"] / memory[1][ranks]["RssAnon"] - 1)
-    print(f"growth of the private {growth:.1%} (wanted: below {MOST_GROWTH:.0%})")
+    print(f"growth of private memory {growth:.1%} (wanted: below {MOST_GROWTH:.0%})")
     fast = all(r["ratios"][k]["ratio"] >= LEAST_RATIO for r in results for k in ("warm", "cold"))
     passed = fast and growth < MOST_GROWTH
     write_results(

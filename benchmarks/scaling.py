@@ -1,14 +1,14 @@
-"""Two ranks against one on this machine, and what the all-reduce costs.
+"""Two ranks against one on this machine, and the cost of the all-reduce.
 
     python benchmarks/scaling.py [--cycle-times 1 5 20] [--fusion-mb 0]
 
-ResNet50, 64 pixels, local batch 32, float32, a thread and a core a rank. Measured in one session,
-alternating: the step of one rank while the other waits, the steps of two ranks side by side that
-do not all-reduce, the all-reduce of the gradient's bytes alone, and the steps of two ranks as they
-train; every ratio is the median of the 5 rounds' ratios. Then the all-reduce of messages of 1 to
-200 MB, and the line of latency + bytes / bandwidth through them. All this with each of Horovod's
-cycle times, and with the best of them for each size of its fusion buffer. docs/scaling.md says what
-follows for larger machines.
+ResNet50, 64 pixels, local batch 32, float32, one thread and core per rank. Measured alternately in
+one session: the step of one rank while the other waits, steps of two concurrent ranks without
+all-reduce, the all-reduce of the gradient's bytes alone, and training steps of two ranks; every
+ratio is the median over 5 rounds. Then the all-reduce of messages of 1 to 200 MB, with a fit of
+latency + bytes / bandwidth. All this is repeated for several Horovod cycle times, and with the best
+of them for several sizes of the fusion buffer. docs/scaling.md draws conclusions for larger
+machines.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from training import mpirun
 ROUNDS, STEPS = 5, 3
 LOCAL_BATCH, SIZE = 32, 64
 FUSION_MB = 128
-"""Horovod's own default."""
+"""Horovod's default."""
 MESSAGES_MB = (1, 2, 5, 10, 20, 50, 100, 200)
 SHARE_OF_MODEL = 0.9
 """Measured efficiency over t_step / (t_step + t_allreduce)."""
@@ -38,14 +38,14 @@ RING = {
     "InfiniBand HDR": (10e-6, 20e9),
     "25 Gb Ethernet": (30e-6, 2.5e9),
 }
-"""Seconds a message, bytes/s: what such links are sold as, less a fifth; assumed, not measured."""
+"""Seconds per message, bytes/s: nominal values less a fifth; assumed, not measured."""
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
 GPU_STEP_S = 0.05
 """Assumed step of ResNet50 with local batch 32 on one GPU."""
 
 
 def measure() -> None:
-    """Measure, as a rank of a job; rank 0 prints JSON."""
+    """Measure as a rank of a job; rank 0 prints JSON."""
     from galmerhpc import parallel
     from galmerhpc.config import Config
     from galmerhpc.dataset.batches import Batch
@@ -70,13 +70,13 @@ def measure() -> None:
         start = time.perf_counter()
         for _ in range(steps):
             work()
-        horovod.barrier()  # the slowest rank counts
+        horovod.barrier()  # so that the slowest rank counts
         return (time.perf_counter() - start) / steps
 
     def step() -> None:
         network.step(batch, 0, 0, stop=False)
 
-    # A second step of the same network whose gradients stay on their rank.
+    # A second step of the same network without all-reduce of the gradients.
     alone = Network(config, (SIZE, SIZE, 3), make_targets(config, labels), 1000)
 
     def alone_step() -> None:
@@ -115,14 +115,14 @@ def measure() -> None:
 
 
 def judged(cycle_ms: float, fusion_mb: float) -> dict[str, Any]:
-    """Measure with Horovod so tuned, print a line of the table and return its figures."""
+    """Measure with these Horovod settings, print a line of the table and return its results."""
     output = mpirun(
         2, __file__, "--measure", HOROVOD_CYCLE_TIME=str(cycle_ms),
         HOROVOD_FUSION_THRESHOLD=str(int(fusion_mb * 2**20)),
     )  # fmt: skip
     row = json.loads(output.splitlines()[-1]) | {"cycle_ms": cycle_ms, "fusion_mb": fusion_mb}
     rounds = list(zip(*row["seconds"].values(), strict=True))
-    # Each rank's images are its own.
+    # Each rank has its own images.
     row["efficiency"] = statistics.median(alone / both for alone, _, _, both in rounds)
     row["model"] = statistics.median(beside / (beside + sums) for _, beside, sums, _ in rounds)
     row["pass"] = row["efficiency"] >= SHARE_OF_MODEL * row["model"]
@@ -138,7 +138,7 @@ def judged(cycle_ms: float, fusion_mb: float) -> dict[str, Any]:
 
 
 def fit(messages: dict[str, float]) -> tuple[float, float]:
-    """Return latency, s, and bandwidth, bytes/s, weighted so that all sizes count alike."""
+    """Return latency, s, and bandwidth, bytes/s, with equal weight for all sizes."""
     sizes = np.array([float(m) * 1e6 for m in messages])
     costs = np.array(list(messages.values()))
     slope, latency = np.polyfit(sizes, costs, 1, w=1 / costs)

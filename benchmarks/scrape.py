@@ -1,19 +1,19 @@
-"""Scraping against what users would reach for instead, and the rate budget as the server sees it.
+"""Scraping against alternative tools, and the rate budget as seen by the server.
 
     python benchmarks/scrape.py [--views 3200] [--runs 5] [--only PART]
         [--cache FOLDER] [--json FILE]
 
-A server of the mirror's protocol sends pictures of 400 x 400 that were drawn before, each view's
-own, after an added latency:
+A server with the mirror's protocol sends images of 400 x 400 drawn beforehand, a different one for
+each view, after an added latency:
 
 - budget: two ranks with `scrape.rate_per_s: 200`, latency 100 ms;
 - latency: no budget, 32 connections in all, latency 100 ms: two ranks of ours, `aria2c`,
   `img2dataset` (two processes of 16 threads, no re-encoding) and a serial urllib loop on the same
   addresses. Ours also decodes, checks, checksums, syncs and packs what the others only store;
-- core: the same without latency, per CPU second of all its processes.
+- core: the same without latency, per CPU second of all processes.
 
-A rate is pictures over the time from the first request to the end of the last process, so that
-nobody's start counts. Runs alternate and medians count. img2dataset gets an environment of its own
+A rate is the number of images over the time from the first request to the end of the last process,
+which excludes start-up. Runs alternate; medians are reported. img2dataset gets its own environment
 in the cache folder; aria2c is Debian's.
 """
 
@@ -48,35 +48,35 @@ BUDGET, LEAST_USED, MOST_IN_A_SECOND = 200, 0.95, 210
 CONNECTIONS, LATENCY_S = 32, 0.1
 LEAST_OVER_SERIAL, LEAST_OVER_PEERS = 20, 0.95
 SERIAL_VIEWS = 60
-DRAWN = 64  # pictures that are drawn; each view's has a comment of its own
+DRAWN = 64  # images that are drawn; each view gets its own comment
 IMG2DATASET = "img2dataset==1.47.0"
 
-# What the previews show: an encounter of the shipped library.
+# The previews show an encounter of the shipped library.
 RUN = {"spin": "retrograde", "inclination_deg": 90, "snapshots": [{"id": 27436, "time_myr": 100}]}
 
 # --- the server -----------------------------------------------------------------------------------
 
 
 class Connection(asyncio.Protocol):
-    """One kept connection: a picture for every request, after the latency."""
+    """One persistent connection: an image for every request, after the latency."""
 
     def __init__(self, pictures: list[bytes], arrivals: list[float], latency: list[float]) -> None:
         self._pictures, self._arrivals, self._latency = pictures, arrivals, latency
         self._buffer = b""
 
     def connection_made(self, transport: Any) -> None:
-        """Keep the line."""
+        """Keep the connection."""
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Answer every whole request."""
+        """Answer every complete request."""
         self._buffer += data
         while b"\r\n\r\n" in self._buffer:
             request, _, self._buffer = self._buffer.partition(b"\r\n\r\n")
             target = request.split(b" ", 2)[1]
             path, _, query = target.partition(b"?")
-            if path == b"/arrivals":  # and begin anew, with this latency
+            if path == b"/arrivals":  # and start again, with this latency
                 body = json.dumps(self._arrivals).encode()
                 self._arrivals.clear()
                 self._latency[0] = float(query)
@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
 
 
 def serve(folder: Path) -> None:
-    """Answer until ended; print the port."""
+    """Serve until terminated; print the port."""
     pictures = [path.read_bytes() for path in sorted(folder.glob("*.gif"))]
     arrivals: list[float] = []
     latency = [0.0]
@@ -116,7 +116,7 @@ def serve(folder: Path) -> None:
 
 
 def draw(folder: Path) -> None:
-    """Draw pictures of the shipped library's encounters as the mirror sends them."""
+    """Draw images of the shipped library's encounters as the mirror sends them."""
     from galmerhpc.simulate.library import Library, library_path
     from galmerhpc.simulate.mirror import _gif
 
@@ -129,13 +129,13 @@ def draw(folder: Path) -> None:
 
 
 def arrivals(url: str, latency_s: float) -> list[float]:
-    """Return when requests came since the last call, and set the latency from now on."""
+    """Return the times of requests since the last call, and set the latency."""
     with urllib.request.urlopen(f"{url}/arrivals?{latency_s}") as answer:
         return sorted(json.load(answer))
 
 
 def server_limit(url: str, query: str, seconds: float = 2.0) -> float:
-    """Return pictures a second that the server gives to one connection that only reads them."""
+    """Return images per second that the server sends to one connection that only reads."""
     address = url.removeprefix("http://").split(":")
     request = f"GET /get_preview.cgi?{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
     done, end = 0, time.monotonic() + seconds
@@ -157,7 +157,7 @@ def server_limit(url: str, query: str, seconds: float = 2.0) -> float:
 
 @dataclass
 class Job:
-    """A run folder's worth of addresses, and commands that fetch them."""
+    """The addresses of a run folder, and commands that fetch them."""
 
     folder: Path
     url: str
@@ -181,13 +181,13 @@ class Job:
         return path
 
     def addresses(self) -> list[str]:
-        """Return the addresses that ours will ask, for the others."""
+        """Return the addresses that ours requests, for the other tools."""
         views = Views(require_catalogue(load(self.config(None))))
         assert len(views) == self.views, len(views)
         return [f"{self.url}/get_preview.cgi?{view.preview.query()}" for view in views]
 
     def ours(self, rate: float | None = None) -> list[str]:
-        """Return the command of two ranks of ours."""
+        """Return our command, on two ranks."""
         mpirun = [str(Path(sys.executable).parent / "mpirun"), "-np", "2", "--oversubscribe"]
         scrape = [sys.executable, "-m", "galmerhpc.cli", "scrape", str(self.config(rate))]
         return [*mpirun, "--bind-to", "none", *scrape]
@@ -214,7 +214,7 @@ class Job:
         ]  # fmt: skip
 
     def urllib(self) -> list[str]:
-        """Return the command of a serial loop, over some of the addresses."""
+        """Return the command of a serial loop over some of the addresses."""
         (self.folder / "urls.txt").write_text("\n".join(self.addresses()[:SERIAL_VIEWS]))
         code = (
             "import sys, pathlib, urllib.request\n"
@@ -228,7 +228,7 @@ class Job:
 
 @dataclass
 class Measured:
-    """One run: pictures per second, per CPU second, and when the requests came."""
+    """Result of a run: images per second, per CPU second, and times of requests."""
 
     rate: float
     per_core: float
@@ -266,7 +266,7 @@ def most_in_a_second(moments: list[float]) -> int:
 
 
 def environment_of_peers(cache: Path) -> Path:
-    """Return img2dataset's own environment; it is made where it is missing."""
+    """Return img2dataset's environment, after creating it if it is missing."""
     place = cache / "img2dataset"
     if not (place / "bin" / "img2dataset").exists():
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
@@ -304,7 +304,7 @@ def main() -> None:
             finally:
                 server.terminate()
     if given.only and given.json.exists():
-        before = read_json(given.json)  # the other parts', measured before
+        before = read_json(given.json)  # of the other parts, measured earlier
         for section in ("figures", "bars"):
             results[section] = before[section] | results[section]
     print_table(results)
@@ -313,7 +313,7 @@ def main() -> None:
 
 
 def compare(job: Job, given: argparse.Namespace) -> dict[str, Any]:
-    """Measure all, alternating."""
+    """Measure all tools alternately."""
     everybody = {"ours": Job.ours, "aria2c": Job.aria2c, "img2dataset": Job.img2dataset}
     runs: dict[str, list[Measured]] = {}
     for _ in range(given.runs):

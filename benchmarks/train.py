@@ -1,11 +1,11 @@
-"""One process's training against Keras's model.fit, its parts apart, checkpoints, and memory.
+"""Training in one process against Keras's model.fit, its parts separately, checkpoints, memory.
 
     python benchmarks/train.py [--sizes 64 400]
 
 ResNet50 regression in float32. Against `model.fit`: the same arrays in memory, the same network and
-batches of 32. Apart: reading alone, steps on one batch that is at hand, and both together as
-`galmerhpc train` does them. Every figure is the median of 5 runs that alternate with their rival's,
-and every ratio the median of the 5 ratios: neighbours in time share the machine's moods.
+batches of 32. Separately: reading alone, steps on a batch in memory, and both together as in
+`galmerhpc train`. Every result is the median of 5 runs that alternate with those compared, and
+every ratio the median of 5 ratios, since neighbouring runs share the state of the machine.
 """
 
 import argparse
@@ -25,16 +25,16 @@ from training import prepare
 
 ROUNDS = 5
 BATCH = {64: 32, 400: 4}
-"""Images a step: at 400 pixels one of them costs as much as forty at 64."""
+"""Images per step: one at 400 pixels costs as much as forty at 64."""
 STEPS = {64: 6, 400: 2}
-"""Steps of a run."""
+"""Steps per run."""
 FIT_RATIO, FULL_RATIO, BLOCKED_SHARE, MEMORY_ERROR = 0.97, 0.98, 0.01, 0.3
 CHECKPOINT_STEPS = 100
 _VERDICT = {True: "pass", False: "FAIL"}
 
 
 def alternating(*measured: Callable[[], float]) -> list[list[float]]:
-    """Return the seconds of each, round by round, after one run each that is not counted."""
+    """Return the seconds of each, round by round, after one uncounted warm-up run each."""
     for measure in measured:
         measure()
     rounds = [[measure() for measure in measured] for _ in range(ROUNDS)]
@@ -53,7 +53,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def measure(path: Path, size: int) -> dict[str, Any]:
-    """Measure one image size; in a process of its own, so that memory is its own."""
+    """Measure one image size, in a separate process so that memory can be measured."""
     from galmerhpc.config import load
     from galmerhpc.dataset.batches import training_batches
     from galmerhpc.dataset.shards import Dataset
@@ -68,7 +68,7 @@ def measure(path: Path, size: int) -> dict[str, Any]:
     batch_size, steps = config.training.batch_size, STEPS[size]
     import tensorflow as tf
 
-    tf.constant(1.0)  # libraries are no part of a training's memory
+    tf.constant(1.0)  # libraries do not count as memory of the training
     dataset = Dataset.open(config.run_dir / "shards")
     with Writer() as writer, Watchdog(3600) as watchdog, StopRequest() as stop:
         before = resident_bytes()
@@ -157,12 +157,12 @@ def _first(trainer: Any, steps: int) -> Any:
 
 
 def checkpoints(trainer: Any, writer: Any, work: Callable[[], float]) -> dict[str, float]:
-    """Measure what a checkpoint costs: seconds that it blocks, and seconds in all."""
+    """Measure the cost of a checkpoint: seconds that it blocks, and total seconds."""
     blocked: list[float] = []
 
     def with_checkpoint() -> float:
         before = trainer.saving_s
-        trainer.progress.epoch += 1  # another name: it is not there yet
+        trainer.progress.epoch += 1  # so that its name is new
         start = time.perf_counter()
         trainer.save()
         work()
@@ -203,7 +203,7 @@ def main() -> None:
 
 
 def report(row: dict[str, Any]) -> str:
-    """Judge one size's figures and return its lines of the table."""
+    """Compare the results for one size with the targets; return its lines of the table."""
     bars = {
         "full over synthetic": (row["full_over_synthetic"], ">=", FULL_RATIO),
         "memory estimate over measured": (

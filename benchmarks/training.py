@@ -1,4 +1,4 @@
-"""What the training benchmarks share: a small run of real images, made by the real stages."""
+"""Shared by the training benchmarks: a small run of real images, made by the actual stages."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ VIEWS = {
 
 
 def prepare(folder: Path, image_size: int, **training: Any) -> Path:
-    """Write a configuration and make its shards; return its path. Scraped once a folder."""
+    """Write a configuration and make its shards; return its path. Scraped once per folder."""
     path = folder / f"run-{image_size}.yaml"
     run_dir = folder / f"run-{image_size}"
     path.write_text(
@@ -49,7 +49,7 @@ def prepare(folder: Path, image_size: int, **training: Any) -> Path:
 
 
 def mpirun(ranks: int, *command: str, **variables: str) -> str:
-    """Run a Python command on ranks and return what it printed."""
+    """Run a Python command on several ranks and return its output."""
     launcher = shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if launcher is None:
         sys.exit("no mpirun beside this python or on PATH: load the site's MPI, or make setup")

@@ -17,12 +17,11 @@ PAGE = Path(__file__).with_suffix(".md")
 HEAD = """\
 # Configuration
 
-Every key of a configuration file with its default, as `docs/configuration.py` reads them from
-`galmerhpc/config.py`. A file names only what differs from the defaults, and `SECTION.KEY=VALUE` on
-the command line replaces one key more. A key that is not here, a value out of range and a
-combination that cannot be are refused, with the key's name. A dash stands where there is no
-default, *null* where it is YAML's null. `[]` in a section's name is a list of such sections,
-`<name>` a name of your own.
+Every key of a configuration file with its default, generated from `galmerhpc/config.py` by
+`docs/configuration.py`. A file needs to give only what differs from the defaults, and
+`SECTION.KEY=VALUE` on the command line overrides single keys. Unknown keys, values out of range and
+impossible combinations are refused by name. A dash means that there is no default, *null* is YAML's
+null. `[]` in a section's name denotes a list of such sections, `<name>` a name of your choice.
 """
 
 
@@ -32,9 +31,9 @@ class Part(NamedTuple):
     path: str
     kind: type[Section]
     said: str
-    """What the key above says of it."""
+    """Docstring of the key that holds it."""
     defaults: Section | None
-    """What stands there when the file says nothing; None where nothing does, or it must say."""
+    """Its value by default; None if it has none or must be given."""
 
 
 def main() -> None:
@@ -44,12 +43,12 @@ def main() -> None:
 
 
 def page() -> str:
-    """Return the page: a table a section, in the order of the file."""
+    """Return the page: one table per section, in the order of the file."""
     return "\n".join([HEAD, *map(describe, parts(Part("", Config, "", None)))])
 
 
 def parts(part: Part) -> Iterator[Part]:
-    """Yield a section and all that it holds."""
+    """Yield a section and all sections within it."""
     yield part
     for name, field in part.kind.model_fields.items():
         if kind := section_of(field.annotation):
@@ -65,16 +64,16 @@ def parts(part: Part) -> Iterator[Part]:
 
 
 def describe(part: Part) -> str:
-    """Return a section's heading, what it is, and a row for each of its keys."""
+    """Return a section's heading, description, and one row per key."""
     rows = [
         f"| `{name}` | {default_of(part, name)} | {meaning(field)} |"
         for name, field in part.kind.model_fields.items()
         if not section_of(field.annotation)
     ]
-    title = f"## `{part.path}`" if part.path else "## The whole"
+    title = f"## `{part.path}`" if part.path else "## Top level"
     lines = [title, "", f"{about(part.kind)} {part.said}".strip(), ""]
     if rows:
-        lines += ["| key | default | what it is |", "|---|---|---|", *rows, ""]
+        lines += ["| key | default | meaning |", "|---|---|---|", *rows, ""]
     return "\n".join(lines)
 
 
@@ -87,12 +86,12 @@ def section_of(annotation: Any) -> type[Section] | None:
 
 
 def place_of(annotation: Any) -> str:
-    """Return how a path goes on in a section's place: in a list, under a name, or by itself."""
+    """Return the suffix of a section's path: in a list, under a name, or none."""
     return {tuple: "[]", dict: ".<name>"}.get(get_origin(annotation), "")
 
 
 def value_of(part: Part, name: str) -> Any:
-    """Return what a key is when the file says nothing of it; Ellipsis where it must."""
+    """Return the default of a key; Ellipsis if it must be given."""
     if part.defaults is not None:
         return getattr(part.defaults, name)
     field = part.kind.model_fields[name]
@@ -100,13 +99,13 @@ def value_of(part: Part, name: str) -> Any:
 
 
 def default_of(part: Part, name: str) -> str:
-    """Return a default as YAML has it."""
+    """Return a default in YAML."""
     value = value_of(part, name)
     return {"...": "-", "null": "*null*"}.get(yaml(value), f"`{yaml(value)}`")
 
 
 def yaml(value: Any) -> str:
-    """Return a value as YAML has it, in one line."""
+    """Return a value as one line of YAML."""
     if isinstance(value, tuple):
         return "[" + ", ".join(map(yaml, value)) + "]"
     if isinstance(value, float):
@@ -117,21 +116,22 @@ def yaml(value: Any) -> str:
 
 
 def about(kind: type[Section]) -> str:
-    """Return what a section's docstring says."""
+    """Return the first paragraph of a section's docstring."""
     return " ".join((inspect.getdoc(kind) or "").split("\n\n")[0].split())
 
 
 def text_of(field: FieldInfo) -> str:
-    """Return what a key's docstring says."""
+    """Return a key's docstring as one line."""
     return " ".join((field.description or "").replace("``", "`").split())
 
 
 def meaning(field: FieldInfo) -> str:
-    """Return what a key is, and its choices where the text names none of them."""
+    """Return a key's docstring, preceded by its choices unless it names them all."""
     text = text_of(field).replace("|", "\\|")
     choices = choices_of(field.annotation)
     if choices and not all(str(choice) in text for choice in choices):
-        text = f"{' or '.join(map(str, choices))}. {text}".rstrip()
+        *rest, last = map(str, choices)
+        text = f"{', '.join(rest)} or {last}. {text}".rstrip()
     return text
 
 

@@ -1,4 +1,4 @@
-"""Draw docs/montage.png, the README's picture: the shipped encounters as the mirror serves them.
+"""Draw docs/montage.png, the README's image: the shipped encounters as served by the mirror.
 
 python docs/montage.py
 """
@@ -17,7 +17,7 @@ SIDE, GAP = 220, 4
 
 
 def main() -> None:
-    """Draw a row a spin and a column an inclination, both of realisation 0."""
+    """Draw one row per spin and one column per inclination, for realisation 0."""
     with Library(library_path("shipped")) as library:
         snapshots = [library.snapshot(number) for number in library.snapshot_ids]
     chosen = [s for s in snapshots if s.time_myr == TIME_MYR and s.attributes["realisation"] == 0]

@@ -44,9 +44,6 @@ from galmerhpc.training import checkpoint
 T = TypeVar("T")
 R = TypeVar("R")
 
-BAD = ".bad"
-"""Suffix of what was set aside; nothing reads such files."""
-
 
 @dataclass(frozen=True, order=True, slots=True)
 class Fault:
@@ -170,7 +167,7 @@ def set_aside(config: Config, faults: Iterable[Fault]) -> dict[Path, Path]:
     moved = {}
     for path in {fault.path for fault in faults if fault.repairable}:
         if path.exists():
-            moved[path] = path.rename(_free_name(path))
+            moved[path] = files.set_aside(path)
     for record in sorted(config.run_dir.glob(f"*/{RECORD}")):
         content = files.read_json(record)
         listed = {_listed(record, name) for name in content.get("files") or ()}
@@ -179,15 +176,6 @@ def set_aside(config: Config, faults: Iterable[Fault]) -> dict[Path, Path]:
             # It would show the missing shard's images as zeros; preprocessing writes it again.
             (record.parent / shards.VIRTUAL).unlink(missing_ok=True)
     return dict(sorted(moved.items()))
-
-
-def _free_name(path: Path) -> Path:
-    """Return a name for something bad that takes no other's place."""
-    name, number = path.with_name(path.name + BAD), 1
-    while name.exists():
-        number += 1
-        name = path.with_name(f"{path.name}{BAD}{number}")
-    return name
 
 
 def _each(what: str, items: Sequence[T], verify: Callable[[T], R]) -> list[R]:

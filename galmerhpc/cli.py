@@ -1,4 +1,4 @@
-"""The command ``galmerhpc``: one subcommand, one function."""
+"""The command ``galmerhpc``: one function per subcommand."""
 
 import argparse
 import contextlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from galmerhpc import __version__, files, parallel
-from galmerhpc.cluster.stages import STAGES
+from galmerhpc.cluster.stages import STAGES, report_path
 from galmerhpc.config import (
     RESOLVED,
     Config,
@@ -32,24 +32,25 @@ from galmerhpc.studies.index import STUDIES
 log = logging.getLogger("galmerhpc")
 
 MOST_SPLIT_VIEWS = 10_000_000
-"""Views of which `catalogue show` counts the splits: seconds of work."""
+"""Most views for which `catalogue show` counts the splits: seconds of work."""
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
-AddCommand = Callable[..., argparse.ArgumentParser]
+AddCommand: TypeAlias = Callable[..., argparse.ArgumentParser]
+AddGroup: TypeAlias = Callable[..., Commands]
 
 RUN_HELP = """
-Do the whole job: scrape, preprocess, train, evaluate and report. A stage that is complete is
-skipped, one that was interrupted goes on. Alone, or on many ranks:
+Do the whole job: scrape, preprocess, train, evaluate and report. Complete stages are skipped,
+interrupted ones resume. On one process, or on many ranks:
 
   mpirun -np 2 galmerhpc run configs/demo.yaml
   srun --mpi=pmix galmerhpc run configs/multi_node.yaml training.epochs=10
 """
 
 EVALUATE_HELP = """
-Score the trained network on images that training never saw, beside a look-up among the training
-images and the mean predictor: on clean images, and on sky-like ones (evaluation.sky says what is
-done to them). Writes metrics.json, predictions.csv, intervals.json and figures into the run's
-folder evaluation; with --split or --data into one named after them.
+Score the trained network on images that training never saw, beside a nearest-neighbour look-up in
+the training images and the mean predictor: on clean images and on sky-like ones (evaluation.sky
+sets the changes). Writes metrics.json, predictions.csv, intervals.json and figures into
+RUN/evaluation; with --split or --data, into a folder named after them.
 
   galmerhpc evaluate runs/demo
   galmerhpc evaluate runs/demo evaluation.sky.noise=20 evaluation.sky.psf_fwhm_px=4
@@ -57,26 +58,26 @@ folder evaluation; with --split or --data into one named after them.
 """
 
 SHOW_HELP = """
-Print a catalogue: runs and snapshots, views, labels with their values, number of requests. Of a
-configuration also the sizes of its splits.
+Print a catalogue: runs and snapshots, views, labels with their values, number of requests. For a
+configuration, also the sizes of its splits.
 
   galmerhpc catalogue show configs/catalogues/demo.yaml
   galmerhpc catalogue show configs/demo.yaml split.tile_deg=15
 """
 
 PROBE_HELP = """
-Fetch one preview, say what came and save it, to find out which snapshot a number stands for. The
-picture's options are the catalogue's where there is one. A page instead of a picture is quoted,
-with exit code 1.
+Fetch one preview, describe it and save it, to find out which snapshot a number means. The render
+options are the catalogue's, if there is one. If the service sends a page instead of an image, the
+page is quoted and the exit code is 1.
 
   galmerhpc catalogue probe configs/demo.yaml --snap-id 27436
   galmerhpc catalogue probe CONFIG scrape.source=http://galmer.obspm.fr --snap-id 27436 --theta 0
 """
 
 LIBRARY_IMPORT_HELP = """
-Make a snapshot library of GalMer's particle snapshots, for the mirror to draw: set `library` to it.
-Each FITS file has a binary table with columns X Y Z VX VY VZ MASS M_GAS P_TYPE GAL; x-y is taken
-for the plane of the orbit. What the files do not say stands in a CSV table, a row a file:
+Make a snapshot library from GalMer's particle snapshots, for the mirror to draw: set `library` to
+it. Each FITS file has a binary table with columns X Y Z VX VY VZ MASS M_GAS P_TYPE GAL; x-y is
+taken as the orbital plane. What the files do not say is in a CSV table, one row per file:
 
   file,id,time_myr,spin,inclination_deg,simulation
   snap_010.fits,27436,100,retrograde,90,0
@@ -87,21 +88,21 @@ Prints the runs of these snapshots for a catalogue. Needs astropy: pip install '
 """
 
 IMAGES_IMPORT_HELP = """
-Bring a folder of pictures into a run, in place of scraping; `galmerhpc run` does so by itself. The
-configuration names the CSV table that lies with the pictures, and their size:
+Import a folder of images into a run instead of scraping; `galmerhpc run` does this itself. The
+configuration names the CSV table that lies beside the images, and their size:
 
   catalogue: {images: {table: pictures/labels.csv}, render: {nbins: 256}}
 
   file,spin,inclination,azimuth,viewing_angle        (also: simulation,snapshot_id,time_myr)
   001.png,prograde,45,30,60
 
-GIF, PNG or JPEG, square, all of one size, 8-bit grey, palette or RGB; docs/format.md says more.
+GIF, PNG or JPEG, square, all of one size, 8-bit grey, palette or RGB; see docs/format.md.
 """
 
 PREDICT_HELP = """
-Estimate the parameters of pictures: JPEG, PNG, GIF, TIFF, NumPy arrays, and FITS with astropy
-(pip install 'galmerhpc[fits]'). The pair should fill the middle of its picture as it does in the
-training images. A file that is no picture is named and left out; the exit code is then 2.
+Estimate the parameters of your own images: JPEG, PNG, GIF, TIFF, NumPy arrays, and FITS with
+astropy (pip install 'galmerhpc[fits]'). The pair should fill the middle of the image as it does in
+the training images. A file that is not an image is reported and skipped; the exit code is then 2.
 
   galmerhpc predict runs/demo pictures/ 'more/*.png' array.npy
   galmerhpc predict runs/demo pictures/ --format csv > predictions.csv
@@ -109,23 +110,23 @@ training images. A file that is no picture is named and left out; the exit code 
 """
 
 REAL_PAIRS_HELP = """
-Estimate the inclination of real pairs and compare it with what position angles and inclinations on
-the sky tell (the paper's Eq. 3). The table has a row a pair; docs/format.md names its columns.
-`--pairs paper` takes the 15 pairs of the paper.
+Estimate the inclination of real pairs and compare it with that from position angles and
+inclinations on the sky (the paper's Eq. 3). The table has one row per pair; docs/format.md names
+its columns. `--pairs paper` uses the paper's 15 pairs.
 
   galmerhpc real-pairs runs/real_sky --pairs pairs.csv --images photographs --explain steps
   galmerhpc real-pairs runs/real_sky --pairs paper --images sdss --fetch
 """
 
 STUDY_HELP = """
-Vary one quantity and leave the rest: each point is a run of its own in RUN/studies/NAME/POINT, made
-on the ranks that this command has; a finished one is skipped. Ends in results.csv and a figure. The
-points are keys of the section studies. Points that cannot be done are refused before the first; one
-that fails is named at the end, after the others. --point K does one.
+Vary one quantity and keep everything else fixed. Each point is its own run in
+RUN/studies/NAME/POINT, on this command's ranks; finished points are skipped. The section studies
+of the configuration sets the points. Infeasible points are rejected before the first one starts;
+failed ones are reported at the end. Writes results.csv and a figure. --point K does one point.
 
   galmerhpc study batch-size configs/random_split.yaml 'studies.batch_sizes=[16, 25, 64]'
   mpirun -np 2 galmerhpc study realisations configs/never_seen.yaml
-  galmerhpc submit configs/never_seen.yaml --study realisations       a job array, a point a task
+  galmerhpc submit configs/never_seen.yaml --study realisations    # one task per point
 
 studies:
 """
@@ -134,18 +135,18 @@ studies:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code (`errors.ExitCode`)."""
     given = make_parser().parse_args(arguments)
-    # The first rank of an elastic training may be lost, and another takes its place.
+    # An elastic training may lose its first rank; another takes its place.
     speaks = parallel.launched_rank() == 0 or "HOROVOD_ELASTIC" in os.environ
     shown = logging.StreamHandler(sys.stderr)
     shown.setLevel(logging.INFO if speaks else logging.ERROR)
     logging.basicConfig(format="%(message)s", level=logging.INFO, handlers=[shown])
-    log.setLevel(logging.DEBUG)  # what is not shown may be for a rank's own file (`log_file`)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # it may be in an encoding that lacks characters
+    log.setLevel(logging.DEBUG)  # what is not shown may go to a rank's own file (`log_file`)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack characters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         given.function(given)
         sys.stdout.flush()
-    except InterruptedRunError as stop:  # every rank knows of it, and leaves by itself
+    except InterruptedRunError as stop:  # all ranks know, and each leaves by itself
         if speaks:
             print(stop, file=sys.stderr, flush=True)
         return stop.exit_code
@@ -154,29 +155,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PermissionError as error:  # it names the file
         parallel.fail(f"galmerhpc: {error}", ExitCode.WRONG_INPUT)
     except BrokenPipeError:
-        # As the documentation of the module signal has it: leave nothing for the end to write.
+        # As in the documentation of the module signal: leave nothing to write at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        parallel.fail("galmerhpc: what reads the output has ended", ExitCode.FAILED)
+        parallel.fail("galmerhpc: standard output was closed", ExitCode.FAILED)
     except KeyboardInterrupt:
         parallel.fail("galmerhpc: interrupted", ExitCode.FAILED)
-    except Exception:  # noqa: BLE001 - a fault of ours: say all there is, and leave no rank waiting
+    except Exception:  # noqa: BLE001 - a bug: print everything, and leave no rank waiting
         parallel.fail(traceback.format_exc(), ExitCode.FAILED)
     return ExitCode.COMPLETE
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A command's parser, whose options may stand before, among and after its arguments.
+    """A command's parser; options may come before, among and after its arguments.
 
     Attributes
     ----------
     any_order : bool
-        False for a command that only has commands of its own.
+        False for a command that only has subcommands.
     """
 
     any_order = True
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse; argparse alone wants the arguments that make up a list to stand together."""
+        """Parse; argparse alone wants the arguments of a list next to each other."""
         if not self.any_order:
             return super().parse_known_args(args, namespace)
         self.any_order = False  # up to Python 3.11 the other method comes back to this one
@@ -199,11 +200,6 @@ def make_parser() -> argparse.ArgumentParser:
         title="commands", required=True, metavar="COMMAND", parser_class=CommandParser
     )
 
-    def group(name: str, summary: str) -> Commands:
-        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
-        command.any_order = False
-        return command.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
     def add(
         name: str, function: object, summary: str, description: str = "", to: Commands = commands
     ) -> argparse.ArgumentParser:
@@ -219,19 +215,36 @@ def make_parser() -> argparse.ArgumentParser:
         to: Commands = commands,
     ) -> argparse.ArgumentParser:  # fmt: skip
         command = add(name, function, summary, description, to)
-        run = "; or a run folder" if "RUN" in what else ""
-        command.add_argument("config", metavar=what, help=f"configuration file{run}")
-        command.add_argument(
-            "overrides",
-            metavar="key=value",
-            nargs="*",
-            default=(),
-            help="replace a key of the file, as in training.epochs=3",
-        )
+        add_config(command, what)
         return command
 
-    command = add_stage("run", run, "do the whole job, skipping what is complete", RUN_HELP)
-    command.set_defaults(  # what the stages' own commands have options for
+    def group(name: str, summary: str) -> Commands:
+        command = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.")
+        command.any_order = False
+        return command.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    add_stage_commands(add_stage)
+    add_use_commands(add)
+    add_study_command(add)
+    add_data_commands(add, add_stage, group)
+    add_cluster_commands(add, add_stage)
+    return parser
+
+
+def add_config(command: argparse.ArgumentParser, what: str = "CONFIG") -> None:
+    """Add the configuration and its overrides."""
+    run = "; or a run folder" if "RUN" in what else ""
+    command.add_argument("config", metavar=what, help=f"configuration file{run}")
+    command.add_argument(
+        "overrides", metavar="key=value", nargs="*", default=(),
+        help="replace a key of the file, as in training.epochs=3",
+    )  # fmt: skip
+
+
+def add_stage_commands(add_stage: AddCommand) -> None:
+    """Add the stages of a run, and the command that does them all."""
+    command = add_stage("run", run, "do the whole job, skipping complete stages", RUN_HELP)
+    command.set_defaults(  # options of the stages' own commands
         slice="1/1", retry_failed=False, allow_missing=False, dry_run=False, allow_change=(),
         elastic=False, split=None, data=None, beside=(),
     )  # fmt: skip
@@ -248,44 +261,40 @@ def make_parser() -> argparse.ArgumentParser:
     add_allow_change(command)
     command.add_argument(
         "--elastic", action="store_true",
-        help="go on with the workers that are left when some are lost (elastic horovodrun)",
+        help="continue with the remaining workers when some are lost (elastic horovodrun)",
     )  # fmt: skip
     command = add_stage(
-        "evaluate",
-        evaluate,
-        "score the trained network on held-out images",
-        EVALUATE_HELP,
+        "evaluate", evaluate, "score the trained network on held-out images", EVALUATE_HELP,
         "CONFIG|RUN",
-    )
+    )  # fmt: skip
     add_evaluation_options(command)
     command = add_stage("report", report, "write the evaluation as one HTML file", "", "CONFIG|RUN")
     add_evaluation_options(command)
     command.add_argument(
         "--beside", metavar="RUN", action="append", default=[],
-        help="show another evaluated run's network beside this one's; may be repeated",
+        help="also show the network of another evaluated run; may be repeated",
     )  # fmt: skip
 
-    add_use_commands(add)
 
-    command = commands.add_parser(
-        "study", help="vary one quantity: a run for each value, a table and a figure (Horovod)",
-        description=STUDY_HELP + "\n".join(f"  {k:15} {v.summary}" for k, v in STUDIES.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_study_command(add: AddCommand) -> None:
+    """Add the command that does a study."""
+    command = add(
+        "study", study, "vary one quantity: one run per value, a table and a figure (Horovod)",
+        STUDY_HELP + "\n".join(f"  {name:15} {one.summary}" for name, one in STUDIES.items()),
     )  # fmt: skip
-    command.set_defaults(function=study)
-    command.add_argument("name", metavar="NAME", choices=STUDIES, help="a study of those above")
-    command.add_argument("config", metavar="CONFIG", help="configuration file")
+    command.add_argument("name", metavar="NAME", choices=STUDIES, help="one of the studies above")
+    add_config(command)
     command.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="replace a key of the file"
-    )
-    command.add_argument(
-        "--point", type=count, metavar="K", help="do the K-th point alone, as a job array's task"
+        "--point", type=count, metavar="K", help="do only the K-th point, as a job array's task"
     )
 
+
+def add_data_commands(add: AddCommand, add_stage: AddCommand, group: AddGroup) -> None:
+    """Add the commands that look at a run's data, or bring some in from elsewhere."""
     show = group("catalogue", "look at a catalogue, or at one preview of its service")
     add_stage("show", catalogue_show, "print runs, views, labels and counts", SHOW_HELP, to=show)
     command = add_stage(
-        "probe", catalogue_probe, "fetch one preview and say what it is", PROBE_HELP, to=show
+        "probe", catalogue_probe, "fetch one preview and describe it", PROBE_HELP, to=show
     )
     command.add_argument("--snap-id", type=int, required=True, help="the service's snapshot number")
     command.add_argument(
@@ -293,21 +302,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--phi", type=float, default=30, help="azimuth, degrees (default: 30)")
     command.add_argument(
-        "--output", type=Path, metavar="FILE", help="picture to write (default: snapshot-ID.gif)"
+        "--output", type=Path, metavar="FILE", help="image to write (default: snapshot-ID.gif)"
     )
-    images = group("images", "pictures of your own")
+
     add_stage(
-        "import", images_import, "bring a folder of pictures into a run (MPI)",
-        IMAGES_IMPORT_HELP, to=images,
+        "import", images_import, "import a folder of images into a run (MPI)", IMAGES_IMPORT_HELP,
+        to=group("images", "images of your own"),
     )  # fmt: skip
-    library = group("library", "snapshot libraries")
+
     command = add(
-        "import",
-        library_import,
-        "make a library from FITS snapshots",
-        LIBRARY_IMPORT_HELP,
-        to=library,
-    )
+        "import", library_import, "make a library from FITS snapshots", LIBRARY_IMPORT_HELP,
+        to=group("library", "snapshot libraries"),
+    )  # fmt: skip
     command.add_argument("fits", type=Path, metavar="FITS", nargs="+", help="particle snapshot")
     command.add_argument(
         "--table", type=Path, required=True, metavar="CSV", help="what each file is (see above)"
@@ -319,11 +325,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--length-kpc", type=float, default=1.0, help="unit of X, Y, Z in kpc (default: 1)"
     )
     command.add_argument(
-        "--mass-msun",
-        type=float,
-        default=2.3e9,
+        "--mass-msun", type=float, default=2.3e9,
         help="unit of MASS in solar masses (default: 2.3e9)",
-    )
+    )  # fmt: skip
 
     command = add(
         "check", check, "verify every file of a run (MPI)",
@@ -331,12 +335,11 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     command.add_argument("run", metavar="RUN", help="run folder")
     command.add_argument(
-        "--repair",
-        action="store_true",
-        help="rename what is bad to *.bad, so that the next run makes just that again",
-    )
+        "--repair", action="store_true",
+        help="rename what is bad to *.bad, so that the next run makes only that again",
+    )  # fmt: skip
 
-    command = add("info", info, "print what is inside a shard, a spool or a snapshot library")
+    command = add("info", info, "print the contents of a shard, a spool or a snapshot library")
     command.add_argument("file", metavar="FILE", help="the file")
 
     command = add("mirror", mirror, "serve GalMer's preview protocol from a snapshot library")
@@ -344,100 +347,99 @@ def make_parser() -> argparse.ArgumentParser:
         "--library", metavar="FILE", default="shipped", help="library file (default: the package's)"
     )
     command.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (default: loopback only)"
+        "--host", default="127.0.0.1", help="address to listen on (default: loopback only)"
     )
     command.add_argument(
-        "--port", type=int, default=0, help="port to listen at (default: any free one)"
+        "--port", type=int, default=0, help="port to listen on (default: any free one)"
     )
-    command.add_argument(
-        "--until-stdin-closes", action="store_true", help="end when standard input does"
-    )
-
-    add_cluster_commands(add, add_stage)
-    return parser
+    # For the process that `scrape` starts.
+    command.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
 
 
 def add_evaluation_options(command: argparse.ArgumentParser) -> None:
-    """Add the options that say which images a network is evaluated on."""
+    """Add the options for the images that a network is evaluated on."""
     command.add_argument(
         "--split", choices=("test", "val", "all"),
-        help="images to evaluate (default: test, or val where there is no test split)",
+        help="images to evaluate (default: test, or val if there is no test split)",
     )  # fmt: skip
     command.add_argument(
         "--data", metavar="CONFIG|RUN",
-        help="another run, whose preprocessed images take the place of the network's own",
+        help="evaluate on the preprocessed images of another run instead of the network's own",
     )  # fmt: skip
 
 
 def add_allow_change(command: argparse._ActionsContainer) -> None:
-    """Add the option by which a training goes on with other keys than it began with."""
+    """Add the option with which a training continues with other keys."""
     command.add_argument(
         "--allow-change", metavar="KEY", action="append", default=[],
-        help="a key of training that may differ from that of the checkpoints; may be repeated",
+        help="a key of training that may differ from the checkpoints'; may be repeated",
     )  # fmt: skip
 
 
-def add_scrape_options(command: argparse.ArgumentParser) -> None:
-    """Add the options that say how much of the catalogue one job of `scrape` takes on."""
-    command.add_argument(
-        "--slice", metavar="K/N", default="1/1",
-        help="fetch every N-th view from the K-th on, as one of N tasks that share the run folder, "
-        "the rate and the connections",
-    )  # fmt: skip
+def add_missing_views(command: argparse.ArgumentParser) -> None:
+    """Add the options for views that could not be fetched."""
     command.add_argument(
         "--retry-failed", action="store_true", help="ask again for views that failed before"
     )
     command.add_argument(
-        "--allow-missing",
-        action="store_true",
+        "--allow-missing", action="store_true",
         help="finish without the views that failed, however many; raw/missing.csv lists them",
-    )
+    )  # fmt: skip
+
+
+def add_scrape_options(command: argparse.ArgumentParser) -> None:
+    """Add the options for how much of the catalogue one `scrape` job fetches."""
     command.add_argument(
-        "--dry-run", action="store_true", help="say what would be asked for, and ask for nothing"
+        "--slice", metavar="K/N", default="1/1",
+        help="fetch views K, K+N, K+2N, ...; the N tasks share the run folder, the rate limit and "
+        "the connections",
+    )  # fmt: skip
+    add_missing_views(command)
+    command.add_argument(
+        "--dry-run", action="store_true", help="print what would be fetched; fetch nothing"
     )
 
 
 def add_cluster_commands(add: AddCommand, add_stage: AddCommand) -> None:
-    """Add the commands that speak with SLURM, and the doctor."""
-    command = add_stage("submit", submit, "submit the stages as SLURM jobs, each after the other")
+    """Add the commands that talk to SLURM, and the doctor."""
+    command = add_stage("submit", submit, "submit the stages as a chain of SLURM jobs")
     command.add_argument(
         "--from", dest="first", choices=STAGES, default=STAGES[0],
-        help="begin with this stage; those before it must be complete",
+        help="start with this stage; those before it must be complete",
     )  # fmt: skip
     what = command.add_mutually_exclusive_group()
     what.add_argument(
         "--study", metavar="NAME", choices=STUDIES,
-        help="submit this study's points instead, as a job array: each trains on its own nodes",
+        help="submit this study's points instead, as a job array: each has its own nodes",
     )  # fmt: skip
     add_allow_change(what)
-    command.add_argument("--nodes", type=count, help="nodes of the training")
-    command.add_argument("--gpus-per-node", type=count, help="GPUs that it uses of each")
+    add_missing_views(command)
+    command.add_argument("--nodes", type=count, help="nodes for the training")
+    command.add_argument("--gpus-per-node", type=count, help="GPUs to use on each node")
     command.add_argument(
         "--dry-run", action="store_true", help="print the sbatch commands and submit nothing"
     )
     for name, function, summary in (
-        ("status", status, "show a run's jobs, how far they are, and how to go on"),
-        ("cancel", cancel, "cancel a run's jobs; what they made stays"),
+        ("status", status, "show a run's jobs, their progress, and how to continue"),
+        ("cancel", cancel, "cancel a run's jobs; their results stay"),
     ):
         command = add(name, function, summary)
         command.add_argument("config", metavar="RUN", help="run folder")
         command.set_defaults(overrides=())
 
-    command = add("doctor", doctor, "say what this environment has and what is wrong with it")
+    command = add("doctor", doctor, "check this environment and report problems")
     command.add_argument(
-        "--job", metavar="RUN", help="look at the job that this runs in and at this run folder "
+        "--job", metavar="RUN", help="check the job that this runs in, and this run folder "
         "(srun --mpi=pmix galmerhpc doctor --job RUN)",
     )  # fmt: skip
 
 
 def add_use_commands(add: AddCommand) -> None:
     """Add the commands that use a trained network."""
-    command = add(
-        "predict", predict, "estimate the parameters of pictures that you give", PREDICT_HELP
-    )
+    command = add("predict", predict, "estimate the parameters of your own images", PREDICT_HELP)
     command.add_argument(
         "model", type=Path, metavar="MODEL",
-        help="run folder, or a model.keras with its run's config.yaml beside it",
+        help="run folder, or a model.keras beside its run's config.yaml",
     )  # fmt: skip
     command.add_argument(
         "images", metavar="IMAGE", nargs="+", help="file, folder or quoted pattern"
@@ -445,14 +447,14 @@ def add_use_commands(add: AddCommand) -> None:
     command.add_argument("--format", choices=("table", "csv", "json"), default="table")
     command.add_argument(
         "--condition", choices=("clean", "sky"),
-        help="images that the intervals are for (default: sky where training made every kind of "
-        "change that evaluation.sky makes, else clean)",
+        help="calibration used for the intervals (default: sky if training applied every "
+        "augmentation in evaluation.sky, else clean)",
     )  # fmt: skip
     command.add_argument(
         "--montage",
         type=Path,
         metavar="FILE",
-        help="draw the pictures with their labels, into FILE.png and FILE.pdf",
+        help="draw the images with their labels, into FILE.png and FILE.pdf",
     )
 
     command = add(
@@ -461,30 +463,30 @@ def add_use_commands(add: AddCommand) -> None:
     command.add_argument("model", type=Path, metavar="MODEL", help="as for predict")
     command.add_argument("--pairs", required=True, metavar="CSV", help="table of pairs, or paper")
     command.add_argument(
-        "--images", type=Path, required=True, metavar="DIR", help="folder of their pictures"
+        "--images", type=Path, required=True, metavar="DIR", help="folder of their images"
     )
     command.add_argument(
         "--fetch", action="store_true",
-        help="ask SDSS for pictures, magnitudes and redshifts, and HyperLEDA for orientations, "
-        "where the table and DIR lack them",
+        help="fetch what the table and DIR lack: images, magnitudes and redshifts from SDSS, "
+        "orientations from HyperLEDA",
     )  # fmt: skip
-    command.add_argument("--skyserver", metavar="URL", help="another address of SDSS's SkyServer")
-    command.add_argument("--hyperleda", metavar="URL", help="another address of HyperLEDA")
+    for archive in ("--skyserver", "--hyperleda"):  # for tests: another address
+        command.add_argument(archive, metavar="URL", help=argparse.SUPPRESS)
     command.add_argument(
         "--explain", type=Path, metavar="DIR",
-        help="write every step from a photograph to what the network sees",
+        help="write every step from a photograph to the network's input",
     )  # fmt: skip
 
 
 def count(text: str) -> int:
-    """Return a number from 1 on."""
+    """Return a positive integer."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a positive integer, not {text!r}")
     return int(text)
 
 
 def read_config(given: argparse.Namespace) -> Config:
-    """Read the configuration that a command was given, a file or a run folder."""
+    """Read the configuration given to a command, a file or a run folder."""
     return load(given.config, given.overrides)
 
 
@@ -515,7 +517,7 @@ def open_run(config: Config, may_differ: Sequence[str] = ()) -> Config:
 
 @contextlib.contextmanager
 def log_file(run_dir: Path, stage: str) -> Iterator[None]:
-    """Add what this rank logs to ``logs/STAGE-rank0000.log`` of the run."""
+    """Also write what this rank logs to ``logs/STAGE-rank0000.log`` of the run."""
     rank = parallel.launched_rank()
     path = run_dir / "logs" / f"{stage}-rank{rank:04d}.log"
     try:
@@ -547,13 +549,13 @@ def run(given: argparse.Namespace) -> None:
     for stage in (first, preprocess, train, evaluate, report):
         log.info("== %s", stage.__name__)
         stage(given)
-    parallel.barrier()  # rank 0 evaluates alone, and srun ends it where the others have left
+    parallel.barrier()  # rank 0 evaluates alone, and srun would end it once the others left
     if parallel.rank() == 0:
         from galmerhpc.evaluation.summary import result_table
 
-        folder = config.run_dir / "evaluation"
-        print(result_table(files.read_json(folder / "metrics.json")))
-        print(f"\nreport: {folder / 'report.html'}", flush=True)
+        path = report_path(config)
+        print(result_table(files.read_json(path.parent / "metrics.json")))
+        print(f"\nreport: {path}", flush=True)
 
 
 def study(given: argparse.Namespace) -> None:
@@ -701,7 +703,7 @@ def evaluate(given: argparse.Namespace) -> None:
 
 
 def chosen_images(given: argparse.Namespace) -> tuple[str | None, Config | None]:
-    """Return the split and the other run that a command of evaluation was given."""
+    """Return the split and the other run given to a command of evaluation."""
     split = "validation" if given.split == "val" else given.split
     return split, load(given.data) if given.data else None
 
@@ -716,7 +718,7 @@ def report(given: argparse.Namespace) -> None:
 
 
 def predict(given: argparse.Namespace) -> None:
-    """Estimate the parameters of pictures."""
+    """Estimate the parameters of images."""
     from galmerhpc.evaluation.predict import predict
 
     predict(given.model, given.images, given.format, given.montage, given.condition)
@@ -854,6 +856,8 @@ def submit(given: argparse.Namespace) -> None:
         given.gpus_per_node,
         given.dry_run,
         given.allow_change,
+        given.retry_failed,
+        given.allow_missing,
     )
     if given.study:
         submit_study(read_config(given), request, given.study)

@@ -35,13 +35,14 @@ from galmerhpc.parameters import AZIMUTH, INCLINATION, NAMES, SPIN, VIEWING_ANGL
 
 Spin = Literal["prograde", "retrograde"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-# Nobody means a number beyond these bounds, and arithmetic within them cannot overflow.
+# No sensible value lies outside these bounds, and arithmetic within them cannot overflow.
 Positive = Annotated[float, Field(ge=1e-9, le=1e9)]
 Real = Annotated[float, Field(ge=-1e9, le=1e9)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Number = Annotated[int, Field(ge=0, lt=2**31)]
-"""Of a snapshot or a realisation, as the preview protocol and the shards hold it."""
+# Strict: true would count as 1.
+Count = Annotated[int, Field(strict=True, ge=1, le=10**9)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Number = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+"""Number of a snapshot or realisation, as in the preview protocol and the shards."""
 
 
 def _expand(path: Any) -> Any:
@@ -57,11 +58,11 @@ def _expand(path: Any) -> Any:
 EXPANDED = BeforeValidator(_expand)
 
 MAX_SNAPSHOTS = 200_000
-"""Snapshots of one catalogue: three times all of GalMer's."""
+"""Most snapshots in a catalogue: three times as many as GalMer has."""
 
 
 class Section(BaseModel):
-    """A section of the file: no unknown keys, no change after reading, a docstring a field."""
+    """A section of the file: no unknown keys, frozen after reading, one docstring per field."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -118,7 +119,7 @@ GSB = Galaxy(
 
 
 class Particles(Section):
-    """Particles of one galaxy, by component."""
+    """Number of particles of one galaxy, by component."""
 
     halo: Count = 4000
     bulge: Count = 1000
@@ -127,25 +128,25 @@ class Particles(Section):
 
 
 class Orbit(Section):
-    """The two centres' orbit as point masses; GalMer's type 1 is the default parabola."""
+    """Orbit of the two centres as point masses; the default parabola is GalMer's type 1."""
 
     pericentre_kpc: Positive = 8.0
     """Distance of closest approach of the point masses."""
     energy_km2_s2: Annotated[float, Field(ge=0.0)] = 0.0
-    """Specific orbital energy: 0 is a parabola, above 0 a hyperbola."""
+    """Specific orbital energy: 0 for a parabola, above 0 for a hyperbola."""
     start_separation_kpc: Positive = 55.0
     """Separation at which the integration starts."""
 
 
 class SnapshotTimes(Section):
-    """Equally spaced times of snapshots, relative to the pericentre passage that happened."""
+    """Equally spaced snapshot times, relative to the simulated pericentre passage."""
 
     start_myr: Real = -100.0
     """First time, Myr from pericentre."""
     stop_myr: Real = 300.0
-    """Last time."""
+    """Last time, Myr from pericentre."""
     step_myr: Positive = 10.0
-    """Time from one snapshot to the next, Myr."""
+    """Interval between snapshots, Myr."""
 
     def values(self) -> NDArray[np.float64]:
         """Return the times, Myr."""
@@ -153,47 +154,48 @@ class SnapshotTimes(Section):
 
 
 class Simulate(Section):
-    """N-body encounters: every spin x inclination x realisation is one of them."""
+    """N-body encounters, one for each combination of spin, inclination and realisation."""
 
     pair: tuple[str, str] = ("gSa", "gSb")
     """Names of the two galaxy models."""
     galaxies: dict[str, Galaxy] = {"gSa": GSA, "gSb": GSB}
-    """The models by name; others may be added."""
+    """Galaxy models by name; others may be added."""
     orbit_type: int = 1
-    """GalMer's number of the orbit, kept as a label."""
+    """GalMer's orbit number, kept as a label."""
     orbit: Orbit = Orbit()
     mass_ratio: Annotated[float, Field(ge=1.0)] = 1.0
-    """Divides the second model's mass, and by its square root the lengths (equal surface density);
-    for models of equal mass, as gSa and gSb are, it is the first galaxy's over the second's."""
+    """Factor by which the second model's mass is divided; its lengths are divided by the square
+    root (equal surface density). For models of equal mass, such as gSa and gSb, it is the ratio of
+    the first galaxy's mass to the second's."""
     spins: tuple[Spin, ...] = ("prograde", "retrograde")
     """Sense of the first disc's rotation relative to the orbit."""
     inclination1_deg: Real = 0.0
-    """Tilt i1 of disc 1 against the orbital plane about the line of pericentre."""
+    """Tilt i1 of disc 1 relative to the orbital plane, about the line of pericentre."""
     inclinations2_deg: tuple[float, ...] = (0.0, 45.0, 75.0, 90.0)
     """Tilts i2 of disc 2; the pair's relative inclination is i2 - i1."""
     realisations: tuple[Number, ...] = (0, 1)
-    """Random seeds of the particles: each makes the same encounter of other particles."""
+    """Random seeds of the particles: each realises the same encounter with different particles."""
     particles: Particles = Particles()
     snapshots: SnapshotTimes = SnapshotTimes()
     first_snapshot_id: Number = 27399
-    """Number of the first snapshot; they count on by time, inclination, spin, realisation."""
+    """Number of the first snapshot; numbers increase by time, inclination, spin, realisation."""
     step_myr: Positive = 1.0
     """Leapfrog step."""
     softening_kpc: Positive = 0.35
-    """Plummer-equivalent gravitational softening; the second galaxy's shrinks with its lengths."""
+    """Plummer-equivalent gravitational softening; the second galaxy's scales with its lengths."""
     opening_angle: Positive = 0.7
     """Barnes-Hut opening angle of the quadrupole tree."""
     max_energy_drift: Positive = 0.005
-    """Relative change of the total energy above which an encounter counts as failed."""
+    """Relative change of total energy above which an encounter counts as failed."""
     smoothing_neighbours: Count = 32
-    """A luminous particle's smoothing length is its distance to this neighbour."""
+    """The smoothing length of a luminous particle is the distance to this nearest neighbour."""
     variants: dict[str, dict[str, Any]] = {}
-    """Kinds of encounter that share the library, by name: for each, the keys of this section that
-    it has otherwise, as in ``dwarf: {mass_ratio: 10}``. Names of encounters begin with it, and
-    snapshots count on from one variant to the next."""
+    """Kinds of encounter that share the library, by name, each with the keys of this section that
+    it changes, as in ``dwarf: {mass_ratio: 10}``. Encounter names begin with the variant's name,
+    and snapshot numbers continue from one variant to the next."""
 
     def kinds(self) -> dict[str, "Simulate"]:
-        """Return the settings of each variant by its name; of the section itself without any."""
+        """Return each variant's settings by name, or this section under "" if there are none."""
         return {name: self._variant(name) for name in self.variants} or {"": self}
 
     def _variant(self, name: str) -> "Simulate":
@@ -204,10 +206,10 @@ class Simulate(Section):
     def _check(self) -> "Simulate":
         for name, changes in self.variants.items():
             if not re.fullmatch(r"[A-Za-z0-9_]+", name):
-                raise ValueError(f"variants.{name}: only letters, digits and _ make its name")
+                raise ValueError(f"variants.{name}: a name may contain only letters, digits and _")
             for key in ("variants", "first_snapshot_id"):
                 if key in changes:
-                    raise ValueError(f"variants.{name}.{key}: is the same for all")
+                    raise ValueError(f"variants.{name}.{key}: cannot differ between variants")
             try:
                 self._variant(name)
             except ValidationError as error:
@@ -219,7 +221,7 @@ class Simulate(Section):
             if name not in self.galaxies:
                 raise ValueError(
                     f"pair: no galaxy model {name!r} in simulate.galaxies "
-                    f"(there are: {', '.join(self.galaxies)})"
+                    f"(available: {', '.join(self.galaxies)})"
                 )
         if self.orbit.start_separation_kpc <= 2 * self.orbit.pericentre_kpc:
             raise ValueError("orbit.start_separation_kpc must exceed twice orbit.pericentre_kpc")
@@ -227,7 +229,7 @@ class Simulate(Section):
             raise ValueError("snapshots.stop_myr is before snapshots.start_myr")
         count = (self.snapshots.stop_myr - self.snapshots.start_myr) / self.snapshots.step_myr
         if count > MAX_SNAPSHOTS:
-            raise ValueError(f"snapshots: more than {MAX_SNAPSHOTS} an encounter")
+            raise ValueError(f"snapshots: more than {MAX_SNAPSHOTS} per encounter")
         for key in ("start_myr", "step_myr"):
             steps = getattr(self.snapshots, key) / self.step_myr
             if abs(steps - round(steps)) > 1e-9:
@@ -237,12 +239,12 @@ class Simulate(Section):
         for key in ("spins", "inclinations2_deg", "realisations"):
             values = getattr(self, key)
             if not values or len(set(values)) != len(values):
-                raise ValueError(f"{key}: give at least one value and none twice")
+                raise ValueError(f"{key}: must be non-empty, without duplicates")
         return self
 
 
 def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return nested values with changes; what a change does not name stays."""
+    """Return nested values with changes merged in."""
     merged = dict(values)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(values.get(key), dict)
@@ -253,30 +255,30 @@ def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 # --- the views ------------------------------------------------------------------------------------
 
 IMAGE_COLUMNS = ("file", "simulation", "snapshot_id", "time_myr")
-"""Columns of a table of images besides its labels; all but the first may be left out."""
+"""Columns of an image table besides its labels; all but the first are optional."""
 
 
 class Render(Section):
-    """Options of a preview picture; the names are those of the service."""
+    """Options of a preview image, named as by the service."""
 
     nbins: Annotated[int, Field(ge=16, le=2048)] = 400
     """Width and height in pixels."""
     zoom: Annotated[float, Field(ge=1e-3, le=1e3)] = 6.0
-    """Pixels per kpc; the service's query carries its inverse."""
+    """Pixels per kpc; the service is sent its inverse."""
     brightness: Annotated[float, Field(ge=-100, le=100)] = 4.0
-    """Exposure; on the mirror each step doubles it, and 4 suits these encounters."""
+    """Exposure; each step doubles it on the mirror, where 4 suits the shipped encounters."""
     xc_kpc: Annotated[float, Field(ge=-1e4, le=1e4)] = 0.0
-    """Centre of the picture in its own plane, to the right."""
+    """Centre of the image in the image plane, kpc to the right."""
     yc_kpc: Annotated[float, Field(ge=-1e4, le=1e4)] = 0.0
-    """The same, upwards."""
+    """Centre of the image in the image plane, kpc upwards."""
     gas: bool = True
     """Whether gas is drawn."""
     stars: bool = True
     """Whether stars are drawn."""
     halo: bool = False
-    """Whether dark matter is drawn; the mirror draws none."""
+    """Whether dark matter is drawn; the mirror cannot draw it."""
     quantity: Annotated[int, Field(ge=0, le=100)] = 0
-    """0: surface density."""
+    """What is drawn; 0 is the surface density."""
 
 
 class Angles(Section):
@@ -287,7 +289,7 @@ class Angles(Section):
     stop: Real
     """Last angle, degrees."""
     step: Annotated[float, Field(ge=1e-3, le=1e9)]
-    """Interval, degrees; a thousandth moves nothing in a picture by as much as a pixel."""
+    """Interval, degrees; the smallest allowed moves nothing by as much as a pixel."""
 
     @property
     def count(self) -> int:
@@ -310,10 +312,10 @@ class Angles(Section):
 
 
 class ViewGrid(Section):
-    """Directions to look from; the paper's quarter sphere in steps of one degree by default."""
+    """Viewing directions; by default the paper's quarter sphere in steps of one degree."""
 
     theta_deg: Angles = Angles(start=0, stop=90, step=1)
-    """Viewing angle: line of sight to the normal of the orbital plane."""
+    """Viewing angle: between the line of sight and the normal of the orbital plane."""
     phi_deg: Angles = Angles(start=0, stop=180, step=1)
     """Azimuth of the line of sight about that normal."""
 
@@ -335,51 +337,51 @@ class Snapshot(Section):
     """One snapshot of a run."""
 
     id: Number
-    """The service's number of it."""
+    """The service's snapshot number."""
     time_myr: Real
-    """Time since pericentre."""
+    """Time since pericentre, Myr."""
 
 
 class Run(Section):
-    """One encounter of the catalogue with the snapshots to look at."""
+    """One encounter of the catalogue and its snapshots."""
 
     spin: Spin
-    """Whether the first disc turns with the orbit or against it."""
+    """Whether the first disc rotates with the orbit or against it."""
     inclination_deg: Annotated[float, Field(ge=0.0, le=180.0)]
     """Relative inclination of the two discs."""
     simulation: Number = 0
-    """Which realisation of this encounter it is."""
+    """Number of the realisation."""
     pair: str = "gSa-gSb"
     """Galaxy models, kept as a label."""
     orbit: int = 1
-    """GalMer's number of the orbit, kept as a label."""
+    """GalMer's orbit number, kept as a label."""
     snapshots: tuple[Snapshot, ...] = ()
-    """Snapshots one by one, or leave it out and give first_id, count, first_time_myr, step_myr."""
+    """List of snapshots; or omit it and give first_id, count, first_time_myr, step_myr."""
     first_id: Number | None = None
-    """Number of the first of consecutive snapshots."""
+    """Number of the first of several consecutive snapshots."""
     count: Annotated[int, Field(ge=1, le=MAX_SNAPSHOTS)] = 1
     """Number of consecutive snapshots."""
     first_time_myr: Real = 0.0
-    """Time of the first of them since pericentre."""
+    """Time of the first of them since pericentre, Myr."""
     step_myr: Positive = 50.0
-    """Time from one of them to the next, Myr."""
+    """Interval between them, Myr."""
     views: ViewGrid | None = None
-    """Directions of this run, where they differ from the catalogue's."""
+    """Viewing directions of this run; by default the catalogue's."""
     labels: dict[str, float] = {}
-    """More labels by name (mass ratio, pericentre ...), for `parameters` to choose from."""
+    """Further labels by name (mass ratio, pericentre ...), from which `parameters` may choose."""
 
     @model_validator(mode="after")
     def _check(self) -> "Run":
         if bool(self.snapshots) == (self.first_id is not None):
             raise ValueError("give either snapshots or first_id")
         if self.first_id is not None and self.first_id + self.count > 2**31:
-            raise ValueError("first_id + count: a snapshot's number must stay below 2**31")
+            raise ValueError("first_id + count: snapshot numbers must stay below 2**31")
         if clash := set(self.labels) & set(NAMES):
-            raise ValueError(f"labels: {', '.join(sorted(clash))} cannot be given again")
+            raise ValueError(f"labels: {', '.join(sorted(clash))}: already defined")
         return self
 
     def snapshot_ids(self) -> NDArray[np.int64]:
-        """Return the snapshots' numbers, however they were given."""
+        """Return the snapshot numbers, however they were given."""
         if self.first_id is None:
             return np.array([snapshot.id for snapshot in self.snapshots], np.int64)
         return self.first_id + np.arange(self.count, dtype=np.int64)
@@ -395,61 +397,63 @@ class Run(Section):
 
 
 class Images(Section):
-    """Pictures that are already there, and the table of their labels (docs/format.md)."""
+    """Existing images and the table of their labels (docs/format.md)."""
 
     table: Path
-    """CSV file, relative to the catalogue's own place; its pictures lie beside or below it."""
+    """CSV file, relative to the catalogue's folder; the images are beside or below it."""
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
-    """The table's checksum. Leave it out: it is taken when the configuration is read, so that a
-    stage can tell that the table was changed since."""
+    """SHA-256 of the table. Omit it: it is computed when the configuration is read, so that stages
+    notice later changes of the table."""
     labels: tuple[str, ...] = ()
-    """Columns that are labels besides the four of every table."""
+    """Columns with further labels, besides the standard four."""
 
     @model_validator(mode="after")
     def _check(self) -> "Images":
         if clash := set(self.labels) & {*NAMES, *IMAGE_COLUMNS}:
-            raise ValueError(f"labels: {', '.join(sorted(clash))} cannot be given again")
+            raise ValueError(f"labels: {', '.join(sorted(clash))}: already defined")
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError("labels: give none twice")
+            raise ValueError("labels: must be without duplicates")
         return self
 
 
 class Catalogue(Section):
-    """What to fetch: every view of every snapshot of every run; or what to import: `images`."""
+    """Every view of every snapshot of every run, to be fetched; or `images`, to be imported."""
 
     render: Render = Render()
     views: ViewGrid = ViewGrid()
     runs: tuple[Run, ...] = ()
     allow_equivalent_views: bool = False
-    """Accept (theta, phi) together with (-theta, phi +- 180): one picture rolled by 180 deg."""
+    """Accept (theta, phi) together with (-theta, phi +- 180): the same image rolled by 180 deg."""
     images: Images | None = None
-    """Pictures from a folder, in place of runs and views; `render.nbins` is their size."""
+    """Images from a folder, instead of runs and views; `render.nbins` is their size."""
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the labels that every view carries besides the four of `parameters`."""
+        """Names of the labels of every view besides the standard four."""
         return self.images.labels if self.images else tuple(self.runs[0].labels)
 
     @model_validator(mode="after")
     def _check(self) -> "Catalogue":
         if self.images:
             if self.runs or self.views != ViewGrid() or self.allow_equivalent_views:
-                raise ValueError("images: they bring their views; leave out runs and views")
+                raise ValueError("images: they define their own views; leave out runs and views")
             return self
         if not self.runs:
-            raise ValueError("runs: the catalogue is empty")
+            raise ValueError("runs: the catalogue is empty; list at least one run")
         total = sum(
             run.count if run.first_id is not None else len(run.snapshots) for run in self.runs
         )
         if total > MAX_SNAPSHOTS:
-            raise ValueError(f"runs: {total} snapshots, more than {MAX_SNAPSHOTS}; divide it")
+            raise ValueError(
+                f"runs: {total} snapshots, more than {MAX_SNAPSHOTS}; split the catalogue"
+            )
         ids, times = np.unique(
             np.concatenate([run.snapshot_ids() for run in self.runs]), return_counts=True
         )
         if (times > 1).any():
             raise ValueError(f"runs: snapshot {ids[times > 1][0]} is listed more than once")
         if len({frozenset(run.labels) for run in self.runs}) > 1:
-            raise ValueError("runs: every run must carry the same extra labels")
+            raise ValueError("runs: all runs must have the same further labels")
         if not self.allow_equivalent_views:
             for views in {run.views or self.views for run in self.runs}:
                 _refuse_equivalent_views(views)
@@ -457,7 +461,7 @@ class Catalogue(Section):
 
 
 def _refuse_equivalent_views(views: ViewGrid) -> None:
-    """Raise ValueError where two directions of the grid give one picture."""
+    """Raise ValueError where two directions of the grid give the same image."""
     theta = np.round(views.theta_deg.values(), 6)
     phi = np.round(views.phi_deg.values(), 6)
     around, first = np.unique(phi % 360, return_index=True)
@@ -470,8 +474,8 @@ def _refuse_equivalent_views(views: ViewGrid) -> None:
     else:
         return
     raise ValueError(
-        f"views: theta {twice[0]:g}, phi {twice[1]:g} shows what another of the grid "
-        "shows (phi wraps at 360, and (theta, phi) is (-theta, phi +- 180)); narrow "
+        f"views: theta {twice[0]:g}, phi {twice[1]:g} gives the same image as another view of the "
+        "grid (phi wraps at 360, and (theta, phi) is (-theta, phi +- 180)); narrow "
         "the range or set allow_equivalent_views: true"
     )
 
@@ -480,39 +484,40 @@ def _refuse_equivalent_views(views: ViewGrid) -> None:
 
 
 POLITE_RATE_PER_S = 2.0
-"""Requests a second that an old CGI host can be asked for days; the paper's grid takes 18 hours."""
+"""Requests per second that an old CGI host can sustain for days; the paper's grid takes 18
+hours."""
 
 
 class Scrape(Section):
-    """Fetching previews."""
+    """Fetching of preview images."""
 
     source: str = "mirror"
-    """`mirror` renders `library` on this node; else the service's address, without the path."""
+    """`mirror` to render `library` on this node, or the service's address without the path."""
     rate_per_s: Positive | None = None
-    """Requests started a second, over all ranks and slices; null: no budget. Where it is not given,
-    an address gets 2, and the mirror, which is our own process, no budget."""
-    connections: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Requests at once, over all ranks and slices."""
+    """Limit on requests started per second, over all ranks and slices; null for no limit. Default:
+    2 for an address; no limit for the mirror, which is our own process."""
+    connections: Annotated[int, Field(strict=True, ge=1, le=1024)] = 8
+    """Concurrent requests, over all ranks and slices."""
     timeout_s: Positive = 60.0
-    """Seconds that a whole answer may take before it is asked for again; also the longest pause."""
+    """Seconds that a whole answer may take before it is requested again; also the longest pause."""
     attempts: Count = 5
-    """Tries per view before it counts as failed."""
+    """Attempts per view before it counts as failed."""
     backoff_s: Positive = 0.5
-    """Pause before a view's second try, and while the host refuses; it doubles each time."""
+    """Pause before the second attempt, and while the host refuses; it doubles each time."""
     time_limit_s: Positive | None = None
-    """Seconds after which a job leaves with exit code 75, to be run again; null: none."""
+    """Seconds after which the job exits with code 75, to be run again; null for no limit."""
     allow_duplicates: bool = False
-    """Accept byte for byte the same picture for several views. By default it counts as an error's,
+    """Accept byte-identical images for different views. By default they count as an error image,
     and none of these views as fetched."""
     contact: Annotated[str, Field(pattern=r"^[ -~]*$")] = ""
-    """Address named in User-Agent, so that an archive's keeper can write to you."""
+    """Contact address in User-Agent, so that an archive's operators can write to you."""
     views_per_shard: Count = 1024
-    """Responses in a raw shard."""
+    """Responses per raw shard."""
 
     @model_validator(mode="before")
     @classmethod
     def _be_polite(cls, values: Any) -> Any:
-        """Set the rate that an address gets, so that config.yaml shows it."""
+        """Set the default rate for an address, so that config.yaml shows it."""
         if isinstance(values, dict) and values.get("source", "mirror") != "mirror":
             return {"rate_per_s": POLITE_RATE_PER_S} | values
         return values
@@ -521,42 +526,42 @@ class Scrape(Section):
     @classmethod
     def _check_source(cls, value: str) -> str:
         if value != "mirror" and not value.startswith(("http://", "https://")):
-            raise ValueError("give 'mirror' or an address that starts with http:// or https://")
+            raise ValueError("must be 'mirror' or an address that starts with http:// or https://")
         return value
 
 
 class Augment(Section):
-    """Ranges of the offline copies' changes; each copy draws its own (paper, section 2)."""
+    """Ranges of the changes to offline copies, drawn independently for each (paper, section 2)."""
 
     rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 10.0
-    """Roll of the picture, drawn from -rotation_deg..rotation_deg."""
+    """Roll of the image, drawn from -rotation_deg..rotation_deg."""
     intensity: Fraction = 0.2
     """Relative change of brightness, drawn from 1 - intensity..1 + intensity."""
     blur_px: Annotated[float, Field(ge=0.0)] = 1.0
-    """Gaussian blur's sigma in pixels of the final picture, drawn from 0..blur_px."""
+    """Sigma of a Gaussian blur in pixels of the final image, drawn from 0..blur_px."""
     seed: Seed = 0
-    """Of the copies' changes."""
+    """Seed of these changes."""
 
 
 class Preprocess(Section):
-    """From fetched pictures to training shards."""
+    """From fetched images to training shards."""
 
     image_size: Annotated[int, Field(ge=32, le=2048)] = 64
     """Width and height of a training image in pixels."""
     channels: Literal[1, 3] = 3
     """1 (grey) or 3 (RGB)."""
     copies: Annotated[int, Field(ge=0)] = 0
-    """Augmented copies of each original; only training has them, except under split random."""
+    """Augmented copies of each original; only in training, except with split.kind random."""
     augment: Augment = Augment()
     jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Send images through JPEG of this quality, as the paper did; none by default."""
+    """Compress images as JPEG of this quality and decode them, as the paper did; null: do not."""
     samples_per_shard: Count = 8192
-    """Images in a training shard."""
+    """Images per training shard."""
     compression: Literal["none", "gzip", "blosc-lz4", "blosc-zstd"] = "none"
-    """Compress each image by itself; blosc needs hdf5plugin. Compressed shards take less room and
-    are read many times slower."""
+    """Compression of each image; blosc needs hdf5plugin. Compressed shards are smaller but many
+    times slower to read."""
     images_in_memory: Count = 128
-    """Images that a rank holds at once; beside them it holds some 20 bytes a sample."""
+    """Images that each rank holds at a time, in addition to some 20 bytes per sample."""
 
 
 SIMULATION_KEYS = ("training_simulations", "validation_simulations", "test_simulations")
@@ -567,47 +572,50 @@ class Split(Section):
     """How samples are divided into training, validation and test (docs/format.md)."""
 
     kind: Literal["simulation", "blocked", "inclination", "random"] = "simulation"
-    """simulation: realisations of their own; blocked: tiles of neighbouring views; inclination: one
-    inclination held out; random: the paper's, which leaks neighbouring views."""
+    """simulation: hold out whole realisations; blocked: tiles of neighbouring views; inclination:
+    one inclination; random: single views, as in the paper, which leaks neighbouring views."""
     validation_fraction: Fraction = 0.1
-    """Share of the views for validation, where no whole realisations serve."""
+    """Share of the views for validation, where no whole realisations are held out for it."""
     test_fraction: Fraction = 0.1
-    """May be 0 under random: validation then serves as test too, as in the paper's regression."""
+    """Share of the views for test. With random it may be 0: validation is then also the test set,
+    as in the paper's regression."""
     tile_deg: Positive = 15.0
-    """Side of a tile of views, degrees, and width of the guard band around a held-out region, which
-    is in no split."""
+    """Side of a tile of views, degrees, and width of the unused guard band around held-out
+    regions."""
     validation_simulations: tuple[int, ...] | None = None
-    """Realisations for validation; by default the last but one where there are three or more, else
+    """Realisations for validation. Default: the last but one if there are three or more, otherwise
     blocked tiles of the first."""
     test_simulations: tuple[int, ...] | None = None
-    """Realisations for test; by default the last."""
+    """Realisations for test. Default: the last."""
     training_simulations: tuple[int, ...] | None = None
-    """Realisations for training; by default all others. Those named nowhere are in no split."""
+    """Realisations for training. Default: all others. Any not listed in a split are unused."""
     training_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Share of the training views to train on, drawn at random; a larger share holds the smaller
-    ones. The others are in no split. By default all are trained on."""
+    """Share of the training views to use, drawn at random; larger shares contain smaller ones.
+    Default: all."""
     test_inclination_deg: float | None = None
-    """The inclination that `inclination` holds out."""
+    """The inclination held out by kind `inclination`."""
     seed: Seed = 0
-    """Of the tiles or samples that are drawn."""
+    """Seed for drawing tiles or samples."""
 
     def shared(self) -> dict[str, Any]:
-        """Return the keys that go with every kind."""
+        """Return the keys that apply to every kind."""
         own = {"kind", "test_inclination_deg", *SIMULATION_KEYS}
         return self.model_dump(mode="json", exclude=own)
 
     @model_validator(mode="after")
     def _check(self) -> "Split":
         if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError("validation_fraction + test_fraction must stay below 1")
+            raise ValueError("validation_fraction + test_fraction must be below 1")
         if (self.kind == "inclination") != (self.test_inclination_deg is not None):
-            raise ValueError("test_inclination_deg goes with kind: inclination, and only with it")
+            raise ValueError(
+                "test_inclination_deg must be given with kind: inclination, and only then"
+            )
         given = {key: set(getattr(self, key) or ()) for key in SIMULATION_KEYS}
         if self.kind != "simulation" and any(given.values()):
-            raise ValueError(f"{', '.join(SIMULATION_KEYS)} go with kind: simulation")
+            raise ValueError(f"{', '.join(SIMULATION_KEYS)} apply only to kind: simulation")
         for one, other in itertools.combinations(SIMULATION_KEYS, 2):
             if given[one] & given[other]:
-                raise ValueError(f"a realisation stands in {one} and {other}")
+                raise ValueError(f"{one} and {other} share a realisation")
         return self
 
 
@@ -615,17 +623,18 @@ class Data(Section):
     """Reading of training shards."""
 
     memory_gb: Annotated[float, Field(ge=0.0)] = 8.0
-    """A split up to this size is read once, in order, into memory that the node's ranks share; of a
-    larger one each batch is read from the shards."""
+    """A split up to this size is read once, in order, into memory shared by the node's ranks; a
+    larger one is read from the shards batch by batch."""
     stage: bool = False
-    """Copy the shards of a split larger than memory_gb to node-local storage first, once a node."""
+    """First copy the shards of a split larger than memory_gb to node-local storage, once per
+    node."""
     stage_dir: Annotated[Path, EXPANDED] | None = None
-    """Folder on node-local storage; by default TMPDIR, or /tmp where that is not set. Later jobs on
-    the node use the same copy again, so name a folder that outlives the job where there is one."""
+    """Folder on node-local storage. Default: TMPDIR, or /tmp if that is not set. Later jobs on the
+    node reuse the copy, so choose a folder that outlives the job if there is one."""
     threads: Count = 2
-    """Threads a rank that read ahead; more help on a parallel file system, not on a local disk."""
+    """Read-ahead threads per rank; more help on a parallel file system, not on a local disk."""
     ahead_mb: Positive = 64.0
-    """Images that a rank reads ahead; at least a batch a thread."""
+    """Images that each rank reads ahead, MB; at least one batch per thread."""
 
 
 # --- the network ----------------------------------------------------------------------------------
@@ -637,65 +646,66 @@ class Model(Section):
     architecture: Literal["resnet50", "table1_cnn"] = "resnet50"
     task: Literal["regression", "classification"] = "regression"
     head: Literal["flatten", "gap"] = "flatten"
-    """flatten: Flatten and Dense, the authors' head; gap: global average pooling before it."""
+    """flatten: Flatten, then Dense, as the authors; gap: global average pooling, then Dense."""
     class_width_deg: Positive = 5.0
-    """Width of the azimuth's and viewing angle's classes."""
+    """Class width of azimuth and viewing angle."""
     spin: Literal["number", "probability"] = "number"
-    """number: a regression between 0 and 1; probability: that of retrograde, by a sigmoid and
-    binary cross-entropy."""
+    """number: regression between 0 and 1; probability: probability of retrograde, trained with a
+    sigmoid and binary cross-entropy."""
     sine_cosine: tuple[str, ...] = ()
-    """Angles that regression learns as sine and cosine, for which -180 and 180 deg are one."""
+    """Angles that regression learns as sine and cosine, so that -180 and 180 deg are the same."""
     dropout: Fraction = 0.0
-    """Share of the head's inputs that training drops."""
+    """Share of the head's inputs dropped in training."""
     batchnorm_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
-    """Keras's own 0.99 leaves short runs with the statistics of their first steps."""
+    """Momentum of the moving statistics; Keras's default of 0.99 leaves short runs with the
+    statistics of their first steps."""
 
 
 class Schedule(Section):
-    """Learning rate against step."""
+    """Learning-rate schedule."""
 
     kind: Literal["constant", "cosine"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 100
-    """Steps of linear warm-up before either kind."""
+    """Steps of linear warm-up, for either kind."""
     batch_scaling: Literal["none", "linear", "sqrt"] = "none"
-    """How the peak rate grows with the global batch over reference_batch: linear for sgd (Goyal et
-    al. 2017, arXiv:1706.02677), sqrt for adam (Malladi et al. 2022, arXiv:2205.10287)."""
+    """How the peak rate scales with batch_size / reference_batch: linear for sgd (Goyal et al.
+    2017, arXiv:1706.02677), sqrt for adam (Malladi et al. 2022, arXiv:2205.10287)."""
     reference_batch: Count = 32
-    """Global batch for which training.learning_rate is given."""
+    """Global batch size for which training.learning_rate is given."""
 
 
 class Optimizer(Section):
-    """What turns gradients into steps."""
+    """Optimizer."""
 
     kind: Literal["adam", "adamw", "sgd"] = "adam"
     """adam: the paper's."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
-    """Share of the weights that an adamw step takes away, times the learning rate; biases and batch
-    normalisation keep theirs."""
+    """Decoupled weight decay of adamw, multiplied by the learning rate; not applied to biases and
+    batch normalisation."""
     momentum: Fraction = 0.0
-    """Share of the last step that an sgd step keeps."""
+    """Momentum of sgd."""
     clip_norm: Positive | None = None
-    """Largest norm of the gradient, all weights together and summed over ranks; a larger one is
-    scaled down to it."""
+    """Largest global norm of the gradient after the all-reduce; larger gradients are scaled down to
+    it. null: no clipping."""
 
     @model_validator(mode="after")
     def _check(self) -> "Optimizer":
         if (self.kind == "adamw") != (self.weight_decay > 0):
-            raise ValueError("weight_decay goes with kind: adamw, and adamw needs one above 0")
+            raise ValueError("weight_decay applies only to kind: adamw, which needs one above 0")
         if self.momentum and self.kind != "sgd":
-            raise ValueError("momentum goes with kind: sgd")
+            raise ValueError("momentum applies only to kind: sgd")
         return self
 
 
 class OnlineAugment(Section):
-    """Ranges of the changes that training makes to each image anew in each epoch; 0: none."""
+    """Ranges of the random changes to each training image, redrawn every epoch; 0: none."""
 
     rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
-    """Roll of the picture, drawn from -rotation_deg..rotation_deg. What is rolled is cut to the
-    largest circle: corners would tell the roll."""
+    """Roll of the image, drawn from -rotation_deg..rotation_deg. Rolled images are cut to the
+    largest circle, since corners would reveal the roll."""
     mirror: bool = False
-    """Mirror every other picture. A mirrored one is the view from the opposite side, so azimuth and
-    viewing angle cannot be among the parameters then."""
+    """Mirror half of the images. A mirrored image is the view from the opposite side, so azimuth
+    and viewing angle cannot then be among the parameters."""
     zoom: Fraction = 0.0
     """Relative change of scale, drawn from 1 - zoom..1 + zoom."""
     centre_px: Annotated[float, Field(ge=0.0)] = 0.0
@@ -703,83 +713,86 @@ class OnlineAugment(Section):
     intensity: Fraction = 0.0
     """Relative change of brightness, drawn from 1 - intensity..1 + intensity."""
     neighbours: Annotated[int, Field(ge=0, le=32)] = 0
-    """Galaxies before or behind the pair, their number drawn from 0..neighbours."""
+    """Galaxies in front of or behind the pair; their number is drawn from 0..neighbours."""
     stars: Annotated[int, Field(ge=0, le=32)] = 0
-    """Foreground stars, their number drawn from 0..stars."""
+    """Foreground stars; their number is drawn from 0..stars."""
     sky: Annotated[float, Field(ge=0.0, le=255.0)] = 0.0
-    """Brightness of the sky in grey levels, drawn from 0..sky; it differs by up to half of that
-    from the centre to each edge."""
+    """Sky brightness in grey levels, drawn from 0..sky, with a gradient of up to half of it from
+    the centre to each edge."""
     psf_fwhm_px: Annotated[float, Field(ge=0.0, le=8.0)] = 0.0
-    """Full width at half maximum of a telescope's image of a star, drawn from 0..psf_fwhm_px."""
+    """FWHM of the point spread function in pixels, drawn from 0..psf_fwhm_px."""
     blur_px: Annotated[float, Field(ge=0.0, le=8.0)] = 0.0
-    """Gaussian blur's sigma in pixels, drawn from 0..blur_px."""
+    """Sigma of a Gaussian blur in pixels, drawn from 0..blur_px."""
     noise: Annotated[float, Field(ge=0.0)] = 0.0
-    """Gaussian noise's sigma in grey levels of 0..255, drawn from 0..noise."""
+    """Sigma of Gaussian noise in grey levels of 0..255, drawn from 0..noise."""
 
 
 class Training(Section):
-    """Horovod training."""
+    """Training with Horovod."""
 
     epochs: Count = 50
     """Passes over the training images."""
     batch_size: Count = 32
-    """Images per step over ALL ranks."""
+    """Global batch size: images per step over ALL ranks."""
     loss: Literal["mae", "mse", "huber", "binary_crossentropy", "categorical_crossentropy"] = "mae"
-    """mae, mse, huber: regression; binary_crossentropy: classification by a sigmoid a class, the
-    paper's; categorical_crossentropy: classification by a softmax a parameter."""
+    """mae, mse, huber: regression; binary_crossentropy: classification with one sigmoid per class,
+    as in the paper; categorical_crossentropy: classification with one softmax per parameter."""
     loss_weights: dict[str, Positive] = {}
-    """Weight of a parameter's loss by name; 1 where it is not named."""
+    """Weight of a parameter's loss by name; 1 for those not named."""
     optimizer: Optimizer = Optimizer()
     learning_rate: Positive = 1e-3
-    """Peak rate at a global batch of schedule.reference_batch."""
+    """Peak learning rate at a global batch size of schedule.reference_batch."""
     schedule: Schedule = Schedule()
     augment: OnlineAugment = OnlineAugment()
     standardise_targets: bool = True
-    """Train on targets of mean 0, variance 1 (the model undoes it); raw degrees drown the spin."""
+    """Train on targets of mean 0 and variance 1 (undone in the model); raw degrees swamp the
+    spin."""
     ema_momentum: Fraction = 0.0
-    """Decay of the weights' exponential moving average that is evaluated and exported; 0: none."""
+    """Decay of an exponential moving average of the weights, used for evaluation and export; 0:
+    none."""
     statistics_batches: Annotated[int, Field(ge=0)] = 128
-    """Training batches that re-estimate batch normalisation's statistics before each evaluation,
-    at a cost that grows with batch_size; 0 takes the ranks' averaged moving statistics."""
+    """Training batches from which batch normalisation's statistics are re-estimated before each
+    evaluation; the cost grows with batch_size. 0: average the ranks' moving statistics instead."""
     freeze_batchnorm_epochs: Annotated[int, Field(ge=0)] = 0
-    """Last epochs in which batch normalisation keeps the statistics estimated at their beginning,
-    as in evaluation, so that the weights adapt to what they are evaluated with."""
+    """Number of final epochs with batch normalisation's statistics frozen as in evaluation, so that
+    the weights adapt to the statistics they are evaluated with."""
     sync_batchnorm: bool = False
-    """Batch normalisation over the images of all ranks, for small shares; it costs an all-reduce a
-    layer, and model.keras holds plain layers."""
+    """Batch normalisation over the images of all ranks, for few images per rank. It costs one
+    all-reduce per layer; model.keras contains plain layers."""
     micro_batch: Count | None = None
-    """Images that pass through the network at once on a rank; a larger share goes through in pieces
-    and their gradients are added up, so that a large batch_size fits few GPUs."""
+    """Images that pass through the network at a time on a rank; gradients of larger local batches
+    are accumulated, so that a large batch_size fits on few GPUs."""
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
-    """What layers compute in; weights, gradients and model.keras are float32."""
+    """Precision in which layers compute; weights, gradients and model.keras are float32."""
     compression: Literal["none", "fp16"] = "none"
-    """What gradients are sent in. With fp16 here or in precision the loss is scaled, so that small
-    gradients do not vanish, and a step whose gradients overflow is left out."""
+    """Precision in which gradients are sent. With fp16 here or in precision, the loss is scaled to
+    keep small gradients from vanishing, and steps whose gradients overflow are skipped."""
     xla: bool = False
-    """Compile forward and backward with XLA; on a GPU only, for it is slower on CPUs."""
+    """Compile the forward and backward pass with XLA; for GPUs only, since it is slower on CPUs."""
     best_metric: str | None = None
-    """A validation_ column of metrics.csv; the epoch that is best by it becomes model.keras: errors
-    and losses are best small, r2 and accuracies large. By default the last epoch does."""
+    """The validation_ column of metrics.csv that selects the epoch exported as model.keras: lowest
+    for errors and losses, highest for r2 and accuracies. Default: the last epoch."""
     patience: Count | None = None
-    """Epochs without a better best_metric after which training stops; by default none do."""
+    """Epochs without improvement of best_metric after which training stops. Default: never."""
     evaluation_batch: Count = 64
-    """Images a rank predicts at once."""
+    """Images per batch and rank in evaluation and prediction."""
     time_limit_s: Positive | None = None
-    """Seconds after which the command saves its work and leaves with exit code 75."""
+    """Seconds after which the command saves its work and exits with code 75; null for no limit."""
     checkpoint_every_steps: Count | None = None
-    """Checkpoint this often beside the last step and the end of each epoch."""
+    """Steps between checkpoints, in addition to those at each epoch's end and after the last
+    step."""
     keep_checkpoints: Count = 2
-    """Newest checkpoints that stay; that of the best epoch stays beside them."""
+    """Latest checkpoints to keep, in addition to that of the best epoch."""
     deterministic: bool = False
-    """Bit-identical repeats on CPU; slower on GPU."""
+    """Make repeated runs bit-identical on CPU; slower on GPU."""
     threads: Count | None = None
-    """TensorFlow's threads a rank; by default the CPUs that the launcher gave it, or its share of
-    those that it was not given alone."""
+    """TensorFlow's threads per rank. Default: the CPUs that the launcher assigned to the rank, or
+    its share of those it shares with others."""
     stall_limit_s: Positive = 600.0
-    """Seconds after which a rank that does not answer ends the job; must exceed first-step tracing
-    and work that only rank 0 does."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # no more is taken by NumPy's own generator
-    """Of weights, order, augmentation and dropout; below 2**32."""
+    """Seconds after which an unresponsive rank ends the job; must exceed the tracing of the first
+    step and any work that only rank 0 does."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # the limit of NumPy's legacy generator
+    """Seed of weights, order, augmentation and dropout; below 2**32."""
 
     @model_validator(mode="after")
     def _check(self) -> "Training":
@@ -791,7 +804,9 @@ class Training(Section):
                 f"{self.freeze_batchnorm_epochs}"
             )
         if self.sync_batchnorm and self.xla:
-            raise ValueError("sync_batchnorm cannot go with xla, which compiles no all-reduce")
+            raise ValueError(
+                "sync_batchnorm cannot be combined with xla, which cannot compile its all-reduce"
+            )
         return self
 
     def peak_rate(self) -> float:
@@ -811,82 +826,82 @@ class Lookup(Section):
     neighbours: Count = 4
     """Training images whose labels are averaged."""
     draws: Count = 4
-    """Sky-like versions of each training image among which sky-like images are looked up."""
+    """Sky-like versions of each training image in the look-up of sky-like images."""
 
 
 class SkyLike(OnlineAugment):
-    """Ranges of what makes a test image sky-like; the keys are those of training.augment."""
+    """Ranges of the changes that make test images sky-like; same keys as training.augment."""
 
     rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 180.0
-    """Any roll by default: on the sky nothing tells how a camera was held against the orbit."""
+    """Roll of the image; any by default, since pairs on the sky have random orientations."""
     psf_fwhm_px: Annotated[float, Field(ge=0.0, le=8.0)] = 2.0
-    """Full width at half maximum of a telescope's image of a star, drawn from 0..psf_fwhm_px."""
+    """FWHM of the point spread function in pixels, drawn from 0..psf_fwhm_px."""
     noise: Annotated[float, Field(ge=0.0)] = 8.0
-    """Gaussian noise's sigma in grey levels of 0..255, drawn from 0..noise."""
+    """Sigma of Gaussian noise in grey levels of 0..255, drawn from 0..noise."""
 
 
 class Evaluation(Section):
-    """Evaluation of the finished model on images that training never saw."""
+    """Evaluation of the final model on images never seen in training."""
 
     sky: SkyLike | None = SkyLike()
-    """Evaluate all once more on sky-like images, each with changes of its own; null: do not."""
+    """Evaluate also on sky-like images, each changed independently; null: do not."""
     lookup: Lookup = Lookup()
     bin_deg: Positive = 15.0
-    """Width of the bins of viewing angle and azimuth for which errors are listed."""
+    """Width of the bins of viewing angle and azimuth in which errors are reported."""
     bootstrap: Count = 1000
-    """Resamples of whole encounters (realisation x configuration) behind the 95 % intervals."""
+    """Bootstrap resamples of whole encounters (realisation x configuration) for 95 % intervals."""
     levels: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.68, 0.9)
-    """Shares of the true values that the intervals around predictions are to hold, increasing."""
+    """Nominal coverages of the prediction intervals, in increasing order."""
     halvings: Count = 100
-    """Random halvings of the encounters that measure what these intervals do hold."""
+    """Random halvings of the encounters with which the actual coverage is measured."""
     montage_rows: Count = 4
-    """Images down in the montage."""
+    """Rows of the montage."""
     montage_columns: Count = 6
-    """Images across."""
+    """Columns of the montage."""
     seed: Seed = 0
-    """Of the sky-like changes, the resamples and the halvings."""
+    """Seed of sky-like changes, resamples and halvings."""
 
     @field_validator("levels")
     @classmethod
     def _check_levels(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if not value or any(wider <= level for level, wider in itertools.pairwise(value)):
-            raise ValueError("give one or more, each above the one before it")
+            raise ValueError("must be non-empty and strictly increasing")
         return value
 
 
 class Studies(Section):
-    """The points of `galmerhpc study`, each a run of its own."""
+    """Points of the studies of `galmerhpc study`, each a separate run."""
 
     batch_sizes: tuple[Count, ...] = (8, 16, 25, 32, 64, 128)
-    """`batch-size`: global batches."""
+    """`batch-size`: global batch sizes."""
     training_fractions: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = (
         0.0625, 0.125, 0.25, 0.5, 1.0,
     )  # fmt: skip
     """`data-size`: shares of the training views."""
     image_sizes: tuple[Annotated[int, Field(ge=32, le=2048)], ...] = (64, 96, 128)
-    """`resolution`: pixels of a side."""
+    """`resolution`: image sizes, pixels."""
     augment: OnlineAugment = OnlineAugment(
         rotation_deg=180, intensity=0.2, psf_fwhm_px=2, blur_px=1, noise=4
     )
-    """`augmentation`: the operations and their strengths; one that is left at its default is not
-    looked at."""
+    """`augmentation`: the operations and their strengths; those left at their default are not
+    studied."""
     dropout: tuple[Fraction, ...] = (0.0, 0.1, 0.3, 0.5)
     """`dropout`: shares of the head's inputs."""
     class_widths_deg: tuple[Positive, ...] = (5.0, 10.0, 15.0, 30.0, 45.0)
-    """`class-width`: widths of the azimuth's and viewing angle's classes."""
+    """`class-width`: class widths of azimuth and viewing angle."""
     realisations: tuple[Count, ...] = (1, 4, 12)
     """`realisations`: numbers of realisations to train on."""
     particle_fractions: tuple[Annotated[float, Field(gt=0.0)], ...] = (0.1, 0.3, 1.0)
     """`particles`: shares of `simulate.particles`."""
     inclinations_deg: tuple[float, ...] = (45.0, 75.0)
-    """`inclination`: values that are left out of training, one at a time."""
+    """`inclination`: values held out of training, one at a time."""
 
     @model_validator(mode="after")
     def _check(self) -> "Studies":
         for key in type(self).model_fields:
             values = getattr(self, key)
             if isinstance(values, tuple) and (not values or len(set(values)) != len(values)):
-                raise ValueError(f"{key}: give at least one value and none twice")
+                raise ValueError(f"{key}: must be non-empty, without duplicates")
         return self
 
 
@@ -894,15 +909,15 @@ class Config(Section):
     """A whole run."""
 
     run_dir: Annotated[Path, EXPANDED]
-    """Folder of everything the run makes; `runs/<configuration's file name>` by default."""
+    """Folder of all output of the run. Default: `runs/<name of the configuration file>`."""
     library: Annotated[str, EXPANDED] = "shipped"
-    """Snapshot library, written by `simulate`, rendered by the mirror; `shipped`: the package's. It
-    is relative to the current folder, as run_dir is."""
+    """Snapshot library, written by `simulate` and rendered by the mirror; `shipped` is the
+    package's own. Like run_dir, it is relative to the current folder."""
     parameters: tuple[str, ...] = NAMES
     """Labels that the network estimates, in this order."""
     simulate: Simulate = Simulate()
     catalogue: Catalogue | None = None
-    """A catalogue, or the path of one, relative to the configuration file."""
+    """A catalogue, or its path relative to the configuration file."""
     scrape: Scrape = Scrape()
     preprocess: Preprocess = Preprocess()
     split: Split = Split()
@@ -915,48 +930,48 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> "Config":
         if not self.parameters or len(set(self.parameters)) != len(self.parameters):
-            raise ValueError("parameters: give at least one label and none twice")
+            raise ValueError("parameters: must be non-empty, without duplicates")
         extra = set(self.catalogue.label_names) if self.catalogue else set()
         for name in self.parameters:
             if name not in NAMES and self.catalogue and name not in extra:
                 raise ValueError(
                     f"parameters: no label {name!r} "
-                    f"(there are: {', '.join((*NAMES, *sorted(extra)))})"
+                    f"(available: {', '.join((*NAMES, *sorted(extra)))})"
                 )
         if self.scrape.source == "mirror" and self.catalogue and not self.catalogue.images:
             for key in ("halo", "quantity"):
                 if getattr(self.catalogue.render, key):
                     raise ValueError(
-                        f"catalogue.render.{key}: the mirror draws luminous particles' surface "
-                        "density only; leave it out, or set scrape.source to an address"
+                        f"catalogue.render.{key}: the mirror draws only the surface density of "
+                        "luminous particles; leave it out, or set scrape.source to an address"
                     )
         if unknown := set(self.training.loss_weights) - set(self.parameters):
             raise ValueError(f"training.loss_weights: {min(unknown)} is not among the parameters")
         for name in (AZIMUTH.name, VIEWING_ANGLE.name):
             if self.training.augment.mirror and name in self.parameters:
                 raise ValueError(
-                    f"training.augment.mirror: a mirrored picture shows another {name}; leave "
-                    f"{AZIMUTH.name} and {VIEWING_ANGLE.name} out of the parameters, or mirror out"
+                    f"training.augment.mirror: a mirrored image has another {name}; leave out "
+                    f"mirror, or remove {AZIMUTH.name} and {VIEWING_ANGLE.name} from the parameters"
                 )
         for name in self.model.sine_cosine:
             if name not in self.parameters or named(name).unit != "deg":
-                raise ValueError(f"model.sine_cosine: {name} is not an angle of the parameters")
+                raise ValueError(f"model.sine_cosine: {name} is not an angle among the parameters")
         if self.model.spin == "probability" and SPIN.name not in self.parameters:
-            raise ValueError("model.spin: probability needs spin among the parameters")
+            raise ValueError("model.spin: probability requires spin among the parameters")
         classification = self.model.task == "classification"
         if classification:
             self._check_classes()
         self._check_best_metric(classification)
         if ("crossentropy" in self.training.loss) != classification:
             raise ValueError(
-                f"training.loss: {self.training.loss} does not go with model.task: "
-                f"{self.model.task} (regression has mae, mse and huber, classification "
-                "binary_crossentropy and categorical_crossentropy)"
+                f"training.loss: {self.training.loss} does not fit model.task: "
+                f"{self.model.task} (for regression: mae, mse, huber; for classification: "
+                "binary_crossentropy, categorical_crossentropy)"
             )
         return self
 
     def _check_best_metric(self, classification: bool) -> None:
-        """Raise ValueError where metrics.csv will have no such column."""
+        """Raise ValueError if metrics.csv will have no such column."""
         answers = ["accuracy", "all_accuracy", "binary_accuracy"] if classification else []
         each = [
             f"{k}_{name}" for name in self.parameters for k in ("mae", "mse", "r2", *answers[:1])
@@ -965,18 +980,18 @@ class Config(Section):
         if self.training.best_metric not in (None, *names):
             raise ValueError(
                 f"training.best_metric: no column {self.training.best_metric} "
-                f"(there are: {', '.join(names)})"
+                f"(available: {', '.join(names)})"
             )
 
     def _check_classes(self) -> None:
-        """Raise ValueError where a label has no class; `catalogue.require_classes` sees tables."""
+        """Raise ValueError if a label has no class; see `catalogue.require_classes` for tables."""
         if self.model.sine_cosine or self.model.spin != "number":
-            raise ValueError("model: sine_cosine and spin go with task: regression")
+            raise ValueError("model: sine_cosine and spin apply only to task: regression")
         for name in self.parameters:
             if name not in NAMES:
                 raise ValueError(
                     f"model.task: classification has no classes for {name} "
-                    f"(it has them for {', '.join(NAMES)})"
+                    f"(only for {', '.join(NAMES)})"
                 )
             named(name).classes(self.model.class_width_deg)
         if self.catalogue:
@@ -994,13 +1009,13 @@ class Config(Section):
     def inputs(self, stage: "Stage") -> dict[str, Any]:
         """Return the keys that decide what a stage makes, flat: ``{"preprocess.image_size": 64}``.
 
-        A stage depends on its own sections and on all that the stages above it depend on; how
-        fast or with how many connections something is done is no part of it.
+        A stage depends on its own sections and on everything that the stages before it depend on,
+        but not on how fast or with how many connections it is done.
         """
         flat = flatten(self.model_dump(mode="json"))
         stages = get_args(Stage)
         wanted = [key for s in stages[: stages.index(stage) + 1] for key in _STAGE_KEYS[s]]
-        # A table of images may move; its checksum says what is in it.
+        # An image table may be moved; its checksum identifies its content.
         flat.pop("catalogue.images.table", None)
         return {
             k: v for k, v in flat.items() if any(k == w or k.startswith(w + ".") for w in wanted)
@@ -1008,17 +1023,17 @@ class Config(Section):
 
 
 def _refuse_without_class(parameter: Parameter, values: Sequence[float]) -> None:
-    """Raise ValueError where a value of the catalogue is in none of the parameter's classes."""
+    """Raise ValueError if a value in the catalogue is in none of the parameter's classes."""
     for value in values:
         if not parameter.in_class(value):
             raise ValueError(
-                f"model.task: classification has no class for {parameter.name} {value:g} of "
-                f"the catalogue (it has them for {parameter.span})"
+                f"model.task: classification has no class for {parameter.name} {value:g} in "
+                f"the catalogue (only for {parameter.span})"
             )
 
 
 RESOLVED = "config.yaml"
-"""The run folder's copy of the configuration: all defaults, overrides and the catalogue in it."""
+"""The run folder's copy of the configuration, with all defaults, overrides and the catalogue."""
 
 Stage = Literal["scrape", "preprocess", "train", "evaluate"]
 
@@ -1051,7 +1066,7 @@ _STAGE_KEYS: dict[str, tuple[str, ...]] = {
 
 
 def default_inputs() -> dict[str, Any]:
-    """Return every key that has a default, with that default, as `Config.inputs` has them."""
+    """Return the default of every key that has one, in the form of `Config.inputs`."""
     return flatten(Config(run_dir=Path()).model_dump(mode="json"))
 
 
@@ -1078,7 +1093,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     ----------
     path : path
         YAML file, or a run folder, for its ``config.yaml``; the folder may have been moved since,
-        so it is the result's ``run_dir``. A catalogue named in the file by path is read too and
+        so it is the result's ``run_dir``. A catalogue given by path in the file is read too and
         becomes part of the result.
     overrides : sequence of str
         ``section.key=value``, the value in YAML; they win over the file.
@@ -1115,7 +1130,7 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Config:
 
 
 def load_catalogue(path: Path, overrides: Sequence[str] = ()) -> Catalogue | None:
-    """Read a catalogue's own file; None where the file is a configuration (or no file at all).
+    """Read a catalogue's own file; None if the file is a configuration, or does not exist.
 
     Raises
     ------
@@ -1132,14 +1147,14 @@ def load_catalogue(path: Path, overrides: Sequence[str] = ()) -> Catalogue | Non
 
 
 def replaced(config: Config, changes: dict[str, Any], what: str) -> Config:
-    """Return a configuration with other values of some keys.
+    """Return a configuration with some keys changed.
 
     Parameters
     ----------
     config : Config
         Stays as it is.
     changes : dict
-        Values by key, as in ``{"training.epochs": 3}``; a whole section may be replaced too.
+        Values by key, as in ``{"training.epochs": 3}``; an entire section may be replaced too.
     what : str
         Where they come from, for messages.
 
@@ -1162,7 +1177,7 @@ def replaced(config: Config, changes: dict[str, Any], what: str) -> Config:
 
 
 def _validated(path: Path, values: dict[str, Any], catalogue: Path | None) -> Config:
-    """Make the configuration of a file, whose catalogue may stand in a file of its own."""
+    """Return the configuration of a file, whose catalogue may be in another file."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -1203,7 +1218,7 @@ def require_catalogue(config: Config) -> Catalogue:
 
 
 def _locate_images(catalogue: Any, place: Path) -> None:
-    """Make the path of a table of images absolute, and take the table's checksum."""
+    """Make the path of a table of images absolute, and add the table's checksum."""
     images = catalogue.get("images") if isinstance(catalogue, dict) else None
     if not isinstance(images, dict) or not isinstance(images.get("table"), str):
         return  # none, or a fault that validation names
@@ -1213,16 +1228,41 @@ def _locate_images(catalogue: Any, place: Path) -> None:
     images["table"] = str(table.absolute())
 
 
+class _Loader(yaml.SafeLoader):
+    """Loader that refuses duplicate keys, of which the last would win, and NUL, never in a path."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if key.value in seen:
+                raise _fault(f"the key {_SHORT.repr(key.value)} is given twice", key)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        if "\0" in node.value:
+            raise _fault("a value has a NUL character", node)
+        return super().construct_scalar(node)
+
+
+def _fault(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+_NOT_YAML = (yaml.YAMLError, RecursionError, ValueError)
+"""What the loader raises; ValueError for an impossible date or number."""
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not a text file'}"
         ) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except _NOT_YAML as error:
         where = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or "cannot be parsed"
         raise InputError(
@@ -1245,14 +1285,14 @@ def _override(values: dict[str, Any], override: str) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise InputError(f"{override}: {parent} holds no keys of its own")
+            raise InputError(f"{override}: {parent} has no keys of its own")
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
+        values[last] = yaml.load(text, _Loader)
+    except _NOT_YAML:
         raise InputError(f"{override}: the value is not valid YAML") from None
 
 
-# A few lines of YAML can stand for a key or value of any length, or hold any number of faults.
+# A few lines of YAML can make a key or value of any length, or any number of faults.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 _LONGEST_LINE, _MOST_FAULTS = 600, 20
@@ -1263,7 +1303,7 @@ def _shortened(text: str) -> str:
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
-    """Turn pydantic's report into one line a fault: the key, what is wrong, what is allowed."""
+    """Turn pydantic's report into one line per fault: the key, what is wrong, what is allowed."""
     for fault in error.errors():
         places = [str(p) for p in fault["loc"]]
         key = ".".join(places)
@@ -1296,7 +1336,7 @@ def _keys_at(place: tuple[int | str, ...]) -> list[str]:
 
 
 def differences(config: Config, base: Config) -> list[str]:
-    """Return what makes a configuration of another one, as `load` takes overrides."""
+    """Return the overrides, as `load` takes them, that turn `base` into `config`."""
     values, known = (one.model_dump(mode="json") for one in (config, base))
     return [f"{key}={json.dumps(value)}" for key, value in _changed(values, known)]
 
@@ -1304,7 +1344,7 @@ def differences(config: Config, base: Config) -> list[str]:
 def _changed(
     values: dict[str, Any], known: dict[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys with other values; a mapping as one where keys of it are gone."""
+    """Yield the changed dotted keys with their values; a mapping that lost keys as one value."""
     for key, value in values.items():
         old = known.get(key)
         if isinstance(value, dict) and isinstance(old, dict) and old.keys() <= value.keys():

@@ -1,4 +1,4 @@
-"""The GPU of a rank: chosen once in a process, before TensorFlow starts."""
+"""The GPU of a rank: chosen once per process, before TensorFlow starts."""
 
 import os
 
@@ -6,14 +6,14 @@ from galmerhpc import parallel
 from galmerhpc.errors import InputError
 
 _NONE = ("", "-1", "NoDevFiles")
-"""First entries of CUDA_VISIBLE_DEVICES that mean no GPU; the last one is of SLURM."""
+"""First entries of CUDA_VISIBLE_DEVICES that mean no GPU; the last one is SLURM's."""
 
 
 def take_gpu(local_rank: int) -> bool:
-    """Let this process use one GPU of its node, and of that GPU's memory what it needs.
+    """Let this process use one GPU of its node, and only the GPU memory that it needs.
 
     A process may train, evaluate and train again (a study). TensorFlow's devices cannot change once
-    it runs, so whatever comes first decides for all.
+    it runs, so the first call decides for all.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ def take_gpu(local_rank: int) -> bool:
     Returns
     -------
     bool
-        Whether there is a GPU; else TensorFlow uses CPUs.
+        Whether there is a GPU; otherwise TensorFlow uses CPUs.
     """
     import tensorflow as tf
 
@@ -38,7 +38,7 @@ def take_gpu(local_rank: int) -> bool:
 def refuse_misfit(local_size: int) -> None:
     """Refuse a training whose node has GPUs that TensorFlow does not see, or fewer than ranks.
 
-    One visible GPU is each rank's own where SLURM was asked for them by task, and fits any number.
+    A single visible GPU is each rank's own if SLURM was asked for GPUs per task, and always fits.
 
     Parameters
     ----------
@@ -61,5 +61,5 @@ def refuse_misfit(local_size: int) -> None:
         )
     if 1 < gpus < local_size:
         raise InputError(
-            f"{local_size} ranks on a node where TensorFlow sees {gpus} GPUs: start one rank a GPU"
+            f"{local_size} ranks on a node where TensorFlow sees {gpus} GPUs: start one per GPU"
         )

@@ -1,4 +1,4 @@
-"""What can go wrong, and the exit code that says so."""
+"""Errors shown to users, and their exit codes."""
 
 from collections.abc import Sequence
 from enum import IntEnum
@@ -12,14 +12,14 @@ class ExitCode(IntEnum):
     WRONG_INPUT = 2
     VIEWS_MISSING = 3
     INTERRUPTED = 75
-    """Stopped by a signal or a time limit, the work saved: run again (sysexits' EX_TEMPFAIL)."""
+    """Stopped by a signal or time limit, with the work saved; run again (sysexits' EX_TEMPFAIL)."""
 
 
 _LONGEST = 120
 
 
 def brief(what: object) -> str:
-    """Return what another library's error says, or any text, in one short line."""
+    """Return the text of another library's error, or any text, as one short line."""
     return " ".join(str(what).split())[:_LONGEST]
 
 
@@ -39,16 +39,16 @@ def first_few(items: Sequence[str], separator: str = ", ") -> str:
 
 
 class GalmerhpcError(Exception):
-    """A failure that one line explains: it names the file or key, the fault and the remedy.
+    """A failure explained by one line that names the file or key, the fault and the remedy.
 
-    `cli.py` prints the message without a traceback and leaves with `exit_code`.
+    `cli.py` prints the message without a traceback and exits with `exit_code`.
     """
 
     exit_code = ExitCode.FAILED
 
 
 class InputError(GalmerhpcError):
-    """A wrong configuration, argument or input file."""
+    """An invalid configuration, argument or input file."""
 
     exit_code = ExitCode.WRONG_INPUT
 
@@ -60,6 +60,6 @@ class ViewsMissingError(GalmerhpcError):
 
 
 class InterruptedRunError(GalmerhpcError):
-    """The work so far is saved; the same command goes on from there."""
+    """The work so far is saved; the same command resumes it."""
 
     exit_code = ExitCode.INTERRUPTED

@@ -20,7 +20,7 @@ from galmerhpc.errors import GalmerhpcError, InputError
 log = logging.getLogger(__name__)
 
 _BLOCK = 1 << 20
-_TEMPORARY = ".tmp-"
+_TEMPORARY, _BAD = ".tmp-", ".bad"
 # NFS and Lustre give a dead node's locks back after about 100 s.
 _LEASE_S, _LOOK_S = 240.0, 1.0
 
@@ -92,6 +92,15 @@ def remove_folder(path: Path) -> None:
     _remove(going)
     path.rename(going)
     shutil.rmtree(going)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename something damaged to ``*.bad``, beside earlier ones, and return its new name."""
+    name, number = path.with_name(path.name + _BAD), 1
+    while name.exists():
+        number += 1
+        name = path.with_name(f"{path.name}{_BAD}{number}")
+    return path.rename(name)
 
 
 def _remove(path: Path) -> None:

@@ -1,16 +1,16 @@
-"""Requests to stop a long stage: a signal's handler sets a flag, the loop looks at it."""
+"""Requests to stop a long stage: a signal handler sets a flag, which the loop checks."""
 
 import signal
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """Context in which SIGTERM, SIGUSR1 and SIGINT, and a time limit, only make a `reason`.
+    """Context in which SIGTERM, SIGUSR1, SIGINT and a time limit only set `reason`.
 
-    A second signal ends the process at once, whatever it is doing.
+    A second signal ends the process at once.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class StopRequest:
 
     @property
     def reason(self) -> str:
-        """What asks this rank to stop; empty where nothing does."""
+        """What asks this rank to stop; empty if nothing does."""
         if self._signal is not None:
             return self._signal.name
         if self._end is not None and time.monotonic() >= self._end:
@@ -38,18 +38,13 @@ class StopRequest:
             self._former[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Give the signals back."""
+    def __exit__(self, *_: object) -> None:
+        """Restore the handlers."""
         for number, handler in self._former.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._signal = signal.Signals(number)
-        # Not Python's own handlers: they would wait for the thread that writes a checkpoint.
+        # Not Python's own handlers: these would wait for the thread that writes a checkpoint.
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""When and on what something was made: the processor, and the versions that decide its numbers."""
+"""Provenance: the time, processor and library versions."""
 
 import importlib.metadata
 import platform
@@ -17,7 +17,7 @@ def now() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, of this package and of those it stands on, where installed."""
+    """Return the versions of Python, this package and its installed numerical dependencies."""
     installed = {
         d.name.lower().replace("_", "-"): d.version for d in importlib.metadata.distributions()
     }
@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """Return the processor's name, or its kind where the system does not tell."""
+    """Return the name of the processor, or its architecture if the name is unknown."""
     lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

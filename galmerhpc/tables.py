@@ -1,4 +1,4 @@
-"""CSV tables that users write: read whole or refused with file, line and column."""
+"""CSV tables written by users: read completely, or refused with file, line and column."""
 
 import csv
 import difflib
@@ -16,7 +16,7 @@ _LONGEST_MESSAGE = 300
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return the content of a file that a user named.
+    """Return the content of a file named by the user.
 
     Raises
     ------
@@ -25,7 +25,7 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         why = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read: {why}") from None
 
@@ -37,37 +37,37 @@ def parse(
     optional: Sequence[str] | None,
     row: Callable[[dict[str, str]], Row],
 ) -> list[Row]:
-    """Read a CSV table with a header, UTF-8; empty lines and rows of empty cells do not count.
+    """Parse a UTF-8 CSV table with a header, ignoring empty lines and rows of empty cells.
 
     Parameters
     ----------
     path : Path
-        Its name, for messages.
+        Name of the file, for messages.
     content : bytes
-        The file.
+        Content of the file.
     needed : sequence of str
-        Columns that must be there.
+        Required columns.
     optional : sequence of str or None
-        Columns that may be there besides; None allows any.
+        Further columns that are allowed; None allows any.
     row : callable
-        Makes a row of its cells by column, stripped; raises ValueError where one is wrong.
+        Converts stripped cells by column to a row; raises ValueError if one is invalid.
 
     Raises
     ------
     InputError
-        It is no such table, or a row is wrong; the message names the line.
+        It is not such a table, or a row is invalid; the message names the line.
     """
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file in UTF-8") from None
+        raise InputError(f"{path}: not a UTF-8 text file") from None
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
         _check_header(header, needed, optional)
         rows = [row(_by_column(header, cells)) for cells in reader if any(map(str.strip, cells))]
     except (csv.Error, ValueError) as error:
-        # A cell that is quoted may be of any length.
+        # A quoted cell may have any length.
         why = textwrap.shorten(str(error), _LONGEST_MESSAGE, placeholder=" ...")
         raise InputError(f"{path}:{reader.line_num}: {why}") from None
     if not rows:
@@ -80,14 +80,16 @@ def _check_header(
 ) -> None:
     for separator in (";", "\t"):
         if len(header) == 1 and separator in header[0]:
-            raise ValueError(f"one column with {separator!r} in its name; separate them by commas")
+            raise ValueError(
+                f"one column with {separator!r} in its name; separate columns by commas"
+            )
     for name in needed:
         if name not in header:
             near = difflib.get_close_matches(name, set(header) - set(needed), 1)
-            hint = f"is it {near[0]!r}?" if near else f"needed are {', '.join(needed)}"
+            hint = f"is it {near[0]!r}?" if near else f"required: {', '.join(needed)}"
             raise ValueError(f"no column {name} ({hint})")
     if len(set(header)) < len(header):
-        raise ValueError("a column is there twice")
+        raise ValueError("duplicate column")
     if optional is not None:
         for name in header:
             if name not in (*needed, *optional):
@@ -97,5 +99,5 @@ def _check_header(
 
 def _by_column(header: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
     if len(cells) != len(header):
-        raise ValueError(f"{len(cells)} cells, while the header has {len(header)}")
+        raise ValueError(f"{len(cells)} cells, but the header has {len(header)}")
     return dict(zip(header, (cell.strip() for cell in cells), strict=True))

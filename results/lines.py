@@ -1,4 +1,4 @@
-"""The lines of docs/results.md: what each is made with, what is read from it, and its bars."""
+"""The lines of docs/results.md: their commands, what is read from the runs, and their targets."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,14 +20,14 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Bar:
-    """A threshold.
+    """A target.
 
     Attributes
     ----------
     what : str
-        What is compared.
+        Name of the measured quantity.
     value : float
-        What was measured.
+        Its measured value.
     sense : str
         ``<=`` or ``>=``.
     limit : float
@@ -41,24 +41,24 @@ class Bar:
 
     @property
     def met(self) -> bool:
-        """Whether it is met."""
+        """Whether the target is met."""
         return self.value <= self.limit if self.sense == "<=" else self.value >= self.limit
 
 
 @dataclass
 class Found:
-    """What a line says.
+    """Content of a line.
 
     Attributes
     ----------
     runs : list of dict
-        metrics.json of the runs it was read from.
+        metrics.json of the runs that it was read from.
     tables : dict
         Rows by caption.
     bars : list of Bar
-        Thresholds.
+        Targets.
     remarks : list of str
-        What follows, in sentences.
+        Conclusions, in sentences.
     figures : dict
         Files without suffix, by caption.
     """
@@ -72,22 +72,22 @@ class Found:
 
 @dataclass(frozen=True)
 class Line:
-    """A result that must exist, or may.
+    """A result, required or optional.
 
     Attributes
     ----------
     number : int
         Its number.
     title : str
-        What it answers.
+        What it shows.
     commands : tuple of str
-        What makes it, in the project's folder; each is resumable.
+        Commands that make it, run in the project's folder; each is resumable.
     read : callable
         Reads it from the folder of runs.
     must : bool
-        Whether it must exist.
+        Whether it is required.
     needs : tuple of str
-        Files in the project's folder that no command makes.
+        Required files in the project's folder that no command makes.
     """
 
     number: int
@@ -98,7 +98,7 @@ class Line:
     needs: tuple[str, ...] = ()
 
 
-# --- what is read ---------------------------------------------------------------------------------
+# --- input ----------------------------------------------------------------------------------------
 
 
 def metrics_of(run: Path, folder: str = "evaluation") -> Metrics:
@@ -107,7 +107,7 @@ def metrics_of(run: Path, folder: str = "evaluation") -> Metrics:
 
 
 def scores_table(part: Metrics, *more: dict[str, Any]) -> Rows:
-    """Return MAE by parameter, and averages, a row a predictor; `part` holds ``scores``."""
+    """Return MAE by parameter and averages, one row per predictor; `part` contains ``scores``."""
     rows = []
     for key, label in PREDICTORS.items():
         scores = part["scores"][key]
@@ -178,9 +178,9 @@ def random_split(runs: Path) -> Found:
         ],
         [
             f"A look-up among thumbnails, which learns nothing, has an average MAE of {lookup:.2f} "
-            "here: under this split nearly every test view has training views one step away, and "
-            "the figure measures interpolation between near-duplicates.",
-            *gone_on(runs / "random_split", metrics["run"]["parameters"]),
+            "here: with this split nearly every test view has training views one step away, so "
+            "the result measures interpolation between near-duplicates.",
+            *resumed(runs / "random_split", metrics["run"]["parameters"]),
         ],
         {
             "Predicted against true": runs / "random_split/evaluation/predicted_against_true",
@@ -189,15 +189,15 @@ def random_split(runs: Path) -> Found:
     )
 
 
-def gone_on(run: Path, parameters: Sequence[str]) -> list[str]:
-    """Say where a training whose learning rate had come to zero was gone on with."""
+def resumed(run: Path, parameters: Sequence[str]) -> list[str]:
+    """Return remarks on trainings that were resumed after their learning rate had reached 0."""
     history = read_history(run / "metrics.csv", parameters)
     epochs, errors = history["epoch"], history["validation_mae"]
     return [
         f"The training first ended after epoch {epochs[k]:.0f} (average MAE on validation "
-        f"{errors[k]:.3f}, the learning rate down to 0), and was then resumed with changed keys "
-        f"to epoch {epochs[-1]:.0f} (after one more epoch {errors[k + 1]:.3f}). A run from scratch "
-        "has a slower schedule, and will not repeat these figures exactly."
+        f"{errors[k]:.3f}, learning rate 0), and was then resumed with changed keys to epoch "
+        f"{epochs[-1]:.0f} (after one more epoch {errors[k + 1]:.3f}). A run from scratch has a "
+        "slower schedule and will not reproduce these figures exactly."
         for k in np.flatnonzero(history["learning_rate"][:-1] == 0)
     ]
 
@@ -223,10 +223,10 @@ def never_seen(runs: Path) -> Found:
         ),
     ]  # fmt: skip
     found.remarks = [
-        "The goal behind the bar is an average MAE of 1 on clean images.",
+        "The goal behind this target is an average MAE of 1 on clean images.",
         NOT_INDEPENDENT,
-        "Under sky-like conditions the look-up knows each training image in as many versions as "
-        f"the network saw of it: {sky['training']['epochs']}.",
+        "For sky-like images, the look-up has as many versions of each training image as the "
+        f"network saw: {sky['training']['epochs']}.",
     ]
     found.figures = {
         "Predicted against true, clean images": runs
@@ -256,18 +256,18 @@ def realisations(runs: Path) -> Found:
     rows = table.read(runs / "never_seen/studies/realisations/results.csv")
     law = power_law.fit([r["value"] for r in rows], [r["network_mae"] for r in rows])
     found.remarks = [
-        "Every point has seen as many images at its end. Each realisation is seen from directions "
-        "of its own, so that more of them are a denser grid of views, too, and the smallest set "
-        "is one realisation, itself a single draw."
+        "All points see the same number of images in training. Each realisation is seen from its "
+        "own directions, so that more realisations also mean a denser grid of views; the smallest "
+        "set is a single realisation, and thus a single random draw."
     ]
     if law and law.exponent + 2 * law.exponent_error < 0:
         found.remarks.append(
-            f"The network's average MAE follows {law}, x being the number of realisations: "
-            f"if it went on so, {law.at(100):.2g} for 100 of them. That is an extrapolation from "
-            f"{len(rows)} points, of which the largest is {max(r['value'] for r in rows):g}."
+            f"The network's average MAE follows {law}, where x is the number of realisations. "
+            f"Extrapolated to 100 of them it would be {law.at(100):.2g}, from {len(rows)} points "
+            f"up to {max(r['value'] for r in rows):g}."
         )
     else:
-        found.remarks.append(f"No power law is seen in these points (fit: {law}).")
+        found.remarks.append(f"These points do not follow a power law (fit: {law}).")
     return found
 
 
@@ -292,7 +292,7 @@ def inclinations(runs: Path) -> Found:
             Bar(f"{text}: MAE", entry["network"][name]["mae"], "<=", 5),
         ]
     found.tables["the intervals of line 7 on these images"] = carried(metrics)
-    found.remarks = ["A miss is a finding: the paper claims inclinations between the trained ones."]
+    found.remarks = ["A miss is a finding: the paper claims that inclinations are interpolated."]
     return found
 
 
@@ -316,7 +316,7 @@ def classification(runs: Path) -> Found:
         ]
         trivial = rows[0]["network_class_trivial_binary_accuracy"]
     found.remarks = [
-        f"A network that always says no has a binary accuracy of {100 * trivial:.2f} %; the "
+        f"A network that always says no reaches a binary accuracy of {100 * trivial:.2f} %; the "
         "paper's 93.63 % is consistent with that measure."
     ]
     return found
@@ -335,13 +335,12 @@ def real_pairs(runs: Path) -> Found:
     chance = 1.96 / math.sqrt(len(result["pairs"]) - 1)
     found.remarks += [
         "The two networks differ in more than sky augmentation: real_sky_12 sees a wider field, "
-        "has the inclination as its only output, and was trained for fewer epochs.",
-        "The medians know the answers; a predictor is worth something on these pairs where it "
-        "beats the mean of its training, and where its rank correlation exceeds "
-        f"{chance:.2f}, which chance stays below in 95 of 100 cases. Eq. 3 is no truth: position "
-        "angles and inclinations of warped discs are uncertain, and the sign of a disc's tilt is "
-        "not known.",
-        "The paper's rows are of its own 15 pairs.",
+        "estimates only the inclination, and was trained for fewer epochs.",
+        "The medians know the answers; a predictor is useful for these pairs if it beats its "
+        f"training mean and its rank correlation exceeds {chance:.2f}, which happens by chance in "
+        "5 of 100 cases. Eq. 3 is not ground truth: position angles and inclinations of warped "
+        "discs are uncertain, and the sign of a disc's tilt is unknown.",
+        "The paper's rows are for its own 15 pairs.",
     ]
     return found
 
@@ -372,7 +371,7 @@ def coverage(runs: Path) -> Found:
 
 
 def carried(part: Metrics) -> Rows:
-    """Return what intervals hold that were calibrated elsewhere, a row a parameter."""
+    """Return the coverage of intervals calibrated elsewhere, one row per parameter."""
     found = part["uncertainty"]["carried"]
     heads = [f"held of {100 * level:g} %" for level in found["levels"]]
     return [
@@ -390,21 +389,21 @@ def out_of_family(runs: Path) -> Found:
 
 NOT_INDEPENDENT = (
     "The eight encounters of a realisation start from the same particles, so the groups behind "
-    "the intervals are not wholly independent: four realisations are a small sample."
+    "the intervals are not fully independent: four realisations are a small sample."
 )
 
 HALF_HOUR = "training.epochs=5 training.freeze_batchnorm_epochs=1"
-"""Of never_seen, in a point of a study; on two cores."""
+"""Overrides for half an hour of training per study point of never_seen, on two cores."""
 
 HALF_HOUR_RANDOM = "training.epochs=9 training.freeze_batchnorm_epochs=1"
-"""Of random_split."""
+"""The same for random_split."""
 
 ON_NEVER_SEEN = (
     "library=runs/realisations.h5 catalogue=catalogues/never_seen.yaml catalogue.render.zoom=4 "
     "'split.validation_simulations=[12,13]' 'split.test_simulations=[14,15,16,17]' "
     "training.batch_size=32"
 )
-"""The data of never_seen in a wider field, where a rolled picture cuts off no light."""
+"""The data of never_seen in a wider field, so that rolled images are not cut off."""
 
 SKY_LIKE = (
     "configs/sky_like.yaml catalogue.render.zoom=4 training.epochs=8 "

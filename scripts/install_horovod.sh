@@ -3,20 +3,20 @@
 #
 #   scripts/install_horovod.sh [--gpu]
 #
-# Horovod compiles against the TensorFlow and the MPI that are there, so pip cannot install it
-# together with them. The wheel is kept in a cache under a name for all that it was built against;
-# the next environment of the same kind takes it from there in seconds. TensorFlow, MPI, mpi4py and
-# a Horovod that works are never replaced.
+# Horovod compiles against the installed TensorFlow and MPI, so pip cannot install it together with
+# them. The wheel is cached under a name for everything it was built against; the next environment of
+# the same kind installs it from there in seconds. TensorFlow, MPI, mpi4py and a working Horovod are
+# never replaced.
 #
 # --gpu   also build the NCCL operations. Needs nvcc, and NCCL from pip (nvidia-nccl-cu12, which
-#         tensorflow[and-cuda] brings) or in HOROVOD_NCCL_HOME.
+#         tensorflow[and-cuda] installs) or in HOROVOD_NCCL_HOME.
 #
 # VENV                  environment to install into; default: the active one, else .venv
 # GALMERHPC_WHEELHOUSE  cache of built wheels; default: ~/.cache/galmerhpc/wheels
 # CUDA_HOME             CUDA toolkit; default: that of the nvcc on PATH
-# CUDA_ARCHITECTURES    compute capabilities to build for; default: all that TensorFlow's wheel and
-#                       the toolkit know, from V100 (70; CUDA 12 and older) over A100 (80) to H100 (90)
-# TMPDIR                where it is built (1 GB); default: /tmp
+# CUDA_ARCHITECTURES    compute capabilities to build for; default: all that both TensorFlow's wheel and
+#                       the toolkit support, from V100 (70; CUDA 12 and older) to A100 (80) and H100 (90)
+# TMPDIR                build folder (1 GB); default: /tmp
 set -euo pipefail
 
 say() { printf 'install_horovod: %s\n' "$*"; }
@@ -39,9 +39,9 @@ wheelhouse=${GALMERHPC_WHEELHOUSE:-${XDG_CACHE_HOME:-${HOME:?set GALMERHPC_WHEEL
 venv=$(cd "$venv" && pwd)
 export PATH=$venv/bin:$PATH
 
-# --- What is there ------------------------------------------------------------------------------
-# One line of words that names all that a wheel depends on, or an error. Only names and versions
-# are read: loading TensorFlow takes seconds, and starting MPI may be forbidden on a login node.
+# --- What is installed --------------------------------------------------------------------------
+# One line that names everything a wheel depends on, or an error. Only names and versions are read:
+# loading TensorFlow takes seconds, and starting MPI may be forbidden on a login node.
 kind=$(python - "$gpu" <<'PY'
 import importlib.metadata as metadata
 import platform
@@ -68,7 +68,7 @@ PY
 ) || die "the environment $venv is not ready (see above)"
 
 if [ -n "$gpu" ]; then
-  # nvcc itself says where its toolkit is: the one on PATH may be a wrapper that lies elsewhere.
+  # nvcc itself reports its toolkit: the one on PATH may be a wrapper elsewhere.
   CUDA_HOME=${CUDA_HOME:-$(nvcc --dryrun -x cu /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p' || true)}
   [ -x "$CUDA_HOME/bin/nvcc" ] && [ -e "$CUDA_HOME/include/cuda_runtime.h" ] ||
     die "no CUDA toolkit${CUDA_HOME:+ in $CUDA_HOME}: load the CUDA module or set CUDA_HOME (with --gpu)"
@@ -113,7 +113,7 @@ build() {
   python -m pip install --quiet --target "$tools" 'cmake<4' packaging 'setuptools<81' wheel
   export PYTHONPATH=$tools PATH=$tools/bin:$PATH
 
-  # Horovod 0.28.1 was written for TensorFlow 2.12. Since 2.20 XLA's builder lies elsewhere and its
+  # Horovod 0.28.1 was written for TensorFlow 2.12. Since 2.20 XLA's builder is elsewhere and its
   # StatusOr alias is gone. -idirafter: a TensorFlow that has the header keeps its own.
   mkdir -p "$shim/tensorflow/compiler/xla/client"
   cat > "$shim/tensorflow/compiler/xla/client/xla_builder.h" <<'CC'
@@ -133,7 +133,7 @@ CC
   local external=$tensorflow/external
   export CXXFLAGS="${CXXFLAGS:-} -isystem $external/highwayhash -isystem $external/farmhash_archive/src -idirafter $shim"
 
-  # The wheel may move to another environment: look relative to it for pip's MPI and NCCL first.
+  # The wheel may be installed elsewhere: look for pip's MPI and NCCL relative to it first.
   # shellcheck disable=SC2016  # $ORIGIN is for the loader
   export LDFLAGS="${LDFLAGS:-} "'-Wl,-rpath,$ORIGIN/../../../..:$ORIGIN/../../nvidia/nccl/lib'
   export HOROVOD_WITH_TENSORFLOW=1 HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1
@@ -167,7 +167,7 @@ if [ -z "$wheel" ]; then
 
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
-  say "building $requirement for $kind; this takes some minutes, once"
+  say "building $requirement for $kind; this takes a few minutes, once"
   set +e  # bash ignores -e inside a condition, so the status is taken first
   (set -e; build "$work") > "$work/log" 2>&1
   status=$?
@@ -175,16 +175,16 @@ if [ -z "$wheel" ]; then
   if [ $status -ne 0 ]; then
     cp "$work/log" "$cache/failed-build.log"
     grep -E -m 5 '(fatal error|error:|CMake Error|ERROR)' "$work/log" >&2 || true
-    die "the build failed; all it printed is in $cache/failed-build.log"
+    die "the build failed; its output is in $cache/failed-build.log"
   fi
   built=$(find "$work" -maxdepth 1 -name '*.whl' -print -quit)
   wheel=$cache/$(basename "$built")
-  # Renamed when whole: neither a killed build nor a second one at the same time leaves half a wheel.
+  # Renamed when complete: neither a killed nor a concurrent build leaves half a wheel.
   cp "$built" "$wheel.$HOSTNAME.$$"
   mv "$wheel.$HOSTNAME.$$" "$wheel"
 fi
 
-# pip takes the few pure Python packages that Horovod needs only where they are missing.
+# pip installs the few pure Python packages that Horovod needs only if they are missing.
 python -m pip install --quiet "$wheel"
 if ! reason=$(works 2>&1); then
   die "$wheel is installed, but: $(tail -n 1 <<< "$reason")"

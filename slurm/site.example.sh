@@ -1,56 +1,61 @@
 # shellcheck shell=bash
-# The facts of one cluster, the only file that names them. Copy it to slurm/site.sh, fill it in, then
+# The facts of one cluster, in the only file that has them. Copy it to slurm/site.sh, fill it in, then
 #
-#   galmerhpc submit configs/demo.yaml             reads it by itself; or by hand, in the checkout:
+#   galmerhpc submit configs/demo.yaml             reads it; or by hand, in the checkout:
 #   source slurm/site.sh && sbatch -p "$CPU_PARTITION" slurm/preprocess.sbatch configs/demo.yaml
 #
-# The jobs read it too. Every value is explained in docs/cluster.md where one line is not enough.
+# The jobs read it too. docs/cluster.md explains values for which one line is not enough.
 
-# --- who pays: sbatch takes these as defaults of every job; leave out what your site does not ask for
+# --- who pays: sbatch's defaults for every job; leave out what your site does not require
 #export SBATCH_ACCOUNT=project123
 #export SBATCH_QOS=normal
-#export SBATCH_TIMELIMIT=12:00:00   # where the partition's limit is below the scripts' own --time
-#export SBATCH_SIGNAL=B:USR1@60     # seconds; where that limit is only a few minutes
+#export SBATCH_TIMELIMIT=12:00:00   # if the partition's limit is below the scripts' own --time
+#export SBATCH_SIGNAL=B:USR1@60     # seconds; if that limit is only a few minutes
 
 # --- partitions, as sinfo lists them
-export CPU_PARTITION=              # preprocess, scrape from the mirror; all else where there is no GPU
-export GPU_PARTITION=              # train and evaluate; empty: they use CPU_PARTITION
-export INTERNET_PARTITION=         # scrape from an address; empty: no node of the cluster has internet
+export CPU_PARTITION=              # preprocess, scrape from the mirror; without GPUs, everything
+export GPU_PARTITION=              # train and evaluate; empty: CPU_PARTITION
+export INTERNET_PARTITION=         # scrape from an address; empty: no node has internet
 
 # --- the nodes that train
-export GPUS_PER_NODE=0             # GPUs of one node that SLURM knows of (sinfo -o %G): one task each
-export GPU_TYPE=                   # a100, say, where sbatch must be told; empty: any
-export TASKS_PER_NODE=1            # tasks of one node without them; GPUs that SLURM ignores count here
-export CPUS_PER_TASK=4             # cores of a node over its tasks
-export TRAIN_NODES=1               # nodes of a training, unless submit --nodes says otherwise
+export GPUS_PER_NODE=0             # GPUs of a node, as SLURM lists them (sinfo -o %G): one task each
+export GPU_TYPE=                   # such as a100, if sbatch requires it; empty: any
+export TASKS_PER_NODE=1            # tasks of a node without them, or its GPUs if SLURM does not list them
+export CPUS_PER_TASK=4             # cores of a node divided by its tasks
+export TRAIN_NODES=1               # nodes of a training, unless submit --nodes is given
 
 # --- the other stages
 export PREPROCESS_TASKS=4          # MPI tasks, on however many nodes they fit
-export SCRAPE_TASKS=1              # array tasks; each has its slice of the catalogue and of the rate
-export SCRAPE_AT_ONCE=1            # how many of them run at the same time
+export SCRAPE_TASKS=1              # array tasks; each has its share of the catalogue and the rate
+export SCRAPE_AT_ONCE=1            # how many of them run at once
 
 # --- how tasks are started
 export LAUNCHER=srun               # srun, or mpirun (Open MPI's)
-export MPI_PLUGIN=pmix             # of srun; `srun --mpi=list` shows what there is
+export MPI_PLUGIN=pmix             # srun's; `srun --mpi=list` lists them
 export NETWORK_INTERFACE=          # the fast network's, as `ip link` lists it (ib0, hsn0); empty: any
 
-# --- how often a job comes back
+# --- how often a job is requeued
 export CONTINUATION=requeue        # requeue, or array: `submit` chains CONTINUATION_TASKS array tasks
 export CONTINUATION_TASKS=10       # only for array
-export MAX_ATTEMPTS=100            # a job that was started so often is not started again
-export REQUEUE_FAILED=no           # yes: also after a crash, as of nodes that lose GPUs
+export MAX_ATTEMPTS=100            # most attempts of a job
+export REQUEUE_FAILED=no           # yes: also after a crash, as on nodes that lose GPUs
 
 # --- where things go
 export RUNS_FOLDER=                # on the parallel file system; `runs` becomes a link to it
-export MAIL_USER=                  # gets a message at the end or failure of each job
+export MAIL_USER=                  # gets mail at the end or failure of each job
 
-# --- the environment that galmerhpc is installed in; runs in every job and, as a test, in submit
+# --- the environment with galmerhpc; loaded in every job and, as a test, by submit
 load_environment() {
   # module load openmpi cuda
   # shellcheck source=/dev/null
   source .venv/bin/activate
 }
 
-# --- what must be there before sbatch: it writes no log into a missing folder, and says nothing
+# --- what must exist before sbatch: it writes no log into a missing folder, and does not say so
 mkdir -p logs
-[ -z "$RUNS_FOLDER" ] || [ -e runs ] || { mkdir -p "$RUNS_FOLDER" && ln -s "$RUNS_FOLDER" runs; }
+if [ -n "$RUNS_FOLDER" ]; then
+  mkdir -p "$RUNS_FOLDER"  # again where it was purged
+  [ -e runs ] || [ -L runs ] || ln -sn "$RUNS_FOLDER" runs
+  [ runs -ef "$RUNS_FOLDER" ] ||
+    echo "slurm/site.sh: RUNS_FOLDER=$RUNS_FOLDER has no effect: runs exists and is another folder" >&2
+fi

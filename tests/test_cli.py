@@ -21,12 +21,18 @@ COMMANDS = (
     "train",
     "evaluate",
     "report",
+    "predict",
+    "real-pairs",
+    "study",
     "catalogue",
     "images",
     "library",
     "check",
     "info",
     "mirror",
+    "submit",
+    "status",
+    "cancel",
     "doctor",
 )
 
@@ -114,10 +120,10 @@ main(["evaluate", "nowhere"])
         (["run", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["run", DEMO, "training.epoch=3"], "training.epoch: unknown key (did you mean epochs?)"),
         (["scrape", DEMO, "preprocess.image_size=16"], "preprocess.image_size"),
-        (["run", DEMO, "model.task=classification"], "training.loss: mae does not go with"),
+        (["run", DEMO, "model.task=classification"], "training.loss: mae does not fit"),
         (["simulate", DEMO], "library: shipped is part of the package"),
         (["mirror", "--library", "nowhere.h5"], "nowhere.h5: no such snapshot library"),
-        (["mirror", "--library", DEMO], "demo.yaml: damaged, or no snapshot library"),
+        (["mirror", "--library", DEMO], "demo.yaml: damaged, or not a snapshot library"),
         (["evaluate", str(ROOT)], "not a run folder"),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else None,
@@ -145,7 +151,7 @@ def test_ranks_that_mpi_does_not_know_of_keep_logs_of_their_own(
 def test_output_that_is_not_read_to_its_end_is_one_line() -> None:
     command = f"{sys.executable} -m galmerhpc.cli catalogue show {DEMO}"
     done = run("sh", "-c", f"{{ {command}; echo $? >&2; }} | true")
-    assert done.stderr.splitlines() == ["galmerhpc: what reads the output has ended", "1"]
+    assert done.stderr.splitlines() == ["galmerhpc: standard output was closed", "1"]
 
 
 def test_a_port_in_use_is_named() -> None:

@@ -126,42 +126,45 @@ def test_an_address_gets_the_polite_rate_unless_one_is_given(
         ),
         (
             {"training": {"augment": {"mirror": True}}, "parameters": ["spin", "viewing_angle"]},
-            "training.augment.mirror: a mirrored picture shows another viewing_angle; leave",
+            "training.augment.mirror: a mirrored image has another viewing_angle; leave",
         ),
         (
             {"training": {"sync_batchnorm": True, "xla": True}},
-            "sync_batchnorm cannot go with xla",
+            "sync_batchnorm cannot be combined with xla",
         ),
         (
             {"training": {"best_metric": "validation_accuracy"}},
-            "no column validation_accuracy (there are: validation_loss, validation_mae",
+            "no column validation_accuracy (available: validation_loss, validation_mae",
         ),
-        ({"evaluation": {"levels": []}}, "evaluation.levels: give one or more"),
+        ({"evaluation": {"levels": []}}, "evaluation.levels: must be non-empty"),
         (
             {"evaluation": {"levels": [0.9, 0.68]}},
-            "each above the one before it",
+            "strictly increasing",
         ),
-        ({"evaluation": {"levels": [0.9, 0.9]}}, "each above the one before it"),
-        ({"scrape": {"source": "galmer.obspm.fr"}}, "scrape.source: give 'mirror' or an address"),
+        ({"evaluation": {"levels": [0.9, 0.9]}}, "strictly increasing"),
+        (
+            {"scrape": {"source": "galmer.obspm.fr"}},
+            "scrape.source: must be 'mirror' or an address",
+        ),
         ({"simulate": {"pair": ["gSa", "gE0"]}}, "no galaxy model 'gE0'"),
         ({"split": {"kind": "inclination"}}, "test_inclination_deg"),
-        ({"split": {"validation_fraction": 0.5, "test_fraction": 0.5}}, "must stay below 1"),
-        ({"parameters": ["spin", "spin"]}, "none twice"),
+        ({"split": {"validation_fraction": 0.5, "test_fraction": 0.5}}, "must be below 1"),
+        ({"parameters": ["spin", "spin"]}, "without duplicates"),
         (
             {"model": {"task": "classification", "class_width_deg": 7}},
             "class width of 7 does not divide",
         ),
         (
             {"model": {"task": "classification"}},
-            "training.loss: mae does not go with model.task: classification",
+            "training.loss: mae does not fit model.task: classification",
         ),
         (
             {"training": {"loss": "binary_crossentropy"}},
-            "training.loss: binary_crossentropy does not go with model.task: regression",
+            "training.loss: binary_crossentropy does not fit model.task: regression",
         ),
         (
             {"model": {"task": "classification", "sine_cosine": ["azimuth"]}},
-            "sine_cosine and spin go with task: regression",
+            "sine_cosine and spin apply only to task: regression",
         ),
         (
             {"model": {"task": "classification"}, "parameters": ["spin", "mass_ratio"]},
@@ -169,7 +172,7 @@ def test_an_address_gets_the_polite_rate_unless_one_is_given(
         ),
         (
             {**CLASSIFIER, "catalogue": {"runs": [{**RUN, "inclination_deg": 60}]}},
-            "no class for inclination 60 of the catalogue (it has them for 0, 45, 75, 90)",
+            "no class for inclination 60 in the catalogue (only for 0, 45, 75, 90)",
         ),
         (
             {
@@ -179,20 +182,20 @@ def test_an_address_gets_the_polite_rate_unless_one_is_given(
                     "views": {"theta_deg": {"start": 0, "stop": 120, "step": 5}},
                 },
             },
-            "no class for viewing_angle 120 of the catalogue (it has them for 0..90)",
+            "no class for viewing_angle 120 in the catalogue (only for 0..90)",
         ),
         ({"training": {"loss_weights": {"phi": 2}}}, "training.loss_weights: phi is not among"),
         ({"model": {"sine_cosine": ["spin"]}}, "model.sine_cosine: spin is not an angle"),
         (
             {"model": {"spin": "probability"}, "parameters": ["azimuth"]},
-            "model.spin: probability needs spin among the parameters",
+            "model.spin: probability requires spin among the parameters",
         ),
-        ({"training": {"optimizer": {"kind": "adamw"}}}, "adamw needs one above 0"),
+        ({"training": {"optimizer": {"kind": "adamw"}}}, "kind: adamw, which needs one above 0"),
         (
             {"training": {"optimizer": {"weight_decay": 0.1}}},
-            "training.optimizer: weight_decay goes with kind: adamw",
+            "training.optimizer: weight_decay applies only to kind: adamw",
         ),
-        ({"training": {"optimizer": {"momentum": 0.9}}}, "momentum goes with kind: sgd"),
+        ({"training": {"optimizer": {"momentum": 0.9}}}, "momentum applies only to kind: sgd"),
         (
             {"simulate": {"galaxies": {"gSb": {**GSB.model_dump(), "buldge": {}}}}},
             "simulate.galaxies.gSb.buldge: unknown key (did you mean bulge?)",
@@ -200,7 +203,7 @@ def test_an_address_gets_the_polite_rate_unless_one_is_given(
         ({"catalogue": {"runs": []}}, "the catalogue is empty"),
         (
             {"catalogue": {"runs": [RUN], "render": {"halo": True}}},
-            "catalogue.render.halo: the mirror draws luminous particles",
+            "catalogue.render.halo: the mirror draws only the surface",
         ),
         ({"catalogue": {"runs": [RUN, RUN]}}, "snapshot 1 is listed more than once"),
         (
@@ -232,7 +235,7 @@ def test_a_wrong_key_or_value_is_named(
 def test_two_views_of_one_picture_are_refused_unless_asked_for(
     tmp_path: Path, views: dict[str, object]
 ) -> None:
-    assert "shows what another" in refusal(tmp_path, catalogue={"runs": [RUN], "views": views})
+    assert "gives the same image" in refusal(tmp_path, catalogue={"runs": [RUN], "views": views})
     accepted = {"runs": [RUN], "views": views, "allow_equivalent_views": True}
     assert load(write(tmp_path, catalogue=accepted)).catalogue is not None
 
@@ -244,12 +247,24 @@ def test_overrides_win_and_wrong_ones_are_named(tmp_path: Path) -> None:
     assert config.run_dir == Path("elsewhere")
     for override, expected in [
         ("training.epochs", "key=value"),
-        ("training.epochs.more=1", "holds no keys"),
+        ("training.epochs.more=1", "has no keys"),
         ("training.epoch=1", "did you mean epochs?"),
         ("training.epochs=[1", "not valid YAML"),
+        ("training.epochs=2024-13-45", "not valid YAML"),
+        ("training.epochs=!!int abc", "not valid YAML"),
+        ("training={epochs: 1, epochs: 2}", "not valid YAML"),
+        ('run_dir="a\\0b"', "not valid YAML"),
+        ("training.epochs=true", "should be a valid integer, not True"),
     ]:
         with pytest.raises(InputError, match=expected.replace("?", r"\?")):
             load(path, [override])
+
+
+def test_a_key_that_is_given_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("training:\n  epochs: 3\n  batch_size: 8\n  epochs: 7\n")
+    with pytest.raises(InputError, match=r"run\.yaml:4: not valid YAML: the key 'epochs' is given"):
+        load(path)
 
 
 def test_differences_are_the_overrides_that_make_one_of_the_other(tmp_path: Path) -> None:

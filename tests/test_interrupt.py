@@ -11,7 +11,7 @@ from galmerhpc.interrupt import SIGNALS, StopRequest
 from galmerhpc.training.checkpoint import load_latest
 from tests.support import environment
 
-# Asked once, it goes on: a checkpoint is whole, and the next is being written.
+# Asked once, it continues: one checkpoint is complete, and the next is being written.
 ASKED = """
 import sys, threading, time
 from functools import partial

@@ -1,4 +1,4 @@
-"""The lines of docs/results.md: their commands exist, and the page is as its JSON says."""
+"""The lines of docs/results.md: their commands exist, and the page agrees with its JSON."""
 
 import re
 import shlex

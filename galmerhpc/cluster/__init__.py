@@ -1,1 +1,1 @@
-"""The package's side of a cluster: what there is, and what runs on it."""
+"""The cluster: what its environment has, and the jobs that run on it."""

@@ -1,8 +1,8 @@
-"""The attempts of a job: ``slurm/job.sh`` runs this module as each begins and ends.
+"""The attempts of a job: ``slurm/job.sh`` runs this module when each begins and ends.
 
 A job that must stop before its work is done (time limit, preemption, a lost node) goes back to the
-queue and goes on from what it saved. What it had made is written down at the beginning of each
-attempt: a job that makes nothing in two attempts, or is started too often, is not started again.
+queue and resumes from what it saved. The record of each attempt is what existed when it began: a
+job that twice uses up its time without progress, or is started too often, is not started again.
 """
 
 import argparse
@@ -11,34 +11,38 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 
+from galmerhpc import files
 from galmerhpc.cluster import slurm
 from galmerhpc.cluster.stages import STAGES, is_complete, progress
 from galmerhpc.config import Config, load
 from galmerhpc.errors import ExitCode, GalmerhpcError, InputError
 
 PATIENCE = 2
-"""Attempts without anything new that end a job."""
+"""Attempts without progress that end a job; those that SLURM cut short do not count."""
+
+_TIME_LIMIT, _FAILED = "; time limit", "; failed"
+"""Marks of attempts that count: a preemption or a lost node says nothing about the next one."""
 
 _FINAL = (ExitCode.WRONG_INPUT, ExitCode.VIEWS_MISSING)
 """Exit codes that another attempt would only repeat."""
 
 _SIGNALLED = (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
-"""Exit codes, in bash's way, of what SLURM's signals ended."""
+"""Exit codes that bash gives to what SLURM's signals ended."""
 
 
 class Attempts:
-    """The record of one job's attempts, a line each, in the run folder's ``logs``.
+    """The record of one job's attempts, one line each, in the run folder's ``logs``.
 
     Parameters
     ----------
     config : Config
         The run.
     stage : str
-        Command of galmerhpc that the job runs.
+        The galmerhpc command that the job runs.
     environment : mapping of str
-        The job's: its number from SLURM, and the rules of ``slurm/site.sh``.
+        The job's: its number from SLURM, and the settings of ``slurm/site.sh``.
     allow_change : sequence of str
-        Keys of `training` that may differ from those the checkpoints were made with.
+        Keys of `training` that may differ from the checkpoints'.
     """
 
     def __init__(
@@ -51,20 +55,20 @@ class Attempts:
         number = self._job
         if array := environment.get("SLURM_ARRAY_JOB_ID"):
             task = environment["SLURM_ARRAY_TASK_ID"]
-            # One of them has the whole array's number for its own.
+            # One task has the array's number as its own.
             self._job = f"{array}_{task}"
-            # Tasks of scrape and study are jobs of their own; those of a training are its attempts.
+            # Tasks of scrape and study are separate jobs; those of a training are its attempts.
             number = array if stage == "train" else self._job
             self._has_next = stage == "train" and task != environment["SLURM_ARRAY_TASK_MAX"]
         self._path = config.run_dir / "logs" / f"{stage}-{number}.attempts"
 
     def begin(self) -> None:
-        """Write down a new attempt, unless the work is done, as an array's last tasks find it.
+        """Record a new attempt, unless the work is done, as in the last tasks of an array.
 
         Raises
         ------
         GalmerhpcError
-            The job does not get on, or has had attempts enough.
+            The job makes no progress, or has used all its attempts.
         """
         if self._stage in STAGES and is_complete(self._config, self._stage, self._allow_change):
             return
@@ -75,64 +79,74 @@ class Attempts:
             record.write(f"{made}\n")
 
     def end(self, status: int, warned: bool) -> None:
-        """Requeue the job if another attempt can finish it, or leave with its status.
+        """Requeue the job if another attempt can finish it, or exit with its status.
 
         Parameters
         ----------
         status : int
-            Exit code of what the job ran, as bash gives it; not 0.
+            Exit code of the job's command, as bash gives it; not 0.
         warned : bool
-            SLURM announced the end of the job's time.
+            SLURM announced the time limit.
         """
-        crashed_for_now = self._environment["REQUEUE_FAILED"] == "yes" and status not in _FINAL
-        if not (crashed_for_now or self._was_stopped(status, warned)):
+        stopped = self._was_stopped(status, warned)
+        if not stopped and (self._environment["REQUEUE_FAILED"] == "no" or status in _FINAL):
             sys.exit(status)
+        if warned or not stopped:
+            self._mark(_TIME_LIMIT if stopped else _FAILED)
         made = progress(self._config, self._stage)
         self._check(made)
         if self._environment["CONTINUATION"] == "requeue":
             self._requeue(made)
         elif self._has_next:
-            say(f"stopped with {made}; the array's next task goes on")
+            say(f"stopped with {made}; the array's next task continues")
         else:
-            say(f"stopped with {made}; submit again to go on")
+            say(f"stopped with {made}; submit again to continue")
             sys.exit(ExitCode.INTERRUPTED)
 
     def _was_stopped(self, status: int, warned: bool) -> bool:
-        """Say whether SLURM stopped the work, which is saved.
+        """Return whether SLURM stopped the work, which is then saved.
 
-        A stage that saves as it goes may be ended by the signal itself. But srun leaves with a
-        signal's status also where one task has failed, and srun then ended the others.
+        A stage that saves as it works may be ended by the signal itself. But srun also exits with
+        a signal's status after one task failed and it ended the others.
         """
         if status not in _SIGNALLED:
             return status == ExitCode.INTERRUPTED
         return warned or any(j.preempted for j in slurm.show(self._job))
 
     def _requeue(self, made: str) -> None:
-        # SLURM would bring back a job that is being cancelled, too.
+        # SLURM would also requeue a job that is being cancelled.
         if not any(job.state == "RUNNING" for job in slurm.show(self._job)):
-            say(f"stopped with {made}; SLURM ends the job: unless it comes back, submit again")
+            say(f"stopped with {made}; SLURM ends the job: unless it requeues it, submit again")
             sys.exit(ExitCode.INTERRUPTED)
-        say(f"stopped with {made}; back into the queue")
+        say(f"stopped with {made}; requeued")
         try:
             slurm.requeue(self._job)
         except InputError as error:
             raise GalmerhpcError(
-                f"SLURM does not take the job back ({error}): submit again to go on, or set "
+                f"SLURM refuses to requeue the job ({error}): submit again to continue, or set "
                 "CONTINUATION=array in slurm/site.sh"
             ) from None
 
+    def _lines(self) -> list[str]:
+        return self._path.read_text().splitlines() if self._path.exists() else []
+
+    def _mark(self, mark: str) -> None:
+        """Record why this attempt ended."""
+        if lines := self._lines():
+            files.write_text(self._path, "\n".join(lines) + f"{mark}\n")
+
     def _check(self, made: str) -> None:
-        before = self._path.read_text().splitlines() if self._path.exists() else []
+        before = self._lines()
         if len(before) >= int(self._environment["MAX_ATTEMPTS"]):
             raise GalmerhpcError(
                 f"{self._stage} was started {len(before)} times (MAX_ATTEMPTS of slurm/site.sh): "
-                f"submit again to go on ({made} is saved)"
+                f"submit again to continue (saved: {made})"
             )
-        if len(before) >= PATIENCE and set(before[-PATIENCE:]) == {made}:
+        full = [line for line in before if line.endswith((_TIME_LIMIT, _FAILED))]
+        if [line.rpartition(";")[0] for line in full[-PATIENCE:]] == [made] * PATIENCE:
             raise GalmerhpcError(
-                f"{self._stage} made nothing new in {PATIENCE} attempts ({made}): raise the job's "
-                "time limit, or let training.checkpoint_every_steps save more often, and submit "
-                "again"
+                f"{self._stage} made no progress in {PATIENCE} attempts ({made}): raise the job's "
+                "time limit, or lower training.checkpoint_every_steps, and submit again"
             )
 
 
@@ -149,6 +163,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--allow-change", action="append", default=[])
+    for option in ("--split", "--data"):  # of the stages' own commands, with no meaning here
+        parser.add_argument(option)
+    for flag in ("--retry-failed", "--allow-missing"):
+        parser.add_argument(flag, action="store_true")
     parser.add_argument("--status", type=int, default=0)
     parser.add_argument("--warned", choices=("yes", "no"), default="no")
     given = parser.parse_intermixed_args(arguments)

@@ -1,6 +1,6 @@
 """``galmerhpc doctor``: what this environment has, and what is wrong with it.
 
-Each library is loaded by a process of its own with a time limit: one that crashes or hangs is a
+Each library is loaded in its own process, with a time limit: one that crashes or hangs is a
 finding, not the end of the report. MPI is loaded but not started: a login node may forbid that.
 """
 
@@ -23,7 +23,7 @@ from galmerhpc import __version__, parallel
 from galmerhpc.errors import ExitCode
 
 TIME_LIMIT_S = 120.0
-"""For one library to load. A cold parallel file system needs a minute for TensorFlow."""
+"""For loading one library. A cold parallel file system needs a minute for TensorFlow."""
 
 LITTLE_DISK_GB = 10.0
 
@@ -78,14 +78,14 @@ PROBES = {
 
 @dataclass
 class Report:
-    """The lines of a report: what there is, then remarks, then faults."""
+    """The lines of a report: what exists, then notes, then errors."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
     def row(self, name: str, value: str) -> None:
-        """Add something that is there or is missing."""
+        """Add something that exists or is missing."""
         self.rows.append((name, value))
 
     def __str__(self) -> str:
@@ -93,26 +93,26 @@ class Report:
         lines = [f"{name:<12}{value}" for name, value in self.rows]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"ERROR: {error}" for error in self.errors]
-        return "\n".join([*lines, "" if self.errors else "Nothing is wrong."]).rstrip()
+        return "\n".join([*lines, "" if self.errors else "No problems found."]).rstrip()
 
 
 @dataclass
 class Answer:
-    """What a probe found: its facts, or the reason why there are none."""
+    """What a probe found: its facts, or why there are none."""
 
     facts: dict[str, Any] = field(default_factory=dict)
     fault: str = ""
 
 
 def doctor() -> int:
-    """Print what there is and what is wrong, and return the exit code."""
+    """Print what exists and what is wrong, and return the exit code."""
     report = examine()
     print(report, flush=True)
     return ExitCode.FAILED if report.errors else ExitCode.COMPLETE
 
 
 def examine() -> Report:
-    """Look at everything and return the report."""
+    """Run all checks and return the report."""
     with ThreadPoolExecutor() as pool:
         answers = dict(zip(PROBES, pool.map(ask, PROBES.values()), strict=True))
 
@@ -137,12 +137,12 @@ def ask(command: list[str], time_limit_s: float = TIME_LIMIT_S) -> Answer:
     command : list of str
         One of `PROBES`.
     time_limit_s : float
-        It is killed after that.
+        The probe is killed after that.
 
     Returns
     -------
     Answer
-        The facts; or in one line, why the probe failed.
+        The facts or, in one line, why the probe failed.
     """
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     try:
@@ -185,10 +185,10 @@ def _report_mpi(report: Report, mpi: Answer) -> None:
         return
     banner = _first_line([launcher, "--version"])
     report.row("mpirun", f"{banner} ({launcher})")
-    # The launcher of another MPI starts two jobs of one rank where one job of two was meant.
+    # The launcher of another MPI starts two jobs of one rank instead of one job of two.
     if (facts["vendor"] == "Open MPI") != any(s in banner for s in ("Open MPI", "OpenRTE")):
         report.errors.append(
-            f"{launcher} is not of the MPI that mpi4py uses ({facts['vendor']}): "
+            f"{launcher} is not the launcher of mpi4py's MPI ({facts['vendor']}): "
             "put that one first on PATH"
         )
 
@@ -205,12 +205,16 @@ def _report_tensorflow(report: Report, tensorflow: Answer) -> None:
     supported = supported_tensorflow()
     report.row("TensorFlow", f"{version} (supported: {supported}), {gpus or 'no'} GPUs")
     if not Requirement(f"tensorflow{supported}").specifier.contains(version, prereleases=True):
-        report.notes.append(f"TensorFlow {version} is outside {supported}: nobody tested it")
+        report.notes.append(f"TensorFlow {version} is outside {supported} and untested")
     cards = _gpu_cards()
-    if cards > gpus:
+    if cards and not gpus:
         report.errors.append(
-            f"this node has {cards} NVIDIA GPUs, TensorFlow sees {gpus}: install "
+            f"this node has {cards} NVIDIA GPUs, TensorFlow sees none: install "
             "galmerhpc[gpu], and look at CUDA_VISIBLE_DEVICES and the job's --gres"
+        )
+    elif cards > gpus:
+        report.notes.append(
+            f"TensorFlow sees {gpus} of this node's {cards} NVIDIA GPUs, as in part of a node"
         )
 
 
@@ -230,14 +234,14 @@ def _report_horovod(report: Report, horovod: Answer, gpus: int) -> None:
 
 
 def _report_cpus(report: Report) -> None:
-    usable, there = parallel.cpu_count(), os.cpu_count() or 1
+    usable, total = parallel.cpu_count(), os.cpu_count() or 1
     limits = [
         f"{name}={os.environ[name]}"
         for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS")
         if name in os.environ
     ]
-    report.row("CPUs", ", ".join([f"{usable} of {there} usable", *limits]))
-    if usable == 1 < there:
+    report.row("CPUs", ", ".join([f"{usable} of {total} usable", *limits]))
+    if usable == 1 < total:
         report.notes.append(
             "this process is bound to one CPU: use mpirun --bind-to none, or srun --cpus-per-task"
         )
@@ -262,7 +266,7 @@ def _report_simulate(report: Report, nbody: Answer, library: Answer) -> None:
     if library.fault:
         report.row("Library", "missing")
         report.errors.append(
-            f"the shipped snapshot library does not open ({library.fault}): install galmerhpc again"
+            f"the shipped snapshot library does not open ({library.fault}): reinstall galmerhpc"
         )
         return
     report.row("Library", f"{library.facts['path']}, {library.facts['bytes'] / 1e6:.1f} MB")
@@ -273,13 +277,13 @@ def _report_disk(report: Report, folder: Path) -> None:
     report.row("Disk", f"{free_gb:.0f} GB free in {folder}")
     if free_gb < LITTLE_DISK_GB:
         report.notes.append(
-            f"little room in {folder}; the paper's 263,536 images need 3.3 GB at 64 px, "
+            f"little space in {folder}; the paper's 263,536 images need 3.3 GB at 64 px, "
             "127 GB at 400 px"
         )
 
 
 def _program_path() -> str:
-    """Return PATH with this environment's programs first, as an activated one has it."""
+    """Return PATH with this environment's programs first, as if it were activated."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
@@ -288,7 +292,7 @@ def _first_line(command: list[str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"does not start: {error}"
-    return (done.stdout.strip().splitlines() or ["says nothing of itself"])[0]
+    return (done.stdout.strip().splitlines() or ["prints no version"])[0]
 
 
 def _gpu_cards() -> int:

@@ -1,8 +1,8 @@
-"""Load Horovod beside mpi4py and say what it was built with: ``python -m`` this, `mpi`, `nccl` ...
+"""Load Horovod beside mpi4py and print what it was built with; arguments: needed operations.
 
-Run as a process of its own, because a library that does not fit ends the process that loads it.
-``galmerhpc doctor`` and ``scripts/install_horovod.sh`` both judge an installation by it; it needs
-nothing of this package, so the script can run it before the package is installed.
+Runs in its own process, because an incompatible library ends the process that loads it. Both
+``galmerhpc doctor`` and ``scripts/install_horovod.sh`` use it to check an installation; it imports
+nothing from this package, so the script can run it before the package is installed.
 
 MPI is loaded but not started: a login node may forbid that.
 """
@@ -33,7 +33,7 @@ def mpi_libraries(memory_map: str) -> list[str]:
 
 
 def probe() -> dict[str, Any]:
-    """Load both and return the version, the operations built in and the MPI libraries loaded."""
+    """Load both and return Horovod's version and operations, and the MPI libraries loaded."""
     import mpi4py
 
     mpi4py.rc.initialize = False
@@ -44,13 +44,13 @@ def probe() -> dict[str, Any]:
     built = {"mpi": hvd.mpi_built(), "gloo": hvd.gloo_built(), "nccl": hvd.nccl_built()}
     return {
         "version": horovod.__version__,
-        "operations": [name for name, there in built.items() if there],
+        "operations": [name for name, present in built.items() if present],
         "mpi_libraries": mpi_libraries(Path("/proc/self/maps").read_text()),
     }
 
 
 def main(needed: list[str]) -> None:
-    """Print what there is as JSON, or leave with one line that says what is wrong."""
+    """Print the facts as JSON, or exit with one line that says what is wrong."""
     facts = probe()
     for operation in needed:
         if operation not in facts["operations"]:

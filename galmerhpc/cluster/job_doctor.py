@@ -1,7 +1,7 @@
-"""``galmerhpc doctor --job RUN``: what the tasks of this job have, measured, and what is wrong.
+"""``galmerhpc doctor --job RUN``: what this job's tasks have, measurements, and what is wrong.
 
-Runs under the job's launcher on every rank (``slurm/doctor.sbatch``). Rank 0 gathers what each
-found and prints one report.
+Runs on every rank under the job's launcher (``slurm/doctor.sbatch``). Rank 0 gathers the findings
+and prints one report.
 """
 
 import os
@@ -20,18 +20,18 @@ from galmerhpc.errors import ExitCode, InputError
 from galmerhpc.training import horovod
 
 GRADIENT_BYTES = 102_400_000
-"""All-reduced at once: the gradient of ResNet50 in float32, rounded."""
+"""Size of the all-reduce: ResNet50's gradient in float32, rounded."""
 
 REPEATS = 5
 
 READ_BYTES = 256_000_000
-"""Read by each rank; more than caches of disks, little enough for a minute at 10 MB/s a rank."""
+"""Read by each rank; more than disk caches, and under a minute at 10 MB/s per rank."""
 
 SLOW_NETWORK_GB_S = 1.0
-"""Between GPU nodes: below this it is the management network."""
+"""Between GPU nodes: anything slower is the management network."""
 
 SLOW_READ_MB_S = 50.0
-"""Of one rank: a ResNet50 on a fast GPU takes 12 kB (64 px) a few thousand times a second."""
+"""Per rank: a ResNet50 on a fast GPU reads 12 kB (64 px) a few thousand times per second."""
 
 _STALL_LIMIT_S = 60.0
 _BLOCK = 4_000_000
@@ -44,21 +44,21 @@ class Findings:
     Attributes
     ----------
     rank, local_rank : int
-        Its numbers in the job and on its node.
+        Its rank in the job and on its node.
     host : str
         Its node.
     cpus : int
-        CPUs that are its own.
+        Its CPUs.
     node_cpus : int
         CPUs of the node.
     versions : str
-        Of everything whose difference between nodes would break the job.
+        Of everything that must not differ between nodes.
     device : str
-        Its entry of CUDA_VISIBLE_DEVICES; empty where there is none.
+        Its entry of CUDA_VISIBLE_DEVICES; empty if there is none.
     gpus : int
         GPUs that TensorFlow sees.
     read_mb_s : float
-        Rate of reading from the run folder, all ranks at once.
+        Its read rate from the run folder, with all ranks reading.
     """
 
     rank: int
@@ -73,19 +73,19 @@ class Findings:
 
 
 def doctor_job(run_dir: Path) -> ExitCode:
-    """Look at this job, print the report and return the exit code; rank 0 does both for all.
+    """Check this job, print the report on rank 0 and return the exit code.
 
     Raises
     ------
     InputError
-        There is no such folder, or no launcher started this.
+        The folder does not exist, or no launcher started this.
     """
     if not run_dir.is_dir():
         raise InputError(f"{run_dir}: no such folder; give the run folder, or any on its disk")
-    parallel.communicator()  # says so where srun started tasks that do not know of each other
+    parallel.communicator()  # refuses tasks that srun started without MPI
     horovod.init(_STALL_LIMIT_S)
     mine = examine_rank(run_dir)
-    # From a GPU's memory on some ranks and not on others, it would end in a fault or never.
+    # With GPUs on some ranks only, it would crash or hang.
     alike = parallel.agree(mine.gpus > 0) or parallel.agree(mine.gpus == 0)
     seconds = time_all_reduce(mine.local_rank) if alike else None
     found = parallel.gather(mine)
@@ -97,11 +97,11 @@ def doctor_job(run_dir: Path) -> ExitCode:
 
 
 def examine_rank(run_dir: Path) -> Findings:
-    """Return what this rank has; collective, since all read at once."""
+    """Return what this rank has; collective, since all ranks read at once."""
     import tensorflow as tf
 
     visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
-    local_rank = parallel.local_rank()  # collective: also where there is no GPU to choose
+    local_rank = parallel.local_rank()  # collective: also without a GPU to choose
     gpus = len(tf.config.list_physical_devices("GPU"))
     parallel.barrier()
     return Findings(
@@ -118,7 +118,7 @@ def examine_rank(run_dir: Path) -> Findings:
 
 
 def time_all_reduce(local_rank: int) -> float:
-    """Return the seconds that the sum of a ResNet50's gradient over all ranks takes, the median."""
+    """Return the median seconds of the sum of a ResNet50's gradient over all ranks."""
     import tensorflow as tf
 
     devices.take_gpu(local_rank)
@@ -133,13 +133,13 @@ def time_all_reduce(local_rank: int) -> float:
 
 
 def read_rate(run_dir: Path) -> float:
-    """Return the rate at which this rank reads from the folder's disk, past the cache, bytes/s.
+    """Return this rank's read rate from the folder's disk, past the cache, in bytes/s.
 
-    It reads what the run has; in a folder with little, a file that it writes and removes again.
+    It reads the run's data or, if there is too little, a file that it writes and removes again.
     """
     files = sorted(run_dir.rglob("*.h5"))
     if sum(path.stat().st_size for path in files) >= READ_BYTES:
-        # Each rank begins elsewhere, so that one rank's reading does not serve another.
+        # Each rank starts at another file, so that none reads from another's cache.
         first = parallel.rank() * len(files) // parallel.size()
         return _read(files[first:] + files[:first])
     scratch = run_dir / f".doctor-{socket.gethostname()}-{os.getpid()}"
@@ -176,7 +176,7 @@ def judge(found: list[Findings], all_reduce_s: float | None) -> Report:
     found : list of Findings
         In rank order.
     all_reduce_s : float or None
-        Seconds of the sum of `GRADIENT_BYTES` over all ranks; None where only some have a GPU.
+        Seconds of the sum of `GRADIENT_BYTES` over all ranks; None if only some have a GPU.
     """
     report = Report()
     hosts = Counter(f.host for f in found)
@@ -205,12 +205,12 @@ def _judge_all_reduce(report: Report, found: list[Findings], seconds: float | No
     if seconds is None:
         report.row("all-reduce", "not measured, since only some ranks have a GPU")
         return
-    # What each rank sends and receives in a ring (Patarasuk & Yuan 2009), so that the figure is
-    # comparable with the network's, whatever the number of ranks.
+    # What each rank sends and receives in a ring (Patarasuk & Yuan 2009), to be comparable with the
+    # network's rate for any number of ranks.
     ring = 2 * (len(found) - 1) / len(found) * GRADIENT_BYTES / seconds / 1e9
     report.row(
         "all-reduce",
-        f"{GRADIENT_BYTES / 1e6:.0f} MB in {seconds * 1e3:.0f} ms, {ring:.2f} GB/s a rank",
+        f"{GRADIENT_BYTES / 1e6:.0f} MB in {seconds * 1e3:.0f} ms, {ring:.2f} GB/s per rank",
     )
     several_nodes = len({f.host for f in found}) > 1
     if any(f.gpus for f in found) and several_nodes and ring < SLOW_NETWORK_GB_S:
@@ -226,7 +226,7 @@ def _judge_ranks(report: Report, found: list[Findings]) -> None:
     if len(found) == 1 < tasks:
         report.errors.append(
             f"SLURM started {tasks} tasks, MPI knows one: MPI_PLUGIN of slurm/site.sh is not the "
-            "one that this MPI was built for (srun --mpi=list), or set LAUNCHER=mpirun"
+            "one that this MPI was built for (srun --mpi=list); change it, or set LAUNCHER=mpirun"
         )
     for f in found:
         if f.versions != found[0].versions:
@@ -243,9 +243,9 @@ def _judge_ranks(report: Report, found: list[Findings]) -> None:
             )
     owners = Counter((f.host, f.device) for f in found if f.device)
     for (host, device), count in owners.items():
-        # With --gpus-per-task each rank sees its own one under the same number.
+        # With --gpus-per-task each rank sees its own GPU under the same number.
         alone = all(f.gpus == 1 for f in found if f.host == host)
         if count > 1 and not alone:
             report.errors.append(
-                f"{count} ranks of {host} share GPU {device}: as many tasks a node as GPUs"
+                f"{count} ranks of {host} share GPU {device}: start one task per GPU"
             )

@@ -1,12 +1,13 @@
-"""The facts of a cluster, from ``slurm/site.sh``: one bash file that people and job scripts source.
+"""The facts of a cluster, from ``slurm/site.sh``: a bash file that people and job scripts source.
 
-It is run by bash, as the jobs do, and what it exports is checked here, so that a wrong value is
-named before anything is submitted.
+Bash runs it, as in the jobs, and its variables are checked here, so that a wrong value is named
+before anything is submitted.
 """
 
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,8 +17,11 @@ from galmerhpc.errors import InputError
 SITE_FILE = Path("slurm/site.sh")
 EXAMPLE_FILE = Path("slurm/site.example.sh")
 
-_LOAD = f"set -e; source {SITE_FILE}; load_environment; command -v galmerhpc > /dev/null || {{ "
-_LOAD += "echo 'no galmerhpc on PATH after it' >&2; exit 1; }"
+_LOAD = f"""set -e; source {SITE_FILE}; load_environment
+missing() {{ echo "no $1 on PATH after it" >&2; exit 1; }}
+command -v galmerhpc > /dev/null || missing galmerhpc
+python -c 'import galmerhpc' 2> /dev/null || missing 'python that has galmerhpc'
+"""
 
 _PRINT = f"set -ae; source {SITE_FILE} > /dev/null; env -0"
 
@@ -26,7 +30,7 @@ _NAME = re.compile(r"[\w.,-]*")
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What `slurm/site.sh` says; each field is its variable in small letters.
+    """The variables of `slurm/site.sh`, in lower case.
 
     Attributes
     ----------
@@ -62,13 +66,16 @@ _MUST_BE_GIVEN = ("cpu_partition", "mpi_plugin")
 
 
 def read_site() -> Site:
-    """Read the site file of the checkout that is the current folder.
+    """Read the site file of the current folder, a checkout.
 
     Raises
     ------
     InputError
-        There is none, it does not run, or a value is missing or impossible; the message names the
-        variable.
+        It is missing or fails, or a value is missing or impossible; the message names the variable.
+
+    Notes
+    -----
+    What the file writes to standard error is passed on.
     """
     if not SITE_FILE.exists():
         where = (
@@ -77,7 +84,8 @@ def read_site() -> Site:
             else "submit from the folder of galmerhpc's checkout"
         )
         raise InputError(f"{SITE_FILE}: no such file in {Path.cwd()}; {where}")
-    printed = _bash(_PRINT)
+    printed, said = _bash(_PRINT)
+    sys.stderr.write(said)
     # BASH_FUNC_...: functions that the user's shell exports.
     environment = dict(
         line.split("=", 1) for line in printed.split("\0") if "=" in line and line[0] != "="
@@ -95,7 +103,7 @@ def check_environment() -> None:
     Raises
     ------
     InputError
-        It fails, or there is no `galmerhpc` after it.
+        It fails, or there is no `galmerhpc`, or no `python` that has it, after it.
     """
     _bash(_LOAD, "load_environment fails: ")
 
@@ -110,9 +118,7 @@ def _value(name: str, environment: dict[str, str]) -> str | int:
     if kind is int:
         least = 0 if name == _MAY_BE_ZERO else 1
         if not re.fullmatch(r"\d{1,6}", text) or int(text) < least:
-            raise InputError(
-                f"{SITE_FILE}: {variable} must be a whole number from {least} on, not {text!r}"
-            )
+            raise InputError(f"{SITE_FILE}: {variable} must be an integer >= {least}, not {text!r}")
         return int(text)
     if allowed := get_args(kind):
         if text not in allowed:
@@ -120,16 +126,24 @@ def _value(name: str, environment: dict[str, str]) -> str | int:
                 f"{SITE_FILE}: {variable} must be {' or '.join(allowed)}, not {text!r}"
             )
         return text
-    # They become part of sbatch's options.
+    # These become part of sbatch's options.
     if name.endswith(("_partition", "_type", "_plugin")) and not _NAME.fullmatch(text):
         raise InputError(f"{SITE_FILE}: {variable} must be a name, not {text!r}")
     return text
 
 
-def _bash(script: str, what: str = "") -> str:
+def _bash(script: str, what: str = "") -> tuple[str, str]:
+    """Run a script and return what it printed, and what it wrote to standard error.
+
+    Raises
+    ------
+    InputError
+        It fails; the message begins with `what`.
+    """
     done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, check=False, env=_outside_jobs()
-    )
+        ["bash", "-c", script], capture_output=True, text=True, check=False, env=_outside_jobs(),
+        errors="surrogateescape",  # variables in another encoding than ours
+    )  # fmt: skip
     if done.returncode:
         said = [
             line.strip().removeprefix(f"{SITE_FILE}: ")
@@ -139,13 +153,13 @@ def _bash(script: str, what: str = "") -> str:
         raise InputError(
             f"{SITE_FILE}: {what}{' '.join(said[:2]) or f'exit code {done.returncode}'}"
         )
-    return done.stdout
+    return done.stdout, done.stderr
 
 
 def _outside_jobs() -> dict[str, str]:
-    """Return this process's environment without what a job that it runs in has set.
+    """Return this process's environment without the variables of a job that it runs in.
 
-    A new job that is submitted from there would take it for its own: tasks and GPUs a node, memory.
+    A job submitted from there would inherit them: tasks and GPUs per node, memory.
     """
     inside = "SLURM_JOB_ID" in os.environ
     return {

@@ -1,8 +1,9 @@
-"""The stages of a run as jobs: their order and names, whether one is complete, how far it is."""
+"""The stages of a run as jobs: order and names, whether one is complete, its progress."""
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from galmerhpc import files
@@ -12,25 +13,23 @@ from galmerhpc.errors import InputError
 from galmerhpc.training.checkpoint import step_of
 
 STAGES: tuple[Stage, ...] = ("scrape", "preprocess", "train", "evaluate")
-"""One job each; each needs what the one before it made."""
+"""One job each; each needs the output of the one before."""
 
 _MADE = {"scrape": "raw-*", "preprocess": "*.h5", "train": "step-*", "evaluate": "*.html"}
-"""What a stage adds to its folder while it gets on."""
-
-_REPORT = "report.html"
+"""What a stage adds to its folder as it progresses."""
 
 _NO_NAME = re.compile(r"[^\w.-]")
-"""What squeue takes for more than one name, or scontrol prints as more than one word."""
+"""Characters with which squeue would see several names, or scontrol print several words."""
 
 
 def job_name(run_dir: Path, stage: str) -> str:
-    """Return the name of a stage's job: the same for the same run folder, and for no other."""
+    """Return the name of a stage's job, unique to the run folder."""
     place = hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:8]
     return f"{stage}-{_NO_NAME.sub('-', run_dir.name)}-{place}"
 
 
 def is_complete(config: Config, stage: Stage, allow_change: Sequence[str] = ()) -> bool:
-    """Say whether a stage has made all it makes.
+    """Return whether a stage is complete.
 
     Parameters
     ----------
@@ -39,31 +38,35 @@ def is_complete(config: Config, stage: Stage, allow_change: Sequence[str] = ()) 
     stage : str
         The stage.
     allow_change : sequence of str
-        Keys of `training` that may differ from those the checkpoints were made with; the training
-        is then not complete.
+        Keys of `training` that may differ from the checkpoints'; the training is then not
+        complete.
 
     Raises
     ------
     InputError
         Its folder was made from another configuration, or is damaged.
     """
-    # An evaluation with other keys of its own is made anew, or of a training that has gone on.
+    # An evaluation with other keys of its own is made again, as is one of a resumed training.
     own = ("evaluation.", "training.") if stage == "evaluate" else ()
     may_differ = [*allow_change, *(k for k in config.inputs(stage) if k.startswith(own))]
     done = stage_record(config, stage, may_differ).complete
-    return done and (stage != "evaluate" or (config.run_dir / FOLDERS[stage] / _REPORT).exists())
+    return done and (stage != "evaluate" or report_path(config).exists())
+
+
+def report_path(config: Config) -> Path:
+    """Return the path of the run's report."""
+    return config.run_dir / FOLDERS["evaluate"] / "report.html"
 
 
 def progress(config: Config, command: str) -> str:
-    """Return what a command has made so far, in a few words that change when it gets on.
+    """Return what a command has made so far, in a few words that change as it progresses.
 
     Parameters
     ----------
     config : Config
         The run.
     command : str
-        A stage, ``simulate``, ``study``, which is all studies of the run, or ``run``, which is all
-        stages.
+        A stage, ``simulate``, ``study`` (all studies of the run) or ``run`` (all stages).
     """
     if command == "study":
         return _progress_of_studies(config)
@@ -80,11 +83,19 @@ def progress(config: Config, command: str) -> str:
         return "nothing yet"
     if command == "train":
         return _position(made[-1])
-    return f"{len(made)} files, {sum(path.stat().st_size for path in made) / 1e6:.3f} MB"
+    sizes = list(_sizes(made))
+    return f"{len(sizes)} files, {sum(sizes) / 1e6:.3f} MB"
+
+
+def _sizes(paths: Iterable[Path]) -> Iterator[int]:
+    """Yield the files' sizes; a task that packs files removes them, and they are left out."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            yield path.stat().st_size
 
 
 def _encounters(config: Config) -> list[Path]:
-    """Return the encounters of the run's library that are simulated, until they become it."""
+    """Return the simulated encounters that are yet to become the run's library."""
     return list(Path(f"{config.library}.parts").glob("*.h5"))
 
 
@@ -99,7 +110,7 @@ _DATA_OF_STUDIES = (
 
 
 def _progress_of_studies(config: Config) -> str:
-    """Return how far all points are; other tasks are at work on them, so nothing is opened."""
+    """Return the progress of all points; other tasks work on them, so nothing is opened."""
     run_dir = config.run_dir
     data = [path for pattern in _DATA_OF_STUDIES for path in run_dir.glob(pattern)]
     data += _encounters(config)
@@ -109,7 +120,7 @@ def _progress_of_studies(config: Config) -> str:
 
 
 def _position(checkpoint: Path) -> str:
-    """Return where the training stands, from its newest checkpoint."""
+    """Return the position of the training's newest checkpoint."""
     step = step_of(checkpoint)
     try:
         epochs = files.read_json(checkpoint / "manifest.json")["epoch"]

@@ -5,26 +5,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from galmerhpc.cluster import slurm
-from galmerhpc.cluster.stages import STAGES, is_complete, progress
+from galmerhpc.cluster.stages import STAGES, is_complete, progress, report_path
 from galmerhpc.cluster.submit import queued_jobs, read_jobs, study_stage
 from galmerhpc.config import Config
 from galmerhpc.studies.index import STUDIES
 from galmerhpc.training.checkpoint import changeable
 
 LOG_LINES = 6
-"""Last lines of a job's log that are shown."""
+"""Lines shown of the end of a job's log."""
 
 _LOG_BYTES = 8192
-"""Where the last lines are looked for."""
+"""End of the log in which these lines are looked for."""
 
 
 def status(config: Config) -> str:
-    """Return the state of a run's stages and studies, their last words, and the command to go on.
+    """Return the state of a run's stages and studies, their last log lines, and what to do next.
 
     Parameters
     ----------
     config : Config
-        The run, as its folder has it.
+        The run, from its folder.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def status(config: Config) -> str:
     for stage in STAGES:
         number = waiting[stage].id if stage in waiting else record["jobs"].get(stage, "")
         made = progress(config, stage)
-        # Its folder may have the configuration of a training that goes on with other keys.
+        # Its folder may have the configuration of a training that continues with other keys.
         if is_complete(config, stage, changeable(config)):
             table.append((stage, number, "complete", made))
             continue
@@ -67,10 +67,10 @@ def status(config: Config) -> str:
     if logs:
         text += ["", *logs]
     if not missing:
-        text += ["", f"complete; the report: {config.run_dir / 'evaluation' / 'report.html'}"]
+        text += ["", f"complete; the report: {report_path(config)}"]
     elif stopped := [stage for stage in missing if stage not in waiting]:
         command = record["command"] or "galmerhpc submit CONFIG"
-        text += ["", f"not in the queue; {stopped[0]} goes on with: {command}"]
+        text += ["", f"not in the queue; continue {stopped[0]} with: {command}"]
     return "\n".join(text)
 
 
@@ -88,11 +88,11 @@ def describe(jobs: Iterable[slurm.Job]) -> str:
 
     Examples
     --------
-    >>> describe([slurm.Job("7", "", "train", "PENDING", "Dependency")])
+    >>> describe([slurm.Job("7", "train", "PENDING", "Dependency")])
     'PENDING (Dependency)'
-    >>> describe([slurm.Job("7", str(k), "scrape", "RUNNING") for k in range(3)])
+    >>> describe([slurm.Job("7", "scrape", "RUNNING") for _ in range(3)])
     '3 RUNNING'
-    >>> describe([slurm.Job("7", "", "train", "FAILED", "NonZeroExitCode", "2:0", 1)])
+    >>> describe([slurm.Job("7", "train", "FAILED", "NonZeroExitCode", "2:0", 1)])
     'FAILED (NonZeroExitCode 2:0), attempt 2'
     """
     counts: Counter[str] = Counter()
@@ -106,7 +106,7 @@ def describe(jobs: Iterable[slurm.Job]) -> str:
 
 
 def last_lines(folder: Path, name: str) -> list[str]:
-    """Return the last lines of a job's newest log, after the log's path; empty without a log."""
+    """Return the path of a job's newest log and its last lines; empty without a log."""
     logs = [*folder.glob(f"{name}.out"), *folder.glob(f"{name}_*.out")]
     if not logs:
         return []

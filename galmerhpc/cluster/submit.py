@@ -4,6 +4,7 @@ With ``--study`` the points of a study instead, as the tasks of a job array.
 """
 
 import contextlib
+import logging
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,14 +21,16 @@ from galmerhpc.errors import GalmerhpcError, InputError
 from galmerhpc.studies.index import STUDIES
 from galmerhpc.training.checkpoint import check_changes
 
+log = logging.getLogger(__name__)
+
 JOBS_FILE = "jobs.json"
-"""In the run folder: the command that submitted, and each stage's last job."""
+"""In the run folder: the command that submitted the jobs, and each stage's last job."""
 
 _FROM_SITE = ("--partition", "--nodes", "--ntasks", "--cpus", "--gpus", "--array")
-"""Beginnings of the options in which what the site file says comes to SLURM."""
+"""Prefixes of the sbatch options whose values come from the site file."""
 
 _STUDY = "study"
-"""Begins the names of the jobs of studies."""
+"""Prefix of the names of studies' jobs."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,19 @@ class Request:
     Attributes
     ----------
     config_path : str
-        The configuration file as it was given: jobs read it again.
+        The configuration file as given: jobs read it again.
     overrides : sequence of str
         ``key=value``.
     first : str
-        Stage to begin with; those before it must be complete.
+        Stage to start with; those before it must be complete.
     nodes, gpus_per_node : int or None
-        Of the training; None: what the site file says.
+        Of the training; None for the site file's values.
     dry_run : bool
         Print the sbatch commands and submit nothing.
     allow_change : sequence of str
-        Keys of `training` that may differ from those the checkpoints were made with.
+        Keys of `training` that may differ from the checkpoints'.
+    retry_failed, allow_missing : bool
+        Of the scrape: ask again for views that failed; finish without those that fail.
     """
 
     config_path: str
@@ -57,40 +62,59 @@ class Request:
     gpus_per_node: int | None = None
     dry_run: bool = False
     allow_change: Sequence[str] = ()
+    retry_failed: bool = False
+    allow_missing: bool = False
 
     def arguments(self) -> list[str]:
-        """Return what each job's galmerhpc is called with."""
+        """Return the arguments of each job's galmerhpc."""
         return [self.config_path, *self.overrides]
 
     def changes(self) -> list[str]:
-        """Return what the training's is called with beside it."""
+        """Return the options of the training."""
         return [word for key in self.allow_change for word in ("--allow-change", key)]
+
+    def missing_views(self) -> list[str]:
+        """Return the options of the scrape."""
+        asked = {"--retry-failed": self.retry_failed, "--allow-missing": self.allow_missing}
+        return [option for option, given in asked.items() if given]
+
+    def command(self) -> str:
+        """Return the command that submits these jobs, for the shell."""
+        options = ["--nodes", str(self.nodes)] if self.nodes else []
+        if self.gpus_per_node is not None:
+            options += ["--gpus-per-node", str(self.gpus_per_node)]
+        options += self.missing_views() + self.changes()
+        return shlex.join(["galmerhpc", "submit", *options, *self.arguments()])
 
 
 def submit(config: Config, request: Request) -> None:
-    """Submit what is neither complete nor in the queue, and print what happens to each stage.
+    """Submit the stages that are neither complete nor queued, and print what happens to each.
 
-    Every job is first tried on SLURM (``sbatch --test-only``): a value that it does not take is
-    named before the first job is submitted.
+    Every job is first tested on SLURM (``sbatch --test-only``): a value that it rejects is named
+    before the first job is submitted.
 
     Raises
     ------
     InputError
         The site file, the run folder or the configuration does not allow it, or SLURM refuses.
     GalmerhpcError
-        A job of the run is between running and gone.
+        A job of the run is just ending.
     """
     if require_catalogue(config).images and not is_complete(config, "scrape"):
         raise InputError(
-            "catalogue.images: pictures of a folder; run galmerhpc images import first, then submit"
+            "catalogue.images: images from a folder; run galmerhpc images import first, then submit"
         )
     check_changes(config, request.allow_change)
     slurm.require()
     site = read_site()
+    slurm.require(site.environment)
     _check(config, request, site)
-    waiting = queued_jobs(config.run_dir)  # first: what ends meanwhile is seen to be complete
+    waiting = queued_jobs(config.run_dir)  # first: what ends meanwhile will be seen as complete
     missing = _missing(config, request)
-    _refuse_ending(config, [waiting[stage] for stage in missing if stage in waiting])
+    queued = [waiting[stage] for stage in missing if stage in waiting]
+    _refuse_ending(config, queued)
+    if queued:
+        _refuse_another(config, request)
     commands = {stage: sbatch_command(config, request, site, stage) for stage in missing}
     new = {stage: command for stage, command in commands.items() if stage not in waiting}
     if new:
@@ -118,7 +142,7 @@ def submit(config: Config, request: Request) -> None:
 
 
 def submit_study(config: Config, request: Request, name: str) -> None:
-    """Submit the points of a study that are not finished, as one job array.
+    """Submit the unfinished points of a study as one job array.
 
     Raises
     ------
@@ -129,6 +153,7 @@ def submit_study(config: Config, request: Request, name: str) -> None:
 
     slurm.require()
     site, stage = read_site(), study_stage(name)
+    slurm.require(site.environment)
     if config.scrape.source != "mirror" and not is_complete(config, "scrape"):
         raise InputError(f"scrape.source is {config.scrape.source}: scrape the run itself first")
     points = point_configs(STUDIES[name], config)
@@ -156,7 +181,7 @@ def submit_study(config: Config, request: Request, name: str) -> None:
 
 
 def _is_queued(config: Config, stage: str) -> bool:
-    """Say whether a study's job is in the queue; if so, print it."""
+    """Return whether a study's job is queued; if so, print it."""
     job = queued_jobs(config.run_dir).get(stage)
     if job:
         _refuse_ending(config, [job])
@@ -165,7 +190,7 @@ def _is_queued(config: Config, stage: str) -> bool:
 
 
 def after(previous: str, command: list[str]) -> list[str]:
-    """Return an sbatch command that waits for a job, and leaves the queue where that one fails."""
+    """Return an sbatch command that waits for a job, and leaves the queue if that job fails."""
     if not previous:
         return command
     waiting = [f"--dependency=afterok:{previous}", "--kill-on-invalid-dep=yes"]
@@ -173,7 +198,7 @@ def after(previous: str, command: list[str]) -> list[str]:
 
 
 def _missing(config: Config, request: Request) -> list[Stage]:
-    """Return the stages from the first one on that are not complete; those before it must be."""
+    """Return the incomplete stages from the first one on; those before it must be complete."""
     missing = [stage for stage in STAGES if not is_complete(config, stage, request.allow_change)]
     begin = STAGES.index(request.first)
     for stage in missing:
@@ -187,37 +212,52 @@ def _refuse_ending(config: Config, jobs: Sequence[slurm.Job]) -> None:
         if job.state == slurm.COMPLETING:
             raise GalmerhpcError(
                 f"{config.run_dir}: job {job.id} is just ending; submit again when galmerhpc "
-                f"status {config.run_dir} shows that it has ended, or waits once more"
+                f"status {config.run_dir} shows it as ended or pending"
             )
 
 
+def _refuse_another(config: Config, request: Request) -> None:
+    """Refuse a command if another one submitted the run's queued jobs."""
+    earlier = read_jobs(config.run_dir).get("command")
+    if earlier and earlier != request.command():
+        raise InputError(
+            f"{config.run_dir}: its queued jobs were submitted by another command ({earlier}); "
+            f"run galmerhpc cancel {config.run_dir} first, or repeat that command"
+        )
+
+
 def _try(config: Config, commands: Mapping[Any, list[str]], site: Site) -> None:
-    """Refuse what SLURM would refuse, or never start."""
+    """Refuse what SLURM would refuse or never start."""
     for stage, command in commands.items():
+        partition = _partition(config, site, stage)
         if fault := slurm.test(command, site.environment):
             asked = " ".join(option for option in command if option.startswith(_FROM_SITE))
-            raise InputError(f"{stage}: SLURM refuses {asked}: {fault} (see {SITE_FILE})")
-        # Where it is not told to (EnforcePartLimits), SLURM takes the job and never starts it.
-        asked, given = _time(stage, site), slurm.longest(_partition(config, site, stage))
+            if not slurm.may_pass(fault, partition):
+                raise InputError(f"{stage}: SLURM refuses {asked}: {fault} (see {SITE_FILE})")
+            log.warning(
+                "%s: waits for nodes that are down or busy now (%s: %s)", stage, asked, fault
+            )
+        # Unless EnforcePartLimits is set, SLURM would accept the job and never start it.
+        asked, given = _time(stage, site), slurm.longest(partition)
         if slurm.minutes(asked) > slurm.minutes(given):
             raise InputError(
-                f"{stage}: asks for a time of {asked}, and its partition gives {given} at most: "
+                f"{stage}: asks for a time of {asked}, but its partition allows {given}: "
                 f"set SBATCH_TIMELIMIT in {SITE_FILE}"
             )
 
 
 def _time(stage: str, site: Site) -> str:
-    """Return the time limit that a stage's job asks for; 0, as for SLURM any, if it does not."""
+    """Return the time limit of a stage's job; 0 (SLURM's "any") if it has none."""
     script = Path(_script(stage)).read_text(encoding="utf-8")
     own = re.search(r"^#SBATCH --time=(\S+)", script, re.MULTILINE)
     return site.environment.get("SBATCH_TIMELIMIT") or (own[1] if own else "0")
 
 
 def queued_jobs(run_dir: Path) -> dict[str, slurm.Job]:
-    """Return the run's jobs that are in the queue, or run, by stage; ``study-NAME`` is a study's.
+    """Return the run's queued and running jobs by stage; a study's is ``study-NAME``.
 
-    One whose dependency has failed is there for some seconds more, and is left out. An array's
-    tasks count as one job, which is completing when all of them are.
+    A job whose dependency has failed stays in the queue for some seconds, and is left out. An
+    array's tasks count as one job, which is completing when all of them are.
     """
     stages = {job_name(run_dir, stage): stage for stage in (*STAGES, *map(study_stage, STUDIES))}
     jobs = sorted(slurm.queued(list(stages)), key=lambda job: job.state != slurm.COMPLETING)
@@ -232,6 +272,7 @@ def sbatch_command(config: Config, request: Request, site: Site, stage: Stage) -
         case "scrape":
             options = [f"--array=1-{site.scrape_tasks}%{site.scrape_at_once}"]
             number = "%A_%a"
+            job += request.missing_views()
         case "preprocess":
             options = [f"--ntasks={site.preprocess_tasks}"]
         case "train":
@@ -251,14 +292,14 @@ def sbatch_command(config: Config, request: Request, site: Site, stage: Stage) -
 def study_command(
     config: Config, request: Request, site: Site, name: str, points: Sequence[int]
 ) -> list[str]:
-    """Return the sbatch command of a study's points, by their numbers from 1."""
+    """Return the sbatch command of a study's points, numbered from 1."""
     options = [f"--array={','.join(map(str, points))}", *_training_options(request, site)]
     job = [name, *request.arguments()]
     return _sbatch(config, site, study_stage(name), "%A_%a", options, job)
 
 
 def study_stage(name: str) -> str:
-    """Return what a study is called among the stages of a run."""
+    """Return a study's name among the stages of a run."""
     return f"{_STUDY}-{name}"
 
 
@@ -288,8 +329,8 @@ def _sbatch(
     config: Config, site: Site, stage: str, number: str, options: Sequence[str],
     job: Sequence[str],
 ) -> list[str]:  # fmt: skip
-    """Return an sbatch command: what all jobs have in common, and the options of one."""
-    logs = str(config.run_dir / "logs").replace("%", "%%")  # no pattern of sbatch's
+    """Return an sbatch command: the options of all jobs, and those of one."""
+    logs = str(config.run_dir / "logs").replace("%", "%%")  # not a pattern for sbatch
     mail = [f"--mail-user={site.mail_user}", "--mail-type=END,FAIL"] if site.mail_user else []
     return [
         "sbatch", "--parsable", f"--job-name={job_name(config.run_dir, stage)}",
@@ -299,7 +340,7 @@ def _sbatch(
 
 
 def read_jobs(run_dir: Path) -> dict[str, Any]:
-    """Return what `JOBS_FILE` holds: ``command`` and ``jobs``, the last job's number by stage."""
+    """Read `JOBS_FILE`: ``command`` and ``jobs``, the last job's number by stage."""
     path = run_dir / JOBS_FILE
     if not path.exists():
         return {"command": "", "jobs": {}}
@@ -322,13 +363,13 @@ def _check(config: Config, request: Request, site: Site) -> None:
     scraped = is_complete(config, "scrape")
     if not scraped and config.scrape.connections < site.scrape_tasks:
         raise InputError(
-            f"scrape.connections {config.scrape.connections} does not reach for each of "
-            f"{site.scrape_tasks} array tasks: raise it, or lower SCRAPE_TASKS of {SITE_FILE}"
+            f"scrape.connections {config.scrape.connections} is less than one for each of "
+            f"{site.scrape_tasks} array tasks: raise it, or lower SCRAPE_TASKS in {SITE_FILE}"
         )
     if not scraped and config.scrape.source != "mirror" and not site.internet_partition:
         raise InputError(
-            f"scrape.source is {config.scrape.source}, and {SITE_FILE} names no "
-            "INTERNET_PARTITION: run galmerhpc scrape where there is internet, then submit"
+            f"scrape.source is {config.scrape.source}, but {SITE_FILE} names no "
+            "INTERNET_PARTITION: run galmerhpc scrape on a node with internet, then submit"
         )
     _check_training([config], request, site)
 
@@ -341,7 +382,7 @@ def _check_training(configs: Iterable[Config], request: Request, site: Site) -> 
         )
     if site.launcher == "srun" and not slurm.takes_mpi(site.mpi_plugin):
         raise InputError(
-            f"{SITE_FILE}: MPI_PLUGIN {site.mpi_plugin}: this srun has none of that name (srun "
+            f"{SITE_FILE}: MPI_PLUGIN {site.mpi_plugin}: srun has no such plugin (srun "
             "--mpi=list); choose another, or LAUNCHER=mpirun"
         )
     tasks = (request.nodes or site.train_nodes) * (
@@ -350,7 +391,7 @@ def _check_training(configs: Iterable[Config], request: Request, site: Site) -> 
     if (smallest := min(config.training.batch_size for config in configs)) < tasks:
         raise InputError(
             f"training.batch_size {smallest} leaves some of {tasks} tasks "
-            "without images: raise it, or take fewer --nodes"
+            "without images: raise it, or use fewer --nodes"
         )
 
 
@@ -361,7 +402,7 @@ def _prepare(config: Config) -> None:
 
 
 def _make_folder(config: Config) -> None:
-    """Make the run folder, with a place for the jobs' logs."""
+    """Make the run folder, with a folder for the jobs' logs."""
     try:
         (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -369,17 +410,12 @@ def _make_folder(config: Config) -> None:
 
 
 def _note(run_dir: Path, request: Request, stage: str, job_id: str) -> None:
-    """Write down a job that was submitted."""
-    options = ["--nodes", str(request.nodes)] if request.nodes else []
-    if request.gpus_per_node is not None:
-        options += ["--gpus-per-node", str(request.gpus_per_node)]
-    options += request.changes()
-    command = shlex.join(["galmerhpc", "submit", *options, *request.arguments()])
+    """Record a submitted job."""
     try:
         record = read_jobs(run_dir)
-        if stage in STAGES:  # a study goes on by another command, and changes not the run's
-            record["command"] = command
+        if stage in STAGES:  # a study has a command of its own
+            record["command"] = request.command()
         record["jobs"][stage] = job_id
         files.write_json(run_dir / JOBS_FILE, record)
     except GalmerhpcError as error:
-        raise GalmerhpcError(f"job {job_id} of {stage} is submitted, but: {error}") from error
+        raise GalmerhpcError(f"job {job_id} of {stage} was submitted, but: {error}") from error

@@ -1,1 +1,1 @@
-"""What the trained network is worth: metrics beside baselines, figures, one HTML report."""
+"""Evaluation of trained networks: metrics beside baselines, figures, one HTML report."""

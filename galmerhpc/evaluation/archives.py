@@ -1,9 +1,9 @@
-"""What archives know of real pairs: SDSS's SkyServer and HyperLEDA, over HTTP.
+"""Data on real pairs from archives: SDSS's SkyServer and HyperLEDA, over HTTP.
 
 SkyServer (https://skyserver.sdss.org/dr18/SkyServerWS) answers ``SearchTools/SqlSearch`` with rows
-of its database and ``ImgCutout/getjpeg`` with a colour picture. HyperLEDA (Makarov et al. 2014,
-A&A 570, A13) answers ``fG.cgi`` with rows of its mean data, right ascension in hours. Both answer
-some errors as a page with status 200.
+of its database and ``ImgCutout/getjpeg`` with a colour image. HyperLEDA (Makarov et al. 2014,
+A&A 570, A13) answers ``fG.cgi`` with rows of its mean data, with right ascension in hours. Both
+report some errors as a page with status 200.
 """
 
 import csv
@@ -36,18 +36,18 @@ SKYSERVER = "https://skyserver.sdss.org/dr18/SkyServerWS"
 HYPERLEDA = "http://atlas.obs-hp.fr/hyperleda/fG.cgi"
 
 RADIUS_ARCSEC = 6.0
-"""Largest distance of what an archive knows from the place that was asked for."""
+"""Largest distance of an archive's object from the requested position."""
 
 CUTOUT_PX = 512
 CUTOUT_SEPARATIONS = 8.0
-"""Width of a cut-out in separations of its pair: training fields are 3 to 5 of them."""
+"""Width of a cut-out in separations of the pair; training fields are 3 to 5 separations wide."""
 
 CUTOUT_KPC = 100.0
-"""Its least width where the redshift is known: that of the widest training field, so that close
-pairs have no black frame either."""
+"""Least width of a cut-out with known redshift: the widest training field, so that close pairs have
+no black frame either."""
 
 FINEST_ARCSEC = 0.1
-"""Smallest pixel of a cut-out: a quarter of SDSS's own."""
+"""Smallest pixel of a cut-out: a quarter of SDSS's."""
 
 _TIMEOUT_S = 60.0
 _RETRY = Retry(
@@ -66,7 +66,7 @@ ORDER BY n.distance
 
 @dataclass(frozen=True)
 class Archives:
-    """The two services.
+    """The two archives.
 
     Attributes
     ----------
@@ -78,12 +78,12 @@ class Archives:
     hyperleda: str = HYPERLEDA
 
     def photometry(self, ra_deg: float, dec_deg: float) -> tuple[float | None, float | None]:
-        """Return r magnitude and redshift of the galaxy at a place, each None where not known.
+        """Return r magnitude and redshift of the galaxy at a position, each None if unknown.
 
         Raises
         ------
         GalmerhpcError
-            SkyServer cannot be reached or answers something else.
+            SkyServer cannot be reached or gives an unexpected answer.
         """
         query = _NEAREST_GALAXY.format(ra=ra_deg, dec=dec_deg, radius=RADIUS_ARCSEC / 60)
         address = f"{self.skyserver}/SearchTools/SqlSearch"
@@ -91,23 +91,25 @@ class Archives:
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
         head, *rows = [line.replace(" ", "").lower().split(",") for line in lines] or [[]]
         if head != ["magnitude", "redshift"] or any(len(row) != len(head) for row in rows):
-            raise GalmerhpcError(f"{address}: no table but {_quote(text)}; try again later")
+            raise GalmerhpcError(
+                f"{address}: answered {_quote(text)} instead of a table; try again later"
+            )
         if not rows:
             return None, None
         magnitude, redshift = map(_number, rows[0])
         return (
             magnitude if magnitude is not None and abs(magnitude) <= FAINTEST_MAGNITUDE else None,
-            # What comes closer is too near for its redshift to tell a distance.
+            # A negative redshift is of a galaxy too near for it to measure the distance.
             redshift if redshift is not None and redshift > 0 else None,
         )
 
     def cutout(self, ra_deg: float, dec_deg: float, scale_arcsec: float) -> bytes | None:
-        """Return a JPEG of `CUTOUT_PX` pixels a side, north up and east left; None if it is blank.
+        """Return a JPEG of `CUTOUT_PX` pixels per side, north up, east left; None if blank.
 
         Raises
         ------
         GalmerhpcError
-            SkyServer cannot be reached or answers something else.
+            SkyServer cannot be reached or gives an unexpected answer.
         """
         address = f"{self.skyserver}/ImgCutout/getjpeg"
         body = _get(
@@ -117,22 +119,21 @@ class Archives:
         try:
             picture = photographs.decode(io.BytesIO(body))
             if picture.size != (CUTOUT_PX, CUTOUT_PX):
-                raise ValueError(f"one of {picture.width} x {picture.height} pixels")
+                raise ValueError(f"{picture.width} x {picture.height} pixels")
         except ValueError as error:
             text = body.decode("utf-8", "backslashreplace")
             raise GalmerhpcError(
-                f"{address}: not the picture that was asked for ({error}) but {_quote(text)}; "
-                "try again later"
+                f"{address}: {_quote(text)} is not the requested image ({error}); try again later"
             ) from None
         return None if is_blank(picture) else body
 
     def orientation(self, ra_deg: float, dec_deg: float) -> tuple[float | None, float | None]:
-        """Return position angle and inclination of the galaxy at a place, degrees, None if unknown.
+        """Return position angle and inclination of the galaxy at a position, degrees or None.
 
         Raises
         ------
         GalmerhpcError
-            HyperLEDA cannot be reached or answers something else.
+            HyperLEDA cannot be reached or gives an unexpected answer.
         """
         reach = RADIUS_ARCSEC / 3600
         reach_ra = reach / max(math.cos(math.radians(dec_deg)), 1e-3)
@@ -147,7 +148,9 @@ class Archives:
         rows = [row for row in csv.reader(io.StringIO(text)) if row and row[0][:1] not in ("#", "")]
         head = [name.strip().lstrip("$").lower() for name in rows[0]] if rows else []
         if not {"al2000", "de2000", "pa", "incl"} <= set(head):
-            raise GalmerhpcError(f"{self.hyperleda}: no table but {_quote(text)}; try again later")
+            raise GalmerhpcError(
+                f"{self.hyperleda}: answered {_quote(text)} instead of a table; try again later"
+            )
         places = {}
         for row in rows[1:]:
             cells = dict(zip(head, map(_number, row), strict=False))
@@ -162,27 +165,27 @@ class Archives:
 
 
 def fetch(pairs: Sequence[Pair], images: Path, archives: Archives) -> list[Pair]:
-    """Fill in what a table of pairs leaves open, and write the pictures into a folder.
+    """Complete a table of pairs from archives, and write the images into a folder.
 
-    A picture that is there stays; what the table says is not asked for, nor what an earlier fetch
-    into this folder has found for it.
+    Existing images are kept, and nothing is requested that the table gives or that an earlier fetch
+    into this folder has found.
 
     Parameters
     ----------
     pairs : sequence of Pair
-        Those that lack something with their discs' right ascensions and declinations.
+        Incomplete ones need the right ascensions and declinations of their discs.
     images : Path
-        Folder of the pictures; ``fetched.csv`` in it is the table that is returned, or if the
-        fetching ends early the table as far as it came.
+        Folder of the images; ``fetched.csv`` in it is the table that is returned, as far as it is
+        complete if fetching ends early.
     archives : Archives
-        Whom to ask.
+        The archives.
 
     Raises
     ------
     InputError
-        A pair has no place on the sky, or its picture is another one.
+        A pair has no position on the sky, or its image is not from this function.
     GalmerhpcError
-        An archive cannot be reached or answers something else; what was fetched stays.
+        An archive cannot be reached or gives an unexpected answer; what was fetched is kept.
     """
     for pair in pairs:
         if _lacks(pair) and None in (disc.sky for disc in pair.discs):
@@ -192,7 +195,7 @@ def fetch(pairs: Sequence[Pair], images: Path, archives: Archives) -> list[Pair]
             )
     table = images / "fetched.csv"
     before = {pair.name: pair for pair in read_pairs(table)} if table.exists() else {}
-    fetched, done = [_gone_on(pair, before.get(pair.name)) for pair in pairs], 0
+    fetched, done = [_resumed(pair, before.get(pair.name)) for pair in pairs], 0
     try:
         for pair in tqdm(fetched, desc="fetch", unit="pair", disable=None):
             fetched[done] = _fetched(pair, images, archives)
@@ -200,12 +203,12 @@ def fetch(pairs: Sequence[Pair], images: Path, archives: Archives) -> list[Pair]
     finally:
         if done:
             write_pairs(table, fetched)
-            log.info("fetch: %s has what is known of %d of %d pairs", table, done, len(pairs))
+            log.info("fetch: %s: %d of %d pairs", table, done, len(pairs))
     return fetched
 
 
-def _gone_on(pair: Pair, before: Pair | None) -> Pair:
-    """Return what an earlier fetch knew of a pair, unless it says otherwise than its own row."""
+def _resumed(pair: Pair, before: Pair | None) -> Pair:
+    """Return a pair as an earlier fetch completed it, unless its row has changed since."""
     if before is None:
         return pair
     discs = [_completed(disc, other) for disc, other in zip(pair.discs, before.discs, strict=True)]
@@ -214,13 +217,13 @@ def _gone_on(pair: Pair, before: Pair | None) -> Pair:
 
 
 def _completed(one: Row, other: Row) -> Row:
-    """Return one with the other's values where it has none."""
+    """Return one with its missing values taken from the other."""
     missing = [f.name for f in fields(one) if getattr(one, f.name) is None]
     return replace(one, **{name: getattr(other, name) for name in missing})
 
 
 def _lacks(pair: Pair) -> bool:
-    """Tell whether an archive may know more of a pair than the table does."""
+    """Return whether archives may know more about a pair than the table."""
     known = [(d.pixel, d.pa_deg, d.inclination_deg, d.magnitude) for d in pair.discs]
     return pair.redshift is None or any(None in disc for disc in known)
 
@@ -263,9 +266,9 @@ def _with_cutout(
     images: Path,
     archives: Archives,
 ) -> Pair:
-    """Return a pair with a picture of the sky around it, and its discs' places there.
+    """Return a pair with an image of the sky around it and its discs' positions there.
 
-    One that has places stays as it is: its picture is not asked for unless they are those in ours.
+    A pair with other positions is returned unchanged: they refer to an image of the user's.
     """
     ra = first[0] + _wrapped(second[0] - first[0]) / 2
     dec = (first[1] + second[1]) / 2
@@ -293,7 +296,7 @@ def _with_cutout(
         return placed
     picture = archives.cutout(ra % 360, dec, scale)
     if picture is None:
-        log.warning("%s: not made: SkyServer has only a blank picture of this place", path)
+        log.warning("%s: not written: SkyServer has only a blank image of this position", path)
         return pair
     with files.atomic_path(path) as temporary:
         temporary.write_bytes(picture)
@@ -301,23 +304,23 @@ def _with_cutout(
 
 
 def refuse_other(path: Path, pair: Pair, scale_arcsec: float) -> None:
-    """Refuse a picture that is no cut-out of ours: its places are not known.
+    """Refuse an image that is not a cut-out of ours, since the positions in it are unknown.
 
     Raises
     ------
     InputError
-        It has another format or size, or the table gives it another scale.
+        It has another format or size, or another scale in the table.
     """
     same_scale = pair.scale_arcsec_per_px in (None, scale_arcsec)
     if path.exists() and not (is_cutout(path) and same_scale):
         raise InputError(
-            f"pair {pair.name}: {path} is there and not from --fetch; give x1_px, y1_px, x2_px and "
-            "y2_px in the table, or move the picture away"
+            f"pair {pair.name}: {path} exists and is not from --fetch; give x1_px, y1_px, x2_px "
+            "and y2_px in the table, or move the image away"
         )
 
 
 def is_cutout(path: Path) -> bool:
-    """Tell whether a picture has a cut-out's format and size, whole or not."""
+    """Return whether an image has the format and size of a cut-out, intact or not."""
     try:
         with Image.open(path, formats=("JPEG",)) as picture:
             return picture.size == (CUTOUT_PX, CUTOUT_PX)
@@ -326,7 +329,7 @@ def is_cutout(path: Path) -> bool:
 
 
 def is_broken_cutout(path: Path) -> bool:
-    """Tell whether a cut-out is cut short or blank, so that it may be fetched again."""
+    """Return whether a cut-out is truncated or blank, so that it may be fetched again."""
     try:
         photographs.read(path)
     except ValueError:
@@ -335,7 +338,7 @@ def is_broken_cutout(path: Path) -> bool:
 
 
 def separation_arcsec(first: tuple[float, float], second: tuple[float, float]) -> float:
-    """Return the distance of two near places (right ascension and declination, degrees)."""
+    """Return the distance of two nearby positions (right ascension, declination, degrees)."""
     middle = math.radians((first[1] + second[1]) / 2)
     east = _wrapped(second[0] - first[0]) * math.cos(middle)
     return 3600 * math.hypot(east, second[1] - first[1])
@@ -346,7 +349,7 @@ def _wrapped(degrees: float) -> float:
 
 
 def _get(address: str, **query: object) -> bytes:
-    """Return what an address answers."""
+    """Return the content of an address."""
     with requests.Session() as session:
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(max_retries=_RETRY))
@@ -361,14 +364,14 @@ def _get(address: str, **query: object) -> bytes:
             ) from None
     if answer.status_code != requests.codes.ok:
         raise GalmerhpcError(
-            f"{address}: answers {answer.status_code} {answer.reason}: {_quote(answer.text)}; "
+            f"{address}: answered {answer.status_code} {answer.reason}: {_quote(answer.text)}; "
             "try again later"
         )
     return answer.content
 
 
 def _number(cell: str) -> float | None:
-    """Return a cell's number; None where it is empty, null or none."""
+    """Return a cell's number; None if it is empty, null or not a number."""
     try:
         value = float(cell)
     except ValueError:

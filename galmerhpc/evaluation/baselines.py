@@ -1,6 +1,6 @@
-"""What needs no network: the mean of the training labels, and a look-up of similar images.
+"""Baselines without a network: the mean of the training labels, and a look-up of similar images.
 
-A network that does not beat the look-up has learned nothing that is worth a GPU.
+A network that does not beat the look-up was not worth training.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from galmerhpc.config import Lookup
 from galmerhpc.parameters import AZIMUTH
 
 _SAME_IMAGE = 1e-6
-"""Grey levels: thumbnails closer than this are of one image, and only rounding sets them apart."""
+"""Grey levels: thumbnails closer than this are of the same image and differ only by rounding."""
 
 
 def mean_prediction(labels: NDArray[np.float32], count: int) -> NDArray[np.float64]:
@@ -22,7 +22,7 @@ def mean_prediction(labels: NDArray[np.float32], count: int) -> NDArray[np.float
     labels : ndarray, shape (N, P), float32
         Training labels.
     count : int
-        Images to predict.
+        Number of images to predict.
 
     Returns
     -------
@@ -32,7 +32,7 @@ def mean_prediction(labels: NDArray[np.float32], count: int) -> NDArray[np.float
 
 
 def thumbnails(images: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-    """Shrink images to grey thumbnails by the mean over equal areas.
+    """Shrink images to grey thumbnails by averaging over equal areas.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ def _area_shares(length: int, size: int) -> NDArray[np.float32]:
 class LookUp:
     """Mean label of the most similar training images, weighted by inverse distance.
 
-    Distances are those of the thumbnails' leading principal components. Inverse-distance
-    weights find a training image itself without error.
+    Distances are between the thumbnails' leading principal components. With inverse-distance
+    weights, a training image is predicted without error.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class LookUp:
     labels : ndarray, shape (N, P), float32
         Their labels.
     parameters : tuple of str
-        Names of the labels. The azimuth is averaged on the circle where it goes all the way round.
+        Names of the labels. The azimuth is averaged on the circle if it covers the full circle.
     settings : Lookup
         Components and neighbours.
     """
@@ -102,7 +102,7 @@ class LookUp:
 
     def predict(self, thumbs: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return predictions, shape (n, P), float64, for thumbnails of shape (n, pixels)."""
-        ranks = list(range(1, self._neighbours + 1))  # a list, so that one neighbour is an axis too
+        ranks = list(range(1, self._neighbours + 1))  # a list keeps the axis for one neighbour
         distances, rows = self._tree.query(self._project(thumbs), ranks, workers=-1)  # (n, k)
         weights = 1.0 / np.maximum(distances, _SAME_IMAGE)
         weights /= weights.sum(axis=1, keepdims=True)
@@ -115,7 +115,7 @@ class LookUp:
 
 
 def goes_round(angles: NDArray[np.float64]) -> bool:
-    """Tell whether angles cover the full circle: no gap between neighbours is widest at +-180.
+    """Return whether angles cover the full circle: the gap across +-180 is not the widest.
 
     Parameters
     ----------

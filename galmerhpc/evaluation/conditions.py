@@ -1,12 +1,12 @@
-"""The conditions that images are evaluated under: clean, as they are, or sky-like.
+"""The conditions under which images are evaluated: clean (unchanged) or sky-like.
 
-What a changed image is called follows from what was done to it. A roll, a shift, another scale,
-blur, noise and whatever else is on the sky leave all labels: theta and phi name the line of sight,
-not the camera. (Face-on, at theta = 0, a turned picture is the same as one of another phi: under
-random rolls phi cannot be told there, and its errors say so.) A mirrored picture is the view from
-the opposite side, since matter is transparent: (180 - theta, phi +- 180), outside of what a network
-of the quarter sphere can say. Then only what belongs to the encounter is scored: spin and
-inclination, and any other label of the encounter.
+Which labels an image keeps depends on the changes. Roll, shift, scale, blur, noise, stars and other
+galaxies leave all labels unchanged: theta and phi are of the line of sight, not of the camera.
+(Face-on, at theta = 0, a rolled image is the same as one of another phi: with random rolls phi
+cannot be determined there, and its errors show it.) A mirrored image is the view from the opposite
+side, since matter is transparent: (180 - theta, phi +- 180), outside the range of a network trained
+on the quarter sphere. Then only labels of the encounter are scored: spin, inclination and any
+others.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from galmerhpc.config import Config, OnlineAugment
-from galmerhpc.evaluation.sample import Views
+from galmerhpc.evaluation.sample import ViewColumns
 from galmerhpc.models.sky import make_augment
 from galmerhpc.parameters import AZIMUTH, VIEWING_ANGLE
 
@@ -24,11 +24,11 @@ CLEAN, SKY = "clean", "sky"
 
 Images = NDArray[np.uint8]
 Change = Callable[[Images, NDArray[np.int64]], Images]
-"""Takes images (B, H, W, C) and their `draws` (B,), returns such images."""
+"""Takes images (B, H, W, C) and their `draws` (B,), returns changed images."""
 
 
 def unchanged(images: Images, draws: NDArray[np.int64]) -> Images:  # noqa: ARG001 - a `Change`
-    """Return images as they are."""
+    """Return images unchanged."""
     return images
 
 
@@ -38,9 +38,9 @@ def sky_like(ranges: OnlineAugment, seed: int, image_shape: tuple[int, int, int]
     Parameters
     ----------
     ranges : OnlineAugment
-        What is changed, and how much.
+        Ranges of the changes.
     seed : int
-        What an image becomes follows from the seed and its `draws` number alone.
+        An image's changes depend only on the seed and its `draws` number.
     image_shape : tuple of int
         H, W, C.
     """
@@ -57,15 +57,15 @@ def sky_like(ranges: OnlineAugment, seed: int, image_shape: tuple[int, int, int]
     return lambda images, draws: augment(images, np.int64(0), draws).numpy()
 
 
-def draws(views: Views, again: int = 0) -> NDArray[np.int64]:
-    """Return the number that each image's changes follow from, (N,).
+def draws(views: ViewColumns, again: int = 0) -> NDArray[np.int64]:
+    """Return the number that determines each image's changes, (N,).
 
     Parameters
     ----------
-    views : Views
+    views : ViewColumns
         The images; the number is a hash of view and copy.
     again : int
-        Another one gives other changes.
+        Another value gives other changes.
     """
     both = zip(views.id, views.copy, strict=True)
     names = (f"{view} {copy} {again}".encode() for view, copy in both)
@@ -76,13 +76,13 @@ def draws(views: Views, again: int = 0) -> NDArray[np.int64]:
 
 
 def surviving(parameters: Sequence[str], ranges: OnlineAugment | None) -> list[str]:
-    """Return the labels that an image keeps under some changes; None are no changes."""
+    """Return the labels that an image keeps under changes (None: no changes)."""
     lost = (AZIMUTH.name, VIEWING_ANGLE.name) if ranges and ranges.mirror else ()
     return [name for name in parameters if name not in lost]
 
 
 def trained_sky_like(config: Config) -> bool:
-    """Tell whether training made every kind of change that makes images sky-like."""
+    """Return whether training made every kind of change of the sky-like images."""
     trained, sky = config.training.augment, config.evaluation.sky
     if sky is None:
         return False
@@ -90,7 +90,7 @@ def trained_sky_like(config: Config) -> bool:
 
 
 def describe(ranges: OnlineAugment) -> str:
-    """Say in one phrase what is done to images."""
+    """Return a phrase that describes the changes to images."""
     texts = {
         "rotation_deg": "roll up to ±{:g}°",
         "mirror": "half of them mirrored",

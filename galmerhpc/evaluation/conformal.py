@@ -1,33 +1,33 @@
-"""Intervals around predictions, and the probability of the spin: calibrated on whole groups.
+"""Prediction intervals and the probability of the spin, calibrated on whole groups.
 
-Split-conformal prediction: the errors of held-out images, each divided by the error that is usual
-at its predicted viewing angle, have a quantile; predicted value +- quantile x usual error is the
-interval of a new image. Views of one encounter err alike, so that groups of images (realisation x
-configuration) are what is exchangeable, not images: every group has the same weight, whatever its
-size. This is the pooling of the groups' distributions of Dunn, Wasserman & Ramdas 2022 (Journal of
-the American Statistical Association 118, 2491), with the correction for a finite sample that
-`_quantiles` explains. It holds for an image of a new group; of K groups whose images err alike no
-interval can hold more than K / (K + 1). `halved_coverage` measures what is held.
+Split-conformal prediction: the errors of held-out images are divided by the usual error at their
+predicted viewing angle; with a quantile of these ratios, predicted value +- quantile x usual error
+is the interval of a new image. Errors of views of one encounter are correlated, so groups of images
+(realisation x configuration) are exchangeable, not images: every group has the same weight,
+whatever its size. This is the pooling of group distributions of Dunn, Wasserman & Ramdas 2022
+(Journal of the American Statistical Association 118, 2491), with the finite-sample correction
+explained in `_quantiles`. It applies to an image of a new group; with K groups of fully correlated
+images, no interval can guarantee more than K / (K + 1). `halved_coverage` measures the coverage.
 
-``evaluation/intervals.json`` holds what `Calibration.to_json` gives, by condition of the images::
+``evaluation/intervals.json`` contains `Calibration.to_json` by condition of the images::
 
     {"format": 1,
      "model": "<SHA-256 of model.keras>",
      "calibrations": {
        "clean": {
-         "groups": 32, "images": 5624,            what it was calibrated on
+         "groups": 32, "images": 5624,            the calibration sample
          "levels": [0.68, 0.9],                   of the intervals
          "intervals": {                           all parameters but the spin
            "azimuth": {
-             "circular": true,                    an arc: bounds wrap, and low, high bind nothing
-             "low": 0.0, "high": 180.0,           range of the parameter; bounds are cut there
+             "circular": true,                    an arc: bounds wrap, low and high are not used
+             "low": 0.0, "high": 180.0,           range of the parameter, to which bounds are cut
              "theta_deg": [7.5, 22.5, ...],       predicted viewing angles, and ...
-             "usual_error": [9.1, 7.3, ...],      ... the usual error there, between them linear
-             "quantiles": [1.1, 2.4]}},           half width of a level's interval in usual errors
+             "usual_error": [9.1, 7.3, ...],      ... the usual error there; linear in between
+             "quantiles": [1.1, 2.4]}},           per level, half width in units of usual error
          "spin": {"slope": 11.0, "middle": 0.5}}, P(retrograde) = 1 / (1 + exp(-slope (x - middle)))
        "sky": {...}}}
 
-where x is `models.targets.retrograde_score`. ``spin`` is null where spin is not estimated.
+where x is `models.targets.retrograde_score`. ``spin`` is null if spin is not estimated.
 `read_calibration` reads the file.
 """
 
@@ -49,14 +49,14 @@ FORMAT = 1
 FILE = "intervals.json"
 
 FEWEST_GROUPS = 4
-"""Groups without which nothing is calibrated: half of them, to measure coverage, are two."""
+"""Least number of groups for a calibration: half of them, to measure coverage, are two."""
 
 _THETA_BINS = 6
 """Bins of the predicted viewing angle; 15 degrees each on the paper's quarter sphere."""
 _FEWEST_IMAGES = 10
-"""Images of a bin without which it takes its neighbours' usual error."""
+"""Least number of images in a bin; with fewer it takes its neighbours' usual error."""
 _SMALLEST_USUAL = 0.05
-"""Smallest usual error as a share of the mean error, so that no error is divided by zero."""
+"""Smallest usual error as a share of the mean error, to avoid division by zero."""
 
 Floats = NDArray[np.float64]
 
@@ -83,8 +83,8 @@ class Interval:
     def bounds(self, predicted: Floats, theta: Floats) -> Floats:
         """Return lower and upper bounds, shape (N, levels, 2).
 
-        An arc's bounds are in -180..180 and the upper one may be the smaller: the arc then goes
-        over +-180. One that is the whole circle is -180..180.
+        An arc's bounds are in -180..180; if the upper one is the smaller, the arc wraps around at
+        +-180. A full circle is -180..180.
         """
         half = self.half_widths(theta)
         bounds = np.stack([predicted[:, None] - half, predicted[:, None] + half], axis=-1)
@@ -96,7 +96,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class SpinProbability:
-    """The probability that an encounter is retrograde, a logistic curve (Platt 1999).
+    """The probability that an encounter is retrograde: a logistic curve (Platt 1999).
 
     The attributes are those of intervals.json.
     """
@@ -111,18 +111,18 @@ class SpinProbability:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns predictions into intervals and the spin's probability.
+    """Converts predictions into intervals and the spin's probability.
 
     Attributes
     ----------
     groups, images : int
-        What it was calibrated on.
+        Size of the calibration sample.
     levels : tuple of float
-        Share of the images whose true value an interval is to hold.
+        Nominal coverages of the intervals.
     intervals : dict of Interval
         By parameter, all but the spin.
     spin : SpinProbability or None
-        None where the spin is not estimated, or only one was there to calibrate on.
+        None if the spin is not estimated, or the calibration sample has only one spin.
     """
 
     groups: int
@@ -153,7 +153,7 @@ class Calibration:
         }
 
     def holds(self, names: Sequence[str], true: Floats, predicted: Floats) -> dict[str, Any]:
-        """Tell whether the intervals of predictions (N, P) hold the true values.
+        """Return whether the intervals of predictions (N, P) contain the true values.
 
         Returns
         -------
@@ -169,17 +169,17 @@ class Calibration:
         return held
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as a part of intervals.json."""
+        """Return it in the form of intervals.json."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Calibration":
-        """Read what `to_json` wrote.
+        """Return the calibration that `to_json` wrote.
 
         Raises
         ------
         KeyError, TypeError
-            It is something else.
+            The values have another form.
         """
         intervals = {
             name: Interval(
@@ -193,21 +193,21 @@ class Calibration:
 
 
 class Labels(NamedTuple):
-    """What held-out images are calibrated on."""
+    """Held-out images to calibrate on."""
 
     names: Sequence[str]
-    """Of the P labels."""
+    """Names of the P labels."""
     true: Floats
-    """(N, P), in their units."""
+    """True labels (N, P), in their units."""
     predicted: Floats
-    """(N, P), in their units."""
+    """Predicted labels (N, P), in their units."""
     score: NDArray[np.floating] | None
-    """`models.targets.retrograde_score`, (N,); None where the spin is not estimated."""
+    """`models.targets.retrograde_score`, (N,); None if the spin is not estimated."""
     groups: NDArray[np.int64]
     """Group of each image, (N,)."""
 
     def where(self, chosen: NDArray[np.bool_]) -> "Labels":
-        """Return those of the chosen images."""
+        """Return the labels of the chosen images."""
         score = None if self.score is None else self.score[chosen]
         return Labels(
             self.names, self.true[chosen], self.predicted[chosen], score, self.groups[chosen]
@@ -215,26 +215,26 @@ class Labels(NamedTuple):
 
 
 def read_calibration(path: Path, model_sha256: str, condition: str) -> Calibration | None:
-    """Read a calibration of intervals.json.
+    """Read a calibration from intervals.json.
 
     Parameters
     ----------
     path : Path
         The file.
     model_sha256 : str
-        Of the model that predicts.
+        SHA-256 of the model that predicts.
     condition : str
         ``clean`` or ``sky``.
 
     Returns
     -------
     Calibration or None
-        None where there were too few groups to calibrate on, or no images of that condition.
+        None if there were too few groups to calibrate, or no images of that condition.
 
     Raises
     ------
     InputError
-        The file is missing, damaged, or of another model.
+        The file is missing, damaged, or belongs to another model.
     """
     content = files.read_json(path)
     try:
@@ -245,7 +245,7 @@ def read_calibration(path: Path, model_sha256: str, condition: str) -> Calibrati
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); run galmerhpc evaluate again") from None
     if model != model_sha256:
-        raise InputError(f"{path}: calibrated for another model; run galmerhpc evaluate again")
+        raise InputError(f"{path}: belongs to another model; run galmerhpc evaluate again")
     return calibration
 
 
@@ -255,9 +255,9 @@ def as_file(model_sha256: str, calibrations: dict[str, Calibration | None]) -> d
     Parameters
     ----------
     model_sha256 : str
-        Of the model that predicts.
+        SHA-256 of the model that predicts.
     calibrations : dict of Calibration or None
-        By condition; None where there were too few groups.
+        By condition; None if there were too few groups.
     """
     parts = {name: part.to_json() if part else None for name, part in calibrations.items()}
     return {"format": FORMAT, "model": model_sha256, "calibrations": parts}
@@ -267,14 +267,14 @@ def calibrate(labels: Labels, levels: Sequence[float]) -> Calibration:
     """Calibrate intervals and the spin's probability on held-out images.
 
     The usual error is taken from the same images as the quantiles: six numbers from thousands of
-    images bind them too little to matter, and the images that measure coverage have no part in it.
+    images hardly depend on any of them, and the images that measure coverage are not used.
 
     Parameters
     ----------
     labels : Labels
         The images.
     levels : sequence of float
-        Shares of images whose true value the intervals are to hold.
+        Nominal coverages of the intervals.
     """
     names, true, predicted, score, groups = labels
     weights = group_weights(groups)
@@ -286,7 +286,7 @@ def calibrate(labels: Labels, levels: Sequence[float]) -> Calibration:
         errors = _errors(name, true[:, k], predicted[:, k])
         nodes, usual = _usual_error(errors, theta, weights)
         ratio = errors / np.interp(theta, nodes, usual)
-        # A held-out grid seldom reaches the ends of a range: where it is known, it is the limit.
+        # A held-out grid seldom reaches the ends of a range: use the known range, if there is one.
         parameter = named(name)
         known = [limit for limit in (parameter.low, parameter.high) if np.isfinite(limit)]
         limits = [*true[:, k].tolist(), *known]
@@ -309,10 +309,10 @@ def calibrate(labels: Labels, levels: Sequence[float]) -> Calibration:
 def halved_coverage(
     labels: Labels, levels: Sequence[float], halvings: int, seed: int
 ) -> dict[str, Any]:
-    """Measure what calibrated intervals hold, over random halvings of the groups.
+    """Measure the coverage of calibrated intervals over random halvings of the groups.
 
-    In each, one half of the groups calibrates and the other is tested on, with the same weight for
-    every group.
+    In each, one half of the groups is used to calibrate and the other to test, with the same weight
+    for every group.
 
     Parameters
     ----------
@@ -323,17 +323,17 @@ def halved_coverage(
     halvings : int
         Number of halvings.
     seed : int
-        What they depend on.
+        Seed of the halvings.
 
     Returns
     -------
     dict
-        ``levels``; ``parameters``: by name ``coverage`` (mean over halvings of the share of true
-        values held), ``scatter`` (its standard deviation) and ``median_width`` (of the whole
-        interval), each a list over levels; ``spin``: ``brier`` and ``log_loss``, means over
-        halvings, beside ``accuracy`` and ``reliability``, whose entries give the mean
-        ``predicted`` probability of retrograde of a bin, the ``observed`` share, and ``images``
-        (over all halvings); None where it is not estimated.
+        ``levels``; ``parameters``: by name ``coverage`` (share of true values inside, mean over
+        halvings), ``scatter`` (its standard deviation) and ``median_width`` (full width), each a
+        list over levels; ``spin``: means over halvings of ``brier``, ``log_loss`` and
+        ``accuracy``, and ``reliability``, whose entries give for each bin the mean ``predicted``
+        probability of retrograde, the ``observed`` share, and ``images`` (over all halvings);
+        None if it is not estimated.
     """
     generator = np.random.default_rng(seed)
     names, distinct = labels.names, np.unique(labels.groups)
@@ -374,7 +374,7 @@ def coverage(
     predicted: Floats,
     groups: NDArray[np.int64],
 ) -> dict[str, Floats]:
-    """Return the share of true values that a calibration from elsewhere holds, by parameter.
+    """Return the coverage of intervals that were calibrated on other images, by parameter.
 
     Returns
     -------
@@ -386,13 +386,13 @@ def coverage(
 
 
 def group_weights(groups: NDArray[np.int64]) -> Floats:
-    """Return weights of images, shape (N,), that add up to the same for every group, and to 1."""
+    """Return weights of images, shape (N,), with equal sums for all groups and a total of 1."""
     _, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
     return 1.0 / (len(counts) * counts[member])
 
 
 def predicted_theta(names: Sequence[str], predicted: Floats) -> Floats:
-    """Return the predicted viewing angle, shape (N,); zeros where it is not estimated."""
+    """Return the predicted viewing angle, shape (N,); zeros if it is not estimated."""
     if VIEWING_ANGLE.name not in names:
         return np.zeros(len(predicted))
     return predicted[:, list(names).index(VIEWING_ANGLE.name)]
@@ -403,7 +403,7 @@ def _errors(name: str, true: Floats, predicted: Floats) -> Floats:
 
 
 def _usual_error(errors: Floats, theta: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """Return bins' middles of the predicted viewing angle, and the mean error in each."""
+    """Return bin centres of the predicted viewing angle, and the mean error in each bin."""
     edges = np.linspace(theta.min(), theta.max(), _THETA_BINS + 1)
     member = np.clip(np.digitize(theta, edges) - 1, 0, _THETA_BINS - 1)
     filled = np.flatnonzero(np.bincount(member, minlength=_THETA_BINS) >= _FEWEST_IMAGES)
@@ -419,20 +419,20 @@ def _usual_error(errors: Floats, theta: Floats, weights: Floats) -> tuple[Floats
 
 
 def _quantiles(values: Floats, groups: NDArray[np.int64], levels: Sequence[float]) -> list[float]:
-    """Return the values below which a new group's lie to the levels' shares, all groups weighed.
+    """Return the quantiles of a new group's values at the levels, with equal weight per group.
 
-    A new value is one more than the n that were drawn, so that split-conformal prediction takes
-    the quantile of level x (1 + 1 / n). Here n is as many independent images as would leave the
-    groups' mean share as uncertain as it is (Kish 1965, Survey Sampling, effective size): the
-    number of images where those of a group have nothing in common, of groups where they err alike.
-    Where that asks for more than there is, the largest value has to do.
+    Split-conformal prediction takes the quantile of level x (1 + 1 / n), since a new value joins
+    the n that were drawn. Here n is the effective sample size (Kish 1965, Survey Sampling): the
+    number of independent images that would leave the groups' mean share as uncertain as it is.
+    It lies between the number of groups (fully correlated images) and the number of images
+    (independent ones). If the level exceeds 1, the largest value is taken.
     """
     _, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.argsort(values)
     reached = np.cumsum(group_weights(groups)[order])
 
     def at(share: float) -> float:
-        # The last sum is 1 but for rounding.
+        # The last sum is 1 up to rounding.
         place = int(np.searchsorted(reached, share - 1e-12))
         return float(values[order][min(place, len(values) - 1)])
 
@@ -446,10 +446,10 @@ def _quantiles(values: Floats, groups: NDArray[np.int64], levels: Sequence[float
 
 
 def _fit_spin(score: Floats, retrograde: Floats, weights: Floats) -> SpinProbability:
-    """Fit the logistic curve by maximum likelihood, with Platt's targets a little off 0 and 1.
+    """Fit the logistic curve by maximum likelihood, with Platt's targets slightly off 0 and 1.
 
-    They keep the curve from a step where the two spins' scores do not overlap, and from trusting
-    the few groups it is fitted to: on new ones it scores better than without.
+    They prevent a step function where the scores of the two spins do not overlap, and overfitting
+    to few groups: the curve scores better on new groups than without them.
     """
     count = retrograde.sum()
     high, low = (count + 1) / (count + 2), 1 / (len(retrograde) - count + 2)
@@ -460,7 +460,7 @@ def _fit_spin(score: Floats, retrograde: Floats, weights: Floats) -> SpinProbabi
         return float(weights @ (np.logaddexp(0.0, z) - target * z))
 
     slope, offset = minimize(loss, np.array([1.0, 0.0]), method="BFGS").x
-    slope = float(slope) or 1e-9  # a score that says nothing
+    slope = float(slope) or 1e-9  # an uninformative score
     return SpinProbability(slope, 0.5 - float(offset) / slope)
 
 

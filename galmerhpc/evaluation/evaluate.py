@@ -1,4 +1,4 @@
-"""Evaluation of a finished network beside two baselines, on images that training never saw.
+"""Evaluation of a trained network beside two baselines, on images never seen in training.
 
 Runs on rank 0 and writes a folder of the run: metrics.json (docs/metrics.md), predictions.csv,
 intervals.json (`evaluation.conformal`) and the figures.
@@ -6,9 +6,9 @@ intervals.json (`evaluation.conformal`) and the figures.
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ from galmerhpc.evaluation.conditions import (
 from galmerhpc.evaluation.predictors import Predictions, as_csv, class_choices, predict
 from galmerhpc.evaluation.sample import (
     Sample,
-    Views,
+    ViewColumns,
     open_dataset,
     read_sample,
     read_views,
@@ -43,33 +43,30 @@ from galmerhpc.models.build import load
 from galmerhpc.models.targets import prediction_width, retrograde_score
 from galmerhpc.parameters import class_groups, encode_classes
 
-if TYPE_CHECKING:
-    import keras
-
 log = logging.getLogger(__name__)
 
 FORMAT = 3
-"""Of metrics.json."""
+"""Format of metrics.json."""
 
 REPORT = "report.html"
 
 CURVE = tuple(round(0.1 * k, 1) for k in range(1, 10))
-"""Levels of the coverage figure, beside the configured ones."""
+"""Levels of the coverage figure, in addition to the configured ones."""
 
 Floats = NDArray[np.float64]
 
 
 def folder_of(config: Config, split: str | None = None, other: Config | None = None) -> Path:
-    """Return where an evaluation lies.
+    """Return the folder of an evaluation.
 
     Parameters
     ----------
     config : Config
         The run whose network is evaluated.
     split : str, optional
-        ``test``, ``validation`` or ``all``, where it was asked for.
+        ``test``, ``validation`` or ``all``, if given by the user.
     other : Config, optional
-        The run whose images are used in place of the network's own.
+        The run whose images are used instead of the network's own.
     """
     names = ["evaluation", *([f"on-{other.run_dir.name}"] if other else [])]
     return config.run_dir / "-".join([*names, *([split] if split else [])])
@@ -78,8 +75,8 @@ def folder_of(config: Config, split: str | None = None, other: Config | None = N
 def record_of(config: Config, split: str | None = None, other: Config | None = None) -> StageRecord:
     """Return the record of an evaluation.
 
-    One made with other keys of `evaluation`, or of a training that has gone on with others of its
-    own since (``--allow-change``), is made anew.
+    An evaluation made with other keys of `evaluation`, or before training was continued with other
+    keys of `training` (``--allow-change``), is repeated.
     """
     inputs = config.inputs("evaluate")
     if other:
@@ -91,25 +88,25 @@ def record_of(config: Config, split: str | None = None, other: Config | None = N
 def evaluate(config: Config, split: str | None = None, other: Config | None = None) -> None:
     """Evaluate ``model.keras``; called by rank 0.
 
-    Writes `folder_of` the run, or returns at once where this very model has been evaluated so.
+    Writes the folder `folder_of`, or returns at once if this very model has been evaluated so.
 
     Parameters
     ----------
     config : Config
         The run.
     split : str, optional
-        ``test``, ``validation`` or ``all``; by default test, or validation where there is no test
-        split, as in the paper's regression, and every output says so.
+        ``test``, ``validation`` or ``all``; by default test, or validation if there is no test
+        split, as in the paper's regression (all output then says so).
     other : Config, optional
-        Another run, whose preprocessed images are evaluated in place of the run's own.
+        Another run, whose preprocessed images are evaluated instead of the run's own.
 
     Raises
     ------
     InputError
-        There is no model, no metrics.csv or no image to evaluate, or the files are damaged or do
-        not fit each other.
+        The model, metrics.csv or images to evaluate are missing, or files are damaged or do not
+        belong together.
     GalmerhpcError
-        The network predicts something that is no number.
+        A prediction is not finite.
     """
     model_path = config.run_dir / "model.keras"
     folder, record = folder_of(config, split, other), record_of(config, split, other)
@@ -121,20 +118,20 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
         if evaluated == model_sha256:
             log.info("evaluate: complete, nothing to do")
             return
-    # These refuse shards and weights of another configuration.
+    # These refuse shards and weights made with another configuration.
     dataset = open_dataset(config)
     stage_record(config, "train")
     history = read_history(config.run_dir / "metrics.csv", config.parameters)
-    devices.take_gpu(local_rank=0)  # rank 0 is the first one of its node
-    network = load_network(model_path, dataset, prediction_width(config))
+    devices.take_gpu(local_rank=0)  # rank 0 is the first of its node
+    network = load(model_path, dataset.image_shape, prediction_width(config))
     training = dataset.rows("train")
     if not len(training):
-        raise InputError("the data set has no training image: give the split another fraction")
+        raise InputError("the data set has no training images: change the fractions of the split")
     trained = read_views(config, dataset, training)
     sample = read_sample(
         other or config, open_dataset(other) if other else dataset, config.parameters, split
     )
-    refuse_misfit(config, dataset, sample)
+    refuse_unfit_images(config, dataset, sample)
 
     ranges = {CLEAN: None, **({SKY: config.evaluation.sky} if config.evaluation.sky else {})}
     changes = {k: _change(config, r, dataset.image_shape) for k, r in ranges.items()}
@@ -147,7 +144,11 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
         found[condition], calibrations[condition] = assess(
             config, sample, trained, predicted, ranges[condition]
         )
-    carry(config, sample, predictions, found, calibrations if not other else None, model_sha256)
+    own = None if other else calibrations
+    carried = transferred_coverage(config, sample, predictions, ranges, own, model_sha256)
+    for condition, part in found.items():
+        if part["uncertainty"]:
+            part["uncertainty"]["carried"] = carried[condition]
     metrics = to_json(
         {
             "format": FORMAT,
@@ -186,14 +187,14 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
 
 
 def clear(folder: Path) -> None:
-    """Remove what an earlier evaluation left: the report and figures would show its results."""
+    """Remove report and figures of an earlier evaluation, which would show its results."""
     files.remove_temporaries(folder)
     for name in (REPORT, *gallery.file_names(gallery.CAPTIONS)):
         (folder / name).unlink(missing_ok=True)
 
 
 def intact(record: StageRecord, folder: Path) -> bool:
-    """Tell whether an evaluation is complete and its files are as they were written."""
+    """Return whether an evaluation is complete and its files are unchanged."""
     return record.complete and all(
         files.sha256(folder / name) == sha256 for name, sha256 in record.files.items()
     )
@@ -203,16 +204,16 @@ def _change(config: Config, ranges: OnlineAugment | None, shape: tuple[int, int,
     return sky_like(ranges, config.evaluation.seed, shape) if ranges else unchanged
 
 
-# --- what is read ---------------------------------------------------------------------------------
+# --- input ----------------------------------------------------------------------------------------
 
 
 def read_history(path: Path, parameters: Sequence[str]) -> dict[str, Floats]:
-    """Read metrics.csv, a row an epoch, as columns; an empty cell is not a number.
+    """Read metrics.csv, one row per epoch, as columns; empty cells become NaN.
 
     Raises
     ------
     InputError
-        It is missing, has no row, lacks a column that is needed, or is damaged.
+        It is missing, empty, damaged, or lacks a column that is needed.
     """
     needed = {
         "epoch", "step", "seconds", "images_per_s", "training_loss", "training_mae",
@@ -224,7 +225,7 @@ def read_history(path: Path, parameters: Sequence[str]) -> dict[str, Floats]:
         cells = [[float(cell or "nan") for cell in line] for line in lines[1:]]
         history = dict(zip(lines[0], np.array(cells).T, strict=True))
         if missing := needed - history.keys():
-            raise ValueError(f"it has no column {min(missing)}")
+            raise ValueError(f"no column {min(missing)}")
         return history
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run galmerhpc train first") from None
@@ -234,47 +235,19 @@ def read_history(path: Path, parameters: Sequence[str]) -> dict[str, Floats]:
         ) from None
 
 
-def load_network(path: Path, dataset: Dataset, outputs: int) -> "keras.Model":
-    """Load a model in Keras's safe mode, which runs no code of the file's own.
-
-    Parameters
-    ----------
-    path : Path
-        The model.
-    dataset : Dataset
-        The images that it is to predict.
-    outputs : int
-        What it is to give for each of them.
+def refuse_unfit_images(config: Config, dataset: Dataset, sample: Sample) -> None:
+    """Refuse images that do not fit the network, or labels that it has no class for.
 
     Raises
     ------
     InputError
-        It is damaged, or does not fit the data set's images or the wanted outputs.
-    """
-    model = load(path)
-    wanted = ((None, *dataset.image_shape), (None, outputs))
-    found = (tuple(model.input_shape), tuple(model.output_shape))
-    if found != wanted:
-        raise InputError(
-            f"{path}: turns {found[0][1:]} into {found[1][1:]}, but the run's shards need "
-            f"{wanted[0][1:]} and {wanted[1][1:]} (parameters: {', '.join(dataset.parameters)}); "
-            "train again"
-        )
-    return model
-
-
-def refuse_misfit(config: Config, dataset: Dataset, sample: Sample) -> None:
-    """Refuse images that the network cannot take, or labels that it has no class for.
-
-    Raises
-    ------
-    InputError
-        It cannot.
+        The images or labels do not fit.
     """
     folder, shape = sample.dataset.folder, sample.dataset.image_shape
     if shape != dataset.image_shape:
         raise InputError(
-            f"{folder}: holds images {shape}, but the network takes {dataset.image_shape}; "
+            f"{folder}: contains images of shape {shape}, but the network takes "
+            f"{dataset.image_shape}; "
             "preprocess them with the same preprocess.image_size and preprocess.channels"
         )
     if config.model.task == "classification":
@@ -290,7 +263,7 @@ def refuse_misfit(config: Config, dataset: Dataset, sample: Sample) -> None:
 def assess(
     config: Config,
     sample: Sample,
-    trained: Views,
+    trained: ViewColumns,
     predictions: Predictions,
     ranges: OnlineAugment | None,
 ) -> tuple[dict[str, Any], conformal.Calibration | None]:
@@ -301,7 +274,7 @@ def assess(
     found : dict
         ``scores``, ``against_lookup``, ``by`` and ``uncertainty`` of metrics.json.
     calibration : Calibration or None
-        Of the intervals, on all images; None where there are too few groups.
+        Calibration of the intervals on all images; None if there are too few groups.
     """
     settings, views, groups = config.evaluation, sample.views, sample.views.groups()
     names = surviving(config.parameters, ranges)
@@ -349,43 +322,47 @@ def assess(
     return found, conformal.calibrate(labels, settings.levels)
 
 
-def carry(
+def transferred_coverage(
     config: Config,
     sample: Sample,
     predictions: dict[str, Predictions],
-    found: dict[str, dict[str, Any]],
+    ranges: Mapping[str, OnlineAugment | None],
     own: dict[str, conformal.Calibration | None] | None,
     model_sha256: str,
-) -> None:
-    """Add what intervals hold that were calibrated elsewhere: ``uncertainty.carried``.
+) -> dict[str, dict[str, Any] | None]:
+    """Return the coverage of intervals that were calibrated elsewhere.
 
     Parameters
     ----------
-    config, sample, predictions, found
-        As in `evaluate`; `found` is added to.
+    config, sample, predictions, ranges
+        As in `evaluate`.
     own : dict of Calibration, optional
-        Those of the run's own images, by condition; None where other data are evaluated: then all
-        conditions are held to the calibrations that the run's evaluation has written.
+        Calibrations of the run's own images by condition; None where other data are evaluated,
+        which are then tested with the calibrations that the run's own evaluation wrote.
     model_sha256 : str
-        Of the network.
+        SHA-256 of the model file.
+
+    Returns
+    -------
+    dict
+        ``uncertainty.carried`` of metrics.json by condition; None where there is no calibration.
     """
     path = folder_of(config) / conformal.FILE
-    for condition, part in found.items():
-        if own is not None:
-            calibration, origin = own[CLEAN] if condition != CLEAN else None, "clean images"
-        elif path.is_file():
+    carried: dict[str, dict[str, Any] | None] = dict.fromkeys(predictions)
+    for condition, predicted in predictions.items():
+        calibration, origin = None, ""
+        if own is not None and condition != CLEAN:
+            calibration, origin = own[CLEAN], "clean images"
+        elif own is None and path.is_file():
             calibration = conformal.read_calibration(path, model_sha256, condition)
             origin = f"{condition} images of {config.run_dir.name}"
-        else:
-            calibration = None
-        if calibration and part["uncertainty"]:
-            labels = predictions[condition].labels["network"]
-            held = conformal.coverage(
-                calibration, config.parameters, sample.true, labels, sample.views.groups()
-            )
-            names = part["scores"]["network"]["parameters"]
-            part["uncertainty"]["carried"] = {
+        if calibration:
+            labels, groups = predicted.labels["network"], sample.views.groups()
+            held = conformal.coverage(calibration, config.parameters, sample.true, labels, groups)
+            names = surviving(config.parameters, ranges[condition])
+            carried[condition] = {
                 "from": origin,
                 "levels": calibration.levels,
                 "coverage": {name: share for name, share in held.items() if name in names},
             }
+    return carried

@@ -1,8 +1,8 @@
-"""Where in an image the network finds its answer: Grad-CAM (Selvaraju et al. 2017).
+"""Where the network looks in an image: Grad-CAM (Selvaraju et al. 2017).
 
-The gradient of an output with respect to a layer's feature maps, averaged over each map, weighs
-the maps; their sum shows the places that move the output. A regression's output may be moved up or
-down, so that the size of the sum counts, not its sign.
+A layer's feature maps are weighted by the gradient of an output with respect to them, averaged over
+each map; their sum shows the places that influence the output. A regression's output may go up or
+down, so the magnitude of the sum is taken.
 """
 
 from typing import TYPE_CHECKING
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import keras
 
 _SMALLEST_MAP = 6
-"""Width of the feature maps that are looked at: the last ones of the networks (2 x 2 for 64 pixels)
-show no place."""
+"""Least width of the feature maps used: the networks' last ones (2 x 2 for 64 pixels) are too
+coarse."""
 
 
 def grad_cam(
@@ -29,7 +29,7 @@ def grad_cam(
     Parameters
     ----------
     config : Config
-        The run; of a classifier the most probable class of each parameter is explained.
+        The run; for a classifier, the most probable class of each parameter is explained.
     network : keras.Model
         The exported network.
     images : ndarray, shape (n, H, W, C), uint8
@@ -38,7 +38,7 @@ def grad_cam(
     Returns
     -------
     ndarray, shape (n, P, H, W), float32
-        0..1, 1 where the largest part comes from; zeros where no place has any.
+        0..1, 1 at the largest contribution; zeros if there is none.
     """
     import keras
     import tensorflow as tf
@@ -65,7 +65,7 @@ def grad_cam(
 
 
 def _layer(network: "keras.Model") -> "keras.Layer | None":
-    """Return the deepest layer whose maps still show places; None where there are no maps."""
+    """Return the deepest layer with maps of sufficient size; None if there is none."""
     found = None
     for layer in network.layers:
         shape = getattr(layer.output, "shape", ())

@@ -1,4 +1,4 @@
-"""What stands in metrics.json beside the scores: run, data, and what repeats the evaluation."""
+"""The parts of metrics.json besides the scores: run, data, and provenance of the evaluation."""
 
 import math
 from typing import Any
@@ -12,14 +12,14 @@ from galmerhpc.dataset.shards import Dataset
 from galmerhpc.dataset.split import SPLITS
 from galmerhpc.evaluation.conditions import describe, trained_sky_like
 from galmerhpc.evaluation.pair_image import BRIGHT_PERCENTILE
-from galmerhpc.evaluation.sample import Sample, Views, nearest_training_view
+from galmerhpc.evaluation.sample import Sample, ViewColumns, nearest_training_view
 
 BRIGHTNESS_SAMPLE = 256
-"""Training images from which their brightness is measured."""
+"""Number of training images from which their brightness is measured."""
 
 
 def run(config: Config, dataset: Dataset, split: str) -> dict[str, Any]:
-    """Return what was trained on what, and how it was split."""
+    """Return the network, its training data and their split."""
     samples, simulations = {}, {}
     simulation = dataset.column("simulation")
     for name in SPLITS:
@@ -47,8 +47,8 @@ def run(config: Config, dataset: Dataset, split: str) -> dict[str, Any]:
 def bright_level(dataset: Dataset, rows: NDArray[np.int64]) -> float:
     """Return the grey level that one pixel in a hundred of a typical image exceeds.
 
-    It is the median over `BRIGHTNESS_SAMPLE` images at most, and tells the brightness at which a
-    photograph looks like them (`pair_image.prepare`).
+    It is the median over at most `BRIGHTNESS_SAMPLE` images, to which photographs are scaled
+    (`pair_image.prepare`).
     """
     images = dataset.images(rows[:: math.ceil(len(rows) / BRIGHTNESS_SAMPLE)])
     levels = np.percentile(images.mean(axis=-1), BRIGHT_PERCENTILE, axis=(1, 2))
@@ -56,7 +56,7 @@ def bright_level(dataset: Dataset, rows: NDArray[np.int64]) -> float:
 
 
 def data(other: Config, sample: Sample) -> dict[str, Any]:
-    """Return what else than the run's own data is evaluated."""
+    """Return the data set that is evaluated instead of the run's own."""
     return {
         "name": other.run_dir.name,
         "folder": str(other.run_dir),
@@ -66,8 +66,8 @@ def data(other: Config, sample: Sample) -> dict[str, Any]:
     }
 
 
-def views(sample: Sample, trained: Views) -> dict[str, Any]:
-    """Return how many images are evaluated, of what, and how near to the training's they are."""
+def views(sample: Sample, trained: ViewColumns) -> dict[str, Any]:
+    """Return the evaluated images: how many, of what, and how near to the training views."""
     views = sample.views
     distance = nearest_training_view(views, trained)
     known = distance[~np.isnan(distance)]
@@ -94,7 +94,7 @@ def views(sample: Sample, trained: Views) -> dict[str, Any]:
 
 
 def training(config: Config, history: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
-    """Return how long was trained, from the last row of metrics.csv."""
+    """Return the length of the training, from the last row of metrics.csv."""
     last = {name: values[-1] for name, values in history.items()}
     return {
         "epochs": int(last["epoch"]),
@@ -109,7 +109,7 @@ def training(config: Config, history: dict[str, NDArray[np.float64]]) -> dict[st
 
 
 def origin(config: Config, dataset: Dataset, model_sha256: str) -> dict[str, Any]:
-    """Return what repeats the evaluation: hashes, versions, machine and date."""
+    """Return the provenance of the evaluation: hashes, versions, machine and date."""
     return {
         "configuration": digest(config.inputs("evaluate")),
         "dataset": dataset.fingerprint,

@@ -1,7 +1,7 @@
-"""The figures of an evaluation: each takes arrays and a path, and writes a PNG and a PDF.
+"""The figures of an evaluation: each function takes arrays and a path and writes a PNG and a PDF.
 
-Colours are those of Okabe & Ito (2008), told apart with any colour vision; line styles and markers
-differ as well, for print in grey.
+Colours are those of Okabe & Ito (2008), distinguishable with any colour vision; line styles and
+markers differ as well, for printing in grey.
 """
 
 import logging
@@ -24,7 +24,7 @@ from galmerhpc.parameters import SPIN, Parameter, named
 
 SUFFIXES = (".png", ".pdf")
 
-# It tells of every font table that goes into a PDF.
+# It logs every font table that goes into a PDF.
 logging.getLogger("fontTools").setLevel(logging.WARNING)
 
 BLUE, ORANGE, VERMILION, GREEN, GREY = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#6b6b6b"
@@ -44,7 +44,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
-    "pdf.fonttype": 42,  # text stays text
+    "pdf.fonttype": 42,  # keep text as text
 }
 
 PREDICTOR_STYLES: dict[str, dict[str, Any]] = {
@@ -52,10 +52,10 @@ PREDICTOR_STYLES: dict[str, dict[str, Any]] = {
     "lookup": {"color": ORANGE, "marker": "s", "linestyle": "--"},
     "mean": {"color": GREY, "marker": "", "linestyle": ":"},
 }
-"""How each predictor is drawn, wherever it appears: keywords of `Axes.plot`."""
+"""Style of each predictor in all figures: keywords of `Axes.plot`."""
 
 _ON_SKY: dict[str, Any] = {"markerfacecolor": "white", "linewidth": 1.0}
-"""What is different on sky-like images, where both are in one panel."""
+"""Changes to the style for sky-like images, where both are in one panel."""
 
 _TRAINING: dict[str, Any] = {"color": ORANGE, "marker": "s", "linestyle": "--", "label": "training"}
 _VALIDATION: dict[str, Any] = {
@@ -69,34 +69,34 @@ _PARAMETER_STYLES: tuple[dict[str, Any], ...] = (
 )
 
 _DISTINCT = 40
-"""True values up to this many are drawn one by one, more of them in as many bins."""
+"""Up to this many true values are drawn one by one; more are drawn in as many bins."""
 
 _FEW_TICKS = 8
-"""Values up to this many each have a tick of their own."""
+"""Up to this many values each have their own tick."""
 
 SHARES = colormaps["Blues"]
-"""Of one hue, light to dark: the same to all colour vision, and in grey."""
+"""A single hue from light to dark: the same with any colour vision and in grey."""
 DENSITY = LinearSegmentedColormap.from_list("density", SHARES(np.linspace(0.3, 1, 64)))
-"""The same, but one image is dark enough to be seen."""
+"""The same, but dark enough for a single image to be visible."""
 
 
 def learning_curve(
     history: dict[str, NDArray[np.float64]], parameters: Sequence[str], path: Path, note: str
 ) -> None:
-    """Draw what training and validation did against epoch: the paper's figures 3 and 5.
+    """Draw training and validation errors against epoch, as the paper's figures 3 and 5.
 
-    The last panel has each parameter's MAE on validation images. Not its R2: a blocked validation
-    holds a patch of directions, whose angles vary so little that R2 falls far below zero.
+    The last panel shows each parameter's MAE on validation images, not its R2: blocked validation
+    covers a patch of directions with so little variance that R2 falls far below zero.
 
     Parameters
     ----------
     history : dict of ndarray, shape (epochs,)
-        Columns of metrics.csv; what is not defined is not a number. Those of a classification have
-        accuracies, which then take the place of the MSE.
+        Columns of metrics.csv; undefined values are NaN. For a classification, accuracies are
+        drawn instead of the MSE.
     parameters : sequence of str
         Names of the labels.
     path : Path
-        Where to write, without suffix.
+        File to write, without suffix.
     note : str
         A line under the figure.
     """
@@ -115,15 +115,15 @@ def learning_curve(
                     axes.plot(epoch, history[column], **style)
             axes.set(title=title, ylabel=ylabel)
 
-        both(loss, "loss", "Loss", "loss of the targets as trained")
+        both(loss, "loss", "Loss", "loss on training targets")
         both(mae, "mae", "MAE, mean over parameters", "deg; spin as 0 or 1")
         if classes:
-            both(second, "binary_accuracy", "Accuracy", "share that is right")
+            both(second, "binary_accuracy", "Accuracy", "share correct")
             for column, style in (("training", _TRAINING), ("validation", _VALIDATION)):
                 thin = {**style, "label": f"{column}, all parameters", "alpha": 0.5, "marker": ""}
                 second.plot(epoch, history[f"{column}_all_accuracy"], **thin)
             for line in second.lines[:2]:
-                line.set_label(f"{line.get_label()}, each class by itself")
+                line.set_label(f"{line.get_label()}, each class separately")
             second.set_ylim(0, 1.02)
         else:
             both(second, "mse", "MSE, mean over parameters", "deg²; spin as 0 or 1")
@@ -141,7 +141,7 @@ def learning_curve(
         for axes in (second, each):
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def predicted_against_true(
@@ -151,7 +151,7 @@ def predicted_against_true(
     path: Path,
     note: str,
 ) -> None:
-    """Draw the density of predictions over true values, with median and central 68 % at each.
+    """Draw the density of predictions against true values, with median and central 68 %.
 
     Parameters
     ----------
@@ -160,11 +160,11 @@ def predicted_against_true(
     true, predicted : ndarray, shape (N, P)
         In the labels' units.
     path : Path
-        Where to write, without suffix.
+        File to write, without suffix.
     note : str
         A line under the figure.
     """
-    jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(true))  # looks only, so any seed does
+    jitter = np.random.default_rng(0).uniform(-0.3, 0.3, len(true))  # cosmetic, so any seed will do
     with rc_context(STYLE):
         figure, panels = _panels(len(parameters))
         cells = []
@@ -200,12 +200,12 @@ def predicted_against_true(
         for part in cells:
             part.set_norm(LogNorm(1, most))
         bar = figure.colorbar(
-            cells[0], ax=panels, label="images in a cell", shrink=0.8, pad=0.02,
+            cells[0], ax=panels, label="images per cell", shrink=0.8, pad=0.02,
             ticks=LogLocator(subs=(1, 2, 5)), format="{x:g}",
         )  # fmt: skip
         bar.minorticks_off()
         _legend(figure, panels[0])
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def error_against(
@@ -217,22 +217,22 @@ def error_against(
     path: Path,
     note: str,
 ) -> None:
-    """Draw the mean absolute error of each predictor against what is known of the views.
+    """Draw the mean absolute error of each predictor against a property of the views.
 
     Parameters
     ----------
     xlabel : str
-        What that is.
+        Label of that property.
     x : ndarray, shape (N,)
-        Its value of each image.
+        Its value for each image.
     parameters : sequence of str
         Names of the labels.
     errors : dict of dict of ndarray, shape (N,)
         Absolute errors on clean images by name of `summary.PREDICTORS` and parameter.
     sky_errors : dict of dict of ndarray, shape (N,)
-        Those on sky-like images, of the predictors and parameters that are to be shown.
+        Those on sky-like images, for the predictors and parameters to be shown.
     path : Path
-        Where to write, without suffix.
+        File to write, without suffix.
     note : str
         A line under the figure.
     """
@@ -260,20 +260,20 @@ def error_against(
             if len(centres) <= _FEW_TICKS:
                 axes.set_xticks(centres)
         _legend(figure, panels[0])
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def coverage(conditions: dict[str, dict[str, Any]], configured: int, path: Path, note: str) -> None:
-    """Draw what intervals hold against what they promise, and how reliable the spin is.
+    """Draw measured against nominal coverage of intervals, and the reliability of the spin.
 
     Parameters
     ----------
     conditions : dict
-        By the name of a condition of the images, what `conformal.halved_coverage` returns.
+        Result of `conformal.halved_coverage` by name of the images' condition.
     configured : int
-        Its first levels, which are drawn with their scatter.
+        Number of leading levels that are drawn with their scatter.
     path : Path
-        Where to write, without suffix.
+        File to write, without suffix.
     note : str
         A line under the figure.
     """
@@ -297,10 +297,10 @@ def coverage(conditions: dict[str, dict[str, Any]], configured: int, path: Path,
                     levels[first] + 0.008 * (k - 1), held[first], yerr=scatter[first], fmt="none",
                     ecolor=style["color"], capsize=3,
                 )  # fmt: skip
-            axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="as promised")
+            axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="ideal")
             axes.set(
-                title=f"Intervals, {name}", xlabel="share of true values that is promised",
-                ylabel="share that is held", xlim=(0, 1), ylim=(0, 1.02), aspect="equal",
+                title=f"Intervals, {name}", xlabel="nominal coverage",
+                ylabel="measured coverage", xlim=(0, 1), ylim=(0, 1.02), aspect="equal",
             )  # fmt: skip
             axes.legend(loc="upper left")
         if spins:
@@ -315,15 +315,15 @@ def coverage(conditions: dict[str, dict[str, Any]], configured: int, path: Path,
                     predicted, observed, 150 * images / images.sum(), style["color"],
                     marker=style["marker"],
                 )  # fmt: skip
-            axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="as promised")
+            axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="ideal")
             axes.set(
-                title="Spin (marks grow with the images)",
+                title="Spin (area of marks: images)",
                 xlabel="predicted probability of retrograde",
-                ylabel="share that is retrograde", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
+                ylabel="share of retrograde", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
                 aspect="equal",
             )  # fmt: skip
             axes.legend(loc="upper left")
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def confusion(
@@ -332,16 +332,16 @@ def confusion(
     path: Path,
     note: str,
 ) -> None:
-    """Draw confusion matrices: of the images of each true class, the share of each chosen one.
+    """Draw confusion matrices: for each true class, the share of each predicted class.
 
     Parameters
     ----------
     counts : dict of ndarray, shape (K, K)
-        Images by true (row) and chosen class, by parameter.
+        Number of images by true (row) and predicted class, by parameter.
     ticks : dict of sequence of str
         The K classes' names, by parameter.
     path : Path
-        Where to write, without suffix.
+        File to write, without suffix.
     note : str
         A line under the figure.
     """
@@ -349,7 +349,7 @@ def confusion(
         figure, panels = _panels(len(counts))
         for axes, (name, matrix) in zip(panels, counts.items(), strict=True):
             share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-            picture = axes.imshow(share, cmap=SHARES, vmin=0, vmax=1)
+            shown = axes.imshow(share, cmap=SHARES, vmin=0, vmax=1)
             size, names = len(matrix), list(ticks[name])
             every = -(-size // 10)
             places = list(range(0, size, every))
@@ -363,11 +363,11 @@ def confusion(
                         color="white" if dark else "black", fontsize=9,
                     )  # fmt: skip
             axes.set(
-                title=_title(named(name)), xlabel=f"chosen {_symbol(name)}",
+                title=_title(named(name)), xlabel=f"predicted {_symbol(name)}",
                 ylabel=f"true {_symbol(name)}",
             )  # fmt: skip
-        figure.colorbar(picture, ax=panels, label="share of a true class's images", shrink=0.8)
-        finish(figure, path, note)
+        figure.colorbar(shown, ax=panels, label="share of the true class", shrink=0.8)
+        save(figure, path, note)
 
 
 def grad_cam(
@@ -378,7 +378,7 @@ def grad_cam(
     path: Path,
     note: str,
 ) -> None:
-    """Draw where the network looks: an image a column, and under it a map for each parameter.
+    """Draw where the network looks: one column per image, with one map per parameter below it.
 
     Parameters
     ----------
@@ -387,11 +387,11 @@ def grad_cam(
     maps : ndarray, shape (n, P, H, W)
         `explain.grad_cam`, 0..1.
     columns : sequence of str
-        What each image shows.
+        Title of each image.
     rows : sequence of str
         Names of the P parameters.
     path : Path
-        Where to write, without suffix.
+        File to write, without suffix.
     note : str
         A line under the figure.
     """
@@ -414,18 +414,18 @@ def grad_cam(
         ):
             axes.set_ylabel(name, fontsize=8.5)
         figure.colorbar(
-            shown, ax=grid, label="part in the estimate (of the largest)", shrink=0.6, pad=0.01
+            shown, ax=grid, label="influence on the estimate (relative)", shrink=0.6, pad=0.01
         )
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def geometry(path: Path) -> None:
-    """Draw what the parameters mean, as the paper's figure 1 does.
+    """Draw the definition of the parameters, as the paper's figure 1.
 
     Parameters
     ----------
     path : Path
-        Where to write, without suffix.
+        File to write, without suffix.
     """
     turn = np.linspace(0, 2 * np.pi, 200)
     circle = np.stack([np.cos(turn), np.sin(turn), 0 * turn])  # (3, 200)
@@ -446,7 +446,7 @@ def geometry(path: Path) -> None:
             axes.set(xlim=(-2, 2), ylim=(-2, 2), zlim=(-0.8, 1.6))
         _draw_encounter(encounter, circle, tilt, i)
         _draw_view(view, sight, theta, phi)
-        finish(figure, path)
+        save(figure, path)
 
 
 def _draw_encounter(axes: Any, circle: NDArray[np.float64], tilt: Any, i: float) -> None:
@@ -469,7 +469,7 @@ def _draw_encounter(axes: Any, circle: NDArray[np.float64], tilt: Any, i: float)
     axes.quiver(0, 0, 0, 0, 0, 1.2, color=GREEN, arrow_length_ratio=0.1)
     axes.text(0.1, 0, 1.3, "orbit", color=GREEN)
     axes.text2D(
-        0.02, 0.02, "prograde: disc 1 spins as the orbit (spin 0)\n"
+        0.02, 0.02, "prograde: disc 1 rotates with the orbit (spin 0)\n"
         "retrograde: against it (spin 1)", transform=axes.transAxes, fontsize=8.5,
     )  # fmt: skip
     axes.legend(loc="upper left", fontsize=8.5)
@@ -516,13 +516,13 @@ def montage(
     true, predicted : sequence of str
         A text for each image (`montage_text`).
     columns : int
-        Images in a row.
+        Number of columns.
     path : Path
-        Where to write, without suffix.
+        File to write, without suffix.
     note : str
         A line under the figure.
     axes_names : tuple of str, optional
-        What grows to the right and what downwards.
+        What increases to the right and downwards.
     """
     rows = -(-len(images) // columns)
     with rc_context(STYLE):
@@ -540,13 +540,13 @@ def montage(
         if axes_names:
             figure.suptitle(f"{axes_names[0]}  →", fontsize=10)
             figure.supylabel(f"←  {axes_names[1]}", fontsize=10)
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def montage_text(parameters: Sequence[str], values: Sequence[float]) -> str:
-    """Write labels as the paper prints them: ``P or R, i, phi, theta``.
+    """Format labels as in the paper: ``P or R, i, phi, theta``.
 
-    Angles are in whole degrees. A predicted spin is named by the side of one half that it is on.
+    Angles are in whole degrees. A predicted spin is R above one half, otherwise P.
 
     Parameters
     ----------
@@ -572,7 +572,7 @@ def montage_text(parameters: Sequence[str], values: Sequence[float]) -> str:
 
 
 def montage_key(parameters: Sequence[str], above: str = "true") -> str:
-    """Say what a montage's texts mean; `above` is what stands top left."""
+    """Return the key to a montage's texts; `above` is what is shown top left."""
     names = [
         "P prograde or R retrograde" if name == SPIN.name else _with_unit(named(name))
         for name in parameters
@@ -581,7 +581,7 @@ def montage_key(parameters: Sequence[str], above: str = "true") -> str:
 
 
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure with so many panels, two in a row."""
+    """Return a figure with `count` panels in two columns."""
     rows, columns = -(-count // 2), min(count, 2)
     figure = Figure(figsize=(4.6 * columns, 3.6 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -591,13 +591,13 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
 
 def _legend(figure: Figure, panel: Axes) -> None:
-    """Write one legend for all panels above them, where it hides no point."""
+    """Draw one legend for all panels above them, where it hides no points."""
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
 
 def _bins(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Return the centres of the bins that hold values, and the bin of each value."""
+    """Return the centres of the non-empty bins, and the bin of each value."""
     distinct, member = np.unique(values, return_inverse=True)
     if len(distinct) <= _DISTINCT:
         return distinct, member
@@ -621,13 +621,13 @@ def _with_unit(parameter: Parameter) -> str:
 
 
 def _symbol(name: str) -> str:
-    """Return a parameter's symbol and unit for a matrix of classes."""
+    """Return a parameter's symbol and unit for a confusion matrix."""
     parameter = named(name)
     return f"{parameter.symbol} ({parameter.unit})" if parameter.unit else parameter.name
 
 
-def finish(figure: Figure, path: Path, note: str = "") -> None:
-    """Write the note under the figure, and the figure to ``PATH.png`` and ``PATH.pdf``."""
+def save(figure: Figure, path: Path, note: str = "") -> None:
+    """Add the note below the figure and write ``PATH.png`` and ``PATH.pdf``."""
     figure.supxlabel(note, fontsize=8.5, color=GREY, wrap=True)
     for suffix in SUFFIXES:
         with files.atomic_path(path.with_name(path.name + suffix)) as temporary:

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: which there are, what they are drawn of, and their captions."""
+"""The figures of an evaluation: their data and captions."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,34 +21,37 @@ if TYPE_CHECKING:
 CAPTIONS = {
     "montage": "Images with true values (white, top left) and the network's predictions (yellow, "
     "bottom right), as in the paper's figure 4; spin as P or R, angles in degrees.",
-    "montage_sky": "The same as sky-like images.",
-    "predicted_against_true": "The network's predictions over the true values. Darker: more "
-    "images; repeated true values are spread sideways a little. Black: median and central 68 %.",
+    "montage_sky": "The same for sky-like images.",
+    "predicted_against_true": "The network's predictions against the true values. Darker: more "
+    "images; repeated true values are spread slightly sideways. Black: median and central 68 %.",
     "predicted_against_true_sky": "The same for sky-like images.",
     "error_against_theta": "Mean absolute error against the viewing angle, for the network and the "
-    "baselines, on clean and sky-like images. θ = 0 looks down on the orbit, 90 along its plane.",
+    "baselines, on clean and sky-like images. θ = 0 is face-on to the orbit, θ = 90 edge-on.",
     "error_against_inclination": "Mean absolute error against the true inclination.",
     "error_against_phi": "Mean absolute error against the azimuth.",
     "error_against_time": "Mean absolute error against the time since pericentre.",
-    "confusion": "Which class is chosen for the images of each true one. Of a regression the "
-    "nearest value counts.",
+    "confusion": "Confusion matrix: share of predicted classes for each true class. For a "
+    "regression, the nearest value counts.",
     "confusion_sky": "The same for sky-like images.",
-    "coverage": "What the intervals hold against what they promise, calibrated on one half of the "
-    "encounters and measured on the other; bars: scatter over the halvings. Spin: how often an "
-    "encounter is retrograde where that is predicted with some probability.",
+    "coverage": "Measured against nominal coverage of the intervals, calibrated on one half of the "
+    "encounters and measured on the other; bars: scatter over the halvings. Spin: share of "
+    "retrograde encounters against their predicted probability.",
     "grad_cam": "Where the network looks (Grad-CAM), for one view of each configuration and each "
-    "parameter: bright places move the estimate most.",
+    "parameter: bright areas influence the estimate most.",
     "montage_prograde": "Prograde encounters, azimuth to the right and viewing angle downwards, as "
     "in the paper's figure 8.",
     "montage_retrograde": "Retrograde encounters, as in the paper's figure 9.",
     "learning_curve": "Training and validation against epoch, as in the paper's figures 3 "
     "(classification) and 5 (regression).",
-    "geometry": "What the parameters mean, as in the paper's figure 1.",
+    "geometry": "Definition of the parameters, as in the paper's figure 1.",
 }
-"""Every figure that there may be, in the report's order."""
+"""All possible figures, in the order of the report."""
 
 PAPER_INCLINATION = 75.0
-"""Of the paper's figures 8 and 9, degrees."""
+"""Inclination of the paper's figures 8 and 9, degrees."""
+
+_MOST_SHOWN = 16
+"""Configurations shown in the Grad-CAM figure."""
 
 Floats = NDArray[np.float64]
 
@@ -68,7 +71,7 @@ def draw(
     Parameters
     ----------
     folder : Path
-        Where they go.
+        Folder to write to.
     config, sample, network, history
         The run, the evaluated images, the exported network, and the columns of metrics.csv.
     labels : dict of dict of ndarray, shape (N, P)
@@ -76,12 +79,12 @@ def draw(
     metrics : dict
         Content of metrics.json.
     changes : dict of Change
-        What is done to images, by condition.
+        Changes to images, by condition.
 
     Returns
     -------
     list of str
-        Names of the files.
+        Names of the files written.
     """
     note = f"{describe_sample(metrics)}."
     if (metrics["data"] or metrics["run"])["source"] == "mirror":
@@ -164,7 +167,7 @@ def _errors(
 
 
 def _axes(sample: Sample) -> dict[str, tuple[str, Floats]]:
-    """Return what errors are drawn against: a label, and the images' values where they differ."""
+    """Return the axes that errors are drawn against: label and values, for values that vary."""
     views = sample.views
     axes = {
         "theta": ("true viewing angle θ (deg)", views.theta_deg),
@@ -182,7 +185,7 @@ def _axes(sample: Sample) -> dict[str, tuple[str, Floats]]:
 def _confusion(
     config: Config, sample: Sample, found: dict[str, Any], names: list[str], predicted: Floats
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, list[str]]]:
-    """Return confusion matrices and the names of their classes, by parameter that has classes."""
+    """Return confusion matrices and names of classes, for the parameters that have classes."""
     if config.model.task == "classification":
         counts = found["scores"]["network"]["classes"]["confusion"]
         width = config.model.class_width_deg
@@ -213,9 +216,9 @@ def _confusion(
 def _montage(
     config: Config, sample: Sample, predicted: Floats, change: Change, path: Path, note: str
 ) -> None:
-    """Draw a mixture of all views."""
+    """Draw a montage of all kinds of views."""
     settings, views, names = config.evaluation, sample.views, config.parameters
-    # Evenly through the views sorted by encounter and viewing angle, so that all kinds appear.
+    # Evenly spaced in order of encounter and viewing angle, so that all kinds appear.
     order = np.lexsort((views.phi_deg, views.theta_deg, views.snapshot_id))
     count = min(settings.montage_rows * settings.montage_columns, len(order))
     shown = order[np.linspace(0, len(order) - 1, count).round().astype(int)]
@@ -237,7 +240,7 @@ def _paper_montage(
     path: Path,
     note: str,
 ) -> None:
-    """Draw a grid of directions, as the paper's figures 8 and 9."""
+    """Draw a montage over a grid of directions, as the paper's figures 8 and 9."""
     names = config.parameters
     figures.montage(
         sample.dataset.images(sample.rows[rows]),
@@ -251,9 +254,9 @@ def _paper_montage(
 
 
 def _grid(config: Config, sample: Sample, spin: float) -> NDArray[np.int64]:
-    """Return the places of the views nearest to a grid of directions, row by row.
+    """Return the indices of the views nearest to a grid of directions, row by row.
 
-    They are of one encounter with this spin, at the inclination nearest to the paper's; empty where
+    They are of one encounter with this spin, at the inclination nearest to the paper's; empty if
     there is none.
     """
     views, settings = sample.views, config.evaluation
@@ -277,14 +280,10 @@ def _grid(config: Config, sample: Sample, spin: float) -> NDArray[np.int64]:
 
 
 def _one_of_each(sample: Sample) -> NDArray[np.int64]:
-    """Return the place of one view of each configuration, of a line of sight in mid-range."""
+    """Return the index of one view per configuration, with a line of sight in mid-range."""
     views = sample.views
     off = np.hypot(views.theta_deg - 45.0, views.phi_deg - 90.0)
     order = np.lexsort((off, views.configuration.astype(str)))
     _, first = np.unique(views.configuration[order].astype(str), return_index=True)
     chosen = order[first]
     return chosen[np.lexsort((views.inclination_deg[chosen], views.spin[chosen]))][:_MOST_SHOWN]
-
-
-_MOST_SHOWN = 16
-"""Configurations of the figure of places."""

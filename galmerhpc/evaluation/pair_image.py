@@ -1,8 +1,8 @@
-"""From a photograph of a pair to an image as the network was trained on.
+"""From a photograph of a pair to an image like those that the network was trained on.
 
-Training images show a pair in the middle of a field of known width in kpc, on a black sky, alone.
-So a photograph loses its sky, is cut and scaled about the pair, what is neither of the two galaxies
-is taken out, and what is left is made as bright. Every step can be looked at (`Steps`).
+Training images show an isolated pair in the middle of a field of known width in kpc, on a black
+sky. So the sky of a photograph is subtracted, the photograph is cut and scaled about the pair,
+other objects are removed, and the brightness is adjusted. All steps can be inspected (`Steps`).
 """
 
 import math
@@ -20,64 +20,64 @@ from galmerhpc.evaluation.pairs import Pair
 from galmerhpc.evaluation.photographs import sky_of, training_form
 
 TYPICAL_SEPARATION_KPC = 20.0
-"""Of the two centres in projection: what the shipped snapshots have, 26 kpc in space 50 to 150 Myr
-after pericentre, times pi / 4. A pair of unknown redshift is scaled to it."""
+"""Projected separation of the two centres in the shipped snapshots: 26 kpc in space, 50 to 150 Myr
+after pericentre, times pi / 4. Pairs of unknown redshift are scaled to it."""
 
 HUBBLE_KM_S_MPC, MATTER = 70.0, 0.3
-"""Of the flat universe in which redshifts are distances."""
+"""Cosmology (flat) that relates redshift and distance."""
 
 WORKING_PX = 256
-"""Side of the image in which other objects are looked for; finer than what is trained on."""
+"""Side of the image in which other objects are detected; finer than training images."""
 
 LARGE_CUT_PX = 16 * WORKING_PX
-"""A square of twice this side or more is cut from the picture made smaller: it would take as much
-memory where it is beyond the picture's edges."""
+"""Squares of twice this side or more are cut from a reduced image, since parts beyond the image's
+edges would take as much memory."""
 
 DETECTION_SIGMAS = 3.0
-"""Brightness above the sky, in units of its noise, of what counts as an object."""
+"""Brightness above the sky, in units of its noise, at which an object is detected."""
 
 FAINTEST_LEVELS = 4.0
-"""Least such brightness in grey levels: compression leaves a sky with no noise to measure."""
+"""Least such brightness in grey levels: compression may leave no measurable noise in the sky."""
 
 STAR_LEVELS = 25.0
-"""Brightness above its surroundings, in grey levels, of a star that stands before the pair."""
+"""Brightness above its surroundings, in grey levels, of a foreground star."""
 
 STAR_PX = 11
-"""Side of the surroundings that it is compared with, pixels of the working image."""
+"""Side of these surroundings, pixels of the working image."""
 
 BRIGHT_PERCENTILE = 99.0
-"""Percentile of an image's levels that tells how bright it is: of the nuclei and their bulges."""
+"""Percentile of an image's levels that measures its brightness: that of nuclei and bulges."""
 
 NUCLEUS = 0.15
-"""Radius of a nucleus, which is no star, in separations of the pair."""
+"""Radius of a nucleus, in which no stars are removed, in separations of the pair."""
 
 _SPEED_OF_LIGHT_KM_S = 299_792.458
-_BORDER = 0.1  # of a picture's width: where its sky is measured
-_SKIRT_PX = 3  # of an object beyond where it is detected
+_BORDER = 0.1  # of an image's width, where its sky is measured
+_SKIRT_PX = 3  # around a detected object
 
 Levels = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Steps:
-    """A photograph on its way to the network.
+    """The steps from a photograph to the network's input.
 
     Attributes
     ----------
     original : Image
         The photograph, with both nuclei and the field's outline.
     dark_sky : Image
-        Grey, its sky black.
+        Grey, with a black sky.
     field : Image
         Cut and scaled about the pair.
     alone : Image
         Without other objects.
     bright : Image
-        As bright as training images are; the same where that is not known.
+        As bright as training images; unchanged if their brightness is unknown.
     image : ndarray, shape (H, W, C), uint8
         What the network sees.
     separation_kpc : float
-        Projected separation of the pair; None where no redshift tells it.
+        Projected separation of the pair; None if the redshift is unknown.
     """
 
     original: Image.Image
@@ -108,36 +108,34 @@ def prepare(picture: Image.Image, pair: Pair, config: Config, bright_level: floa
     picture : Image
         Of mode L or RGB.
     pair : Pair
-        With the places of its galaxies in the picture.
+        The pair, with the positions of its galaxies in the image.
     config : Config
         The run.
     bright_level : float, optional
-        Level that one pixel in a hundred of its training images exceeds; a photograph is made as
-        bright, since nobody knows how it was stretched. None: it stays as bright as it is.
+        Level that one pixel in a hundred of its training images exceeds; the photograph is scaled
+        to it, since its stretch is unknown. None: it is not scaled.
 
     Raises
     ------
     ValueError
-        The galaxies are not in the picture or in one place, there is nothing where they should be,
-        or their field shows too little of them.
+        A galaxy is outside the image, both are in the same place, nothing is detected at their
+        positions, or too little of them is left in the field.
     """
     first, second = (disc.pixel for disc in pair.discs)
     if first is None or second is None:
-        raise ValueError("the table has no x1_px, y1_px, x2_px, y2_px for it")
+        raise ValueError("the table has no x1_px, y1_px, x2_px, y2_px for this pair")
     places = np.array([first, second], np.float64)  # (2, x y)
     if not ((places >= 0) & (places < picture.size)).all():
-        raise ValueError(
-            f"a galaxy is outside the picture of {picture.size[0]} x {picture.size[1]}"
-        )
+        raise ValueError(f"a galaxy is outside the image of {picture.size[0]} x {picture.size[1]}")
     apart = float(np.hypot(*(places[1] - places[0])))
     if apart < 1:
-        raise ValueError("both galaxies are in one place")
+        raise ValueError("both galaxies are in the same place")
     kpc, width_kpc = kpc_per_px(pair), field_kpc(config)
     scale = kpc or TYPICAL_SEPARATION_KPC / apart
     apart_kpc = scale * apart
     too_little = (
         f"too little of the pair is left in its field of {width_kpc:.0f} kpc, where the galaxies "
-        f"are {apart_kpc:.3g} kpc apart; check redshift, scale and places"
+        f"are {apart_kpc:.3g} kpc apart; check redshift, scale and positions"
     )
     if apart_kpc < width_kpc / WORKING_PX:
         raise ValueError(too_little)
@@ -148,12 +146,12 @@ def prepare(picture: Image.Image, pair: Pair, config: Config, bright_level: floa
     for k, (x, y) in enumerate(np.rint(places).astype(int), 1):
         around = dark[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3]
         if around.mean() <= threshold_of(noise):
-            raise ValueError(f"nothing shines at x{k}_px, y{k}_px = {x}, {y}")
+            raise ValueError(f"nothing is detected at x{k}_px, y{k}_px = {x}, {y}")
     field = cut(dark, centre, field_px)
     nuclei = (places - centre) * (WORKING_PX / field_px) + (WORKING_PX - 1) / 2
     alone = without_others(field, nuclei, noise)
     level = np.percentile(training_form(_picture(alone), config), BRIGHT_PERCENTILE)
-    if level <= threshold_of(noise):  # to make it bright would be to show the noise
+    if level <= threshold_of(noise):  # scaling would only amplify noise
         raise ValueError(too_little)
     bright = alone if bright_level is None else alone * np.float32(bright_level / level)
     return Steps(
@@ -174,14 +172,14 @@ def field_kpc(config: Config) -> float:
 
 
 def kpc_per_px(pair: Pair) -> float | None:
-    """Return the scale of a pair's picture; None where redshift or angular scale are not known."""
+    """Return the scale of a pair's image; None if redshift or angular scale is unknown."""
     if pair.redshift is None or pair.scale_arcsec_per_px is None:
         return None
     return kpc_per_arcsec(pair.redshift) * pair.scale_arcsec_per_px
 
 
 def kpc_per_arcsec(redshift: float) -> float:
-    """Return the length that an arcsecond is at a redshift.
+    """Return the length that subtends an arcsecond at a redshift.
 
     Examples
     --------
@@ -195,9 +193,9 @@ def kpc_per_arcsec(redshift: float) -> float:
 
 
 def without_sky(levels: Levels) -> tuple[Levels, float]:
-    """Return grey levels with the sky, as it is near the picture's edges, at 0; and its noise.
+    """Return grey levels with the sky, measured near the edges, at 0; and its noise.
 
-    The edges are those of what was exposed: a picture may have a black frame.
+    The edges are those of the exposed area: an image may have a black frame.
     """
     exposed = levels > FAINTEST_LEVELS
     rows, columns = (np.flatnonzero(exposed.any(axis=axis)) for axis in (1, 0))
@@ -212,12 +210,12 @@ def without_sky(levels: Levels) -> tuple[Levels, float]:
 
 
 def cut(levels: Levels, centre: NDArray[np.float64], side: float) -> Levels:
-    """Return a square of a picture in `WORKING_PX` pixels; what is outside the picture is black.
+    """Return a square of an image in `WORKING_PX` pixels; black outside the image.
 
     Parameters
     ----------
     levels : ndarray, shape (H, W), float32
-        The picture.
+        The image.
     centre : ndarray, shape (2,)
         Column and row of the square's centre.
     side : float
@@ -230,7 +228,7 @@ def cut(levels: Levels, centre: NDArray[np.float64], side: float) -> Levels:
         centre = (centre + 0.5) / factor - 0.5
     x, y = centre + 0.5 - side / 2
     box = (math.floor(x), math.floor(y), math.ceil(x + side), math.ceil(y + side))
-    around = picture.crop(box)  # beyond the edges it is 0
+    around = picture.crop(box)  # 0 beyond the edges
     inside = (x - box[0], y - box[1], x - box[0] + side, y - box[1] + side)
     size = (WORKING_PX, WORKING_PX)
     scaled = around.resize(size, Image.Resampling.LANCZOS, box=inside)
@@ -240,9 +238,9 @@ def cut(levels: Levels, centre: NDArray[np.float64], side: float) -> Levels:
 def without_others(levels: Levels, nuclei: NDArray[np.float64], noise: float) -> Levels:
     """Return a field without other objects.
 
-    Of all that stands out from the sky, what hangs together with one of the nuclei stays: a tail
-    that seems detached is lost. On what stays, points much brighter than their surroundings that
-    are no nucleus are stars, and are filled with their surroundings' median.
+    Of all detected objects, only those connected to one of the nuclei are kept, so a tail that
+    appears detached is lost. Points outside the nuclei that are much brighter than their
+    surroundings are taken for stars and replaced by the median of their surroundings.
 
     Parameters
     ----------
@@ -251,7 +249,7 @@ def without_others(levels: Levels, nuclei: NDArray[np.float64], noise: float) ->
     nuclei : ndarray, shape (2, 2)
         Column and row of each.
     noise : float
-        Of the sky.
+        Noise of the sky.
     """
     objects, _ = ndimage.label(ndimage.gaussian_filter(levels, 1.0) > threshold_of(noise))
     x, y = np.meshgrid(np.arange(levels.shape[1]), np.arange(levels.shape[0]))
@@ -266,7 +264,7 @@ def without_others(levels: Levels, nuclei: NDArray[np.float64], noise: float) ->
 
 
 def threshold_of(noise: float) -> float:
-    """Return the grey level above the sky from which something counts as an object."""
+    """Return the grey level above the sky at which an object is detected."""
     return max(DETECTION_SIGMAS * noise, FAINTEST_LEVELS)
 
 
@@ -277,7 +275,7 @@ def _picture(levels: Levels) -> Image.Image:
 def _marked(
     picture: Image.Image, places: NDArray[np.float64], centre: NDArray[np.float64], side: float
 ) -> Image.Image:
-    """Return a photograph with its nuclei and the field drawn in."""
+    """Return a photograph with its nuclei and field marked."""
     shown = picture.convert("RGB")
     draw, width = ImageDraw.Draw(shown), max(1, picture.width // 300)
     for place in places:

@@ -1,19 +1,19 @@
-"""Tables of real pairs, and what follows from their entries: the relative inclination by Eq. 3.
+"""Tables of real pairs, and the relative inclination that follows from their entries by Eq. 3.
 
-A table (CSV, docs/format.md) has a row a pair; of the columns below those are needed that are used:
+A table (CSV, docs/format.md) has one row per pair. All columns are optional unless needed:
 
-    name                       default: the picture's name, or name1
-    image                      picture in the folder of images; default: NAME.jpg
-    x1_px y1_px x2_px y2_px    the two galaxies in the picture, from its upper left corner
+    name                       default: the image's name, or name1
+    image                      file in the folder of images; default: NAME.jpg
+    x1_px y1_px x2_px y2_px    the two galaxies in the image, from its upper left corner
     ra1_deg dec1_deg ...       or on the sky; or name1, name2 such as J013247.27-082526.9
-    scale_arcsec_per_px        of the picture
-    redshift                   of the pair
+    scale_arcsec_per_px        scale of the image
+    redshift                   redshift of the pair
     pa1_deg pa2_deg            position angles
     i1_deg i2_deg              inclinations, or axes from which they follow:
     a1_px b1_px a2_px b2_px    major and minor axes, in any unit
     mag1 mag2                  magnitudes in one band
 
-Other columns are not looked at; a line names them.
+Other columns are ignored, and named in the log.
 """
 
 import csv
@@ -39,37 +39,37 @@ COLUMNS = (
     "name1", "ra1_deg", "dec1_deg", "x1_px", "y1_px", "pa1_deg", "i1_deg", "a1_px", "b1_px", "mag1",
     "name2", "ra2_deg", "dec2_deg", "x2_px", "y2_px", "pa2_deg", "i2_deg", "a2_px", "b2_px", "mag2",
 )  # fmt: skip
-"""Those of a table that are looked at."""
+"""Columns that are used."""
 
 THICKNESS = 0.2
 """Axis ratio of a disc seen edge-on (Hubble 1926, ApJ 64, 321; Haynes & Giovanelli 1984)."""
 
 MOST_UNEQUAL = 3.0
-"""Ratio of light beyond which a pair is far from 1:1, where major mergers are said to end."""
+"""Light ratio above which a pair is far from 1:1: the usual limit of major mergers."""
 
 FAINTEST_MAGNITUDE = 40.0
-"""Numbers beyond it, of either sign, are what catalogues write for unknown: 99.99, -999, -9999."""
+"""Larger absolute values are what catalogues write for unknown: 99.99, -999, -9999."""
 
 FARTHEST_REDSHIFT = 10.0
-"""What is above it is a velocity in km/s."""
+"""Anything larger is a velocity in km/s."""
 
 _J_NAME = re.compile(r"J(\d\d)(\d\d)(\d\d(?:\.\d+)?)([+-])(\d\d)(\d\d)(\d\d(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
 class Disc:
-    """One galaxy of a pair; None is what is not known.
+    """One galaxy of a pair; unknown values are None.
 
     Attributes
     ----------
     sky : (float, float), optional
         Right ascension and declination, degrees.
     pixel : (float, float), optional
-        Place in the picture, column and row.
+        Position in the image, column and row.
     pa_deg, inclination_deg : float, optional
         Position angle and inclination to the sky.
     magnitude : float, optional
-        Of its stars' light.
+        Magnitude.
     """
 
     sky: tuple[float, float] | None = None
@@ -86,13 +86,13 @@ class Pair:
     Attributes
     ----------
     name, image : str
-        Its name, and that of its picture.
+        Its name, and the name of its image.
     discs : (Disc, Disc)
         Its galaxies.
     scale_arcsec_per_px : float, optional
-        Scale of the picture.
+        Scale of the image.
     redshift : float, optional
-        Of the pair.
+        Redshift of the pair.
     """
 
     name: str
@@ -103,9 +103,9 @@ class Pair:
 
     @property
     def solutions_deg(self) -> tuple[float, float] | None:
-        """Relative inclination by Eq. 3, and what it is where one disc tilts the other way.
+        """Relative inclination by Eq. 3, and that for one disc tilted the other way.
 
-        None where an angle is not known. Both are in 0..90 (`folded`).
+        None if an angle is unknown. Both are in 0..90 (`folded`).
         """
         (first, second) = self.discs
         angles = (first.inclination_deg, second.inclination_deg, first.pa_deg, second.pa_deg)
@@ -119,7 +119,7 @@ class Pair:
 
     @property
     def light_ratio(self) -> float | None:
-        """The brighter galaxy's light over the other's; None where not known."""
+        """The brighter galaxy's light over the other's; None if unknown."""
         first, second = (disc.magnitude for disc in self.discs)
         if first is None or second is None:
             return None
@@ -127,7 +127,7 @@ class Pair:
 
 
 def folded(inclination_deg: ArrayLike) -> NDArray[np.float64]:
-    """Return min(i, 180 - i), degrees: pictures do not tell which way a disc turns."""
+    """Return min(i, 180 - i), degrees: images do not show the sense of a disc's rotation."""
     inclination = np.asarray(inclination_deg, np.float64)
     return np.minimum(inclination, 180.0 - inclination)
 
@@ -135,14 +135,14 @@ def folded(inclination_deg: ArrayLike) -> NDArray[np.float64]:
 def inclination_of_axes(axis_ratio: float) -> float:
     """Return a disc's inclination to the sky from its axis ratio b/a, degrees.
 
-    ``cos^2 i = (q^2 - q0^2) / (1 - q0^2)`` with q0 = 0.2; thinner ones are edge-on.
+    ``cos^2 i = (q^2 - q0^2) / (1 - q0^2)`` with q0 = 0.2; flatter discs are edge-on.
     """
     square = (axis_ratio**2 - THICKNESS**2) / (1 - THICKNESS**2)
     return math.degrees(math.acos(math.sqrt(min(max(square, 0.0), 1.0))))
 
 
 def place_of_name(name: str) -> tuple[float, float] | None:
-    """Return right ascension and declination, degrees, that a name in J notation tells.
+    """Return right ascension and declination, degrees, from a name in J notation.
 
     Examples
     --------
@@ -159,12 +159,12 @@ def place_of_name(name: str) -> tuple[float, float] | None:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read a table of pairs, and log which of its columns are not looked at.
+    """Read a table of pairs, and log which of its columns are ignored.
 
     Raises
     ------
     InputError
-        It is no such table, or a number is wrong; the message names file and line.
+        It is not such a table, or a value is invalid; the message names file and line.
     """
     others: set[str] = set()
 
@@ -174,11 +174,11 @@ def read_pairs(path: Path) -> list[Pair]:
 
     pairs = tables.parse(path, tables.read_bytes(path), (), None, row)
     if others:
-        log.info("%s: columns that are not looked at: %s", path, ", ".join(sorted(others)))
+        log.info("%s: ignored columns: %s", path, ", ".join(sorted(others)))
     names = [pair.name for pair in pairs]
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"{path}: the pair {name} is there twice")
+            raise InputError(f"{path}: the pair {name} is listed more than once")
     return pairs
 
 
@@ -213,14 +213,16 @@ def pair_of(cells: dict[str, str]) -> Pair:
     Raises
     ------
     ValueError
-        A cell is wrong; the message names its column.
+        A cell is invalid; the message names its column.
     """
     name = cells.get("name") or Path(cells.get("image", "")).stem or cells.get("name1", "")
     if not name:
         raise ValueError("a pair needs a name, an image or a name1")
     image = cells.get("image") or f"{name}.jpg"
     if Path(image).name != image:
-        raise ValueError(f"image {image!r} is not the name of a file in the folder of images")
+        raise ValueError(
+            f"image {image!r} must be a file name in the folder of images, without a path"
+        )
     redshift = _positive(cells, "redshift")
     if redshift is not None and redshift > FARTHEST_REDSHIFT:
         raise ValueError(f"redshift: {redshift:g} is above {FARTHEST_REDSHIFT:g}; is it in km/s?")
@@ -242,10 +244,12 @@ def _disc(cells: dict[str, str], number: int) -> Disc:
         inclination = inclination_of_axes(min(major, minor) / max(major, minor))
     magnitude = _number(cells, f"mag{number}")
     if magnitude is not None and abs(magnitude) > FAINTEST_MAGNITUDE:
-        raise ValueError(f"mag{number}: {magnitude:g} is no magnitude; leave unknown ones empty")
+        raise ValueError(
+            f"mag{number}: {magnitude:g} is not a magnitude; leave it empty if unknown"
+        )
     angle = _number(cells, f"pa{number}_deg")
     if angle is not None and abs(angle) > 360:
-        raise ValueError(f"pa{number}_deg: {angle:g} is no angle; leave unknown ones empty")
+        raise ValueError(f"pa{number}_deg: {angle:g} is not an angle; leave it empty if unknown")
     place = _both(cells, f"ra{number}_deg", f"dec{number}_deg")
     return Disc(
         sky=place or place_of_name(cells.get(f"name{number}", "")),
@@ -257,17 +261,17 @@ def _disc(cells: dict[str, str], number: int) -> Disc:
 
 
 def _both(cells: dict[str, str], first: str, second: str) -> tuple[float, float] | None:
-    """Return two numbers that make a place; None where neither is given."""
+    """Return the two coordinates of a position; None if neither is given."""
     values = _number(cells, first), _number(cells, second)
     if values[0] is not None and values[1] is not None:
         return values[0], values[1]
     if values != (None, None):
-        raise ValueError(f"{first} and {second} go together")
+        raise ValueError(f"{first} and {second} must be given together")
     return None
 
 
 def _number(cells: dict[str, str], column: str) -> float | None:
-    """Return a cell's number; None where the column or its entry is missing."""
+    """Return a cell's number; None if the column or its entry is missing."""
     if not (text := cells.get(column, "")):
         return None
     try:
@@ -275,7 +279,7 @@ def _number(cells: dict[str, str], column: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{column}: {text!r} is no number")
+        raise ValueError(f"{column}: {text!r} is not a number")
     return value
 
 

@@ -1,16 +1,16 @@
-"""Pictures that somebody gives, brought into the form of training images, or refused by name.
+"""Images supplied by the user, brought into the form of training images, or refused by name.
 
 Training images are squares with the pair in the middle on a black sky, whose grey levels grow as
-the inverse hyperbolic sine of the surface brightness (`simulate.render`). So of a photograph
+the inverse hyperbolic sine of the surface brightness (`simulate.render`). So for a photograph
 
-- 8 bits a channel are taken as they are: such a picture was stretched for the eye already, the
-  colour pictures of SDSS by the same function (Lupton et al. 2004, PASP 116, 133);
-- anything else (16 bits, floating point, FITS) is taken for linear and stretched (`stretched`);
-- colours become grey where training images are grey (`trains_grey`);
-- the central square is resized by the filter that training images were (`preprocess.finished`).
+- 8 bits per channel are taken as they are: such an image was already stretched for the eye, colour
+  images of SDSS by the same function (Lupton et al. 2004, PASP 116, 133);
+- anything else (16 bits, floating point, FITS) is assumed to be linear and stretched (`stretched`);
+- colours are converted to grey if training images are grey (`trains_grey`);
+- the central square is resized with the same filter as training images (`preprocess.finished`).
 
-What a file is follows from its content, not from its name. Its size is known from its header, and
-one that is too large is refused before its pixels are read.
+The format is determined from a file's content, not its name. The size is read from the header, and
+images that are too large are refused before their pixels are read.
 """
 
 import contextlib
@@ -32,23 +32,23 @@ from galmerhpc.dataset.shards import Images
 from galmerhpc.errors import brief
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF")
-"""Of Pillow's; some of the others start programs. NumPy and FITS have readers of their own."""
+"""Pillow formats; some of the others start programs. NumPy and FITS files are read separately."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".tif", ".tiff", ".npy", ".fits", ".fit", ".fts")
-"""Names by which the pictures of a folder are known."""
+"""Suffixes by which the images in a folder are recognised."""
 
 MOST_PIXELS = 50_000_000
-"""Of a picture, 7,000 x 7,000: its floating-point copies stay below a gigabyte."""
+"""Size limit of images, about 7,000 x 7,000; floating-point copies stay below a gigabyte."""
 
 FEWEST_PIXELS = 16
-"""Of a picture's shorter side; a pair in less has no shape."""
+"""Least length of the shorter side; a pair has no shape in fewer pixels."""
 
 DYNAMIC_RANGE = 1000.0
-"""White over the surface brightness where the scale turns from linear to logarithmic, at most: that
-of the mirror's pictures (`simulate.render`)."""
+"""Largest ratio of white to the surface brightness where the scale turns from linear to
+logarithmic: that of the mirror's images (`simulate.render`)."""
 
 NOISE_SIGMAS = 3.0
-"""Least such surface brightness in units of the sky's noise, so that noise stays dark."""
+"""Least such surface brightness in units of the sky's noise, to keep noise dark."""
 
 WHITE_PERCENTILE = 99.9
 
@@ -59,7 +59,7 @@ _EIGHT_BITS = ("1", "L", "P", "RGB", "CMYK", "YCbCr", *_ALPHA)
 
 
 def paths_of(names: Sequence[str]) -> list[Path]:
-    """Return the files that names stand for: themselves, a folder's pictures, a pattern's matches.
+    """Return the files that names denote: themselves, images in a folder, matches of a pattern.
 
     Parameters
     ----------
@@ -70,13 +70,13 @@ def paths_of(names: Sequence[str]) -> list[Path]:
     Returns
     -------
     list of Path
-        Each once. A folder without pictures and a pattern that nothing matches stand for
+        Without duplicates. A folder without images and a pattern without matches are returned
         themselves, so that `read` refuses them by name.
     """
     found: list[Path] = []
     for name in names:
-        # A file may be called like a pattern. The module glob takes any name and skips what it may
-        # not look into, where the methods of Path raise.
+        # A file may be named like a pattern. The module glob takes any name and skips folders that
+        # it may not read, where the methods of Path raise.
         matches = [] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True))  # noqa: PTH207
         for path in map(Path, matches or [name]):
             found += _pictures_in(path) or [path]
@@ -84,7 +84,7 @@ def paths_of(names: Sequence[str]) -> list[Path]:
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    """Return a folder's pictures by name; none of what is no folder, or may not be looked into."""
+    """Return the images in a folder by name; none if it is not a folder or cannot be read."""
     try:
         inside = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     except OSError:
@@ -93,13 +93,13 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 
 def trains_grey(config: Config) -> bool:
-    """Tell whether all training images of a run are grey: one channel, or drawn by the mirror."""
+    """Return whether all training images of a run are grey: one channel, or from the mirror."""
     drawn = config.scrape.source == "mirror" and not (config.catalogue and config.catalogue.images)
     return config.preprocess.channels == 1 or drawn
 
 
 def training_form(picture: Image.Image, config: Config) -> Images:
-    """Return a picture's central square in the form of a run's training images.
+    """Return the central square of an image in the form of a run's training images.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def training_form(picture: Image.Image, config: Config) -> Images:
 
 
 def read(path: Path) -> Image.Image:
-    """Read a picture.
+    """Read an image.
 
     Parameters
     ----------
@@ -137,12 +137,12 @@ def read(path: Path) -> Image.Image:
     Raises
     ------
     ValueError
-        It is none, broken, too large or too small, of one colour, or several at once; the message
-        says which, and leaves it to the caller to name the file.
+        It is not an image, broken, too large, too small, blank, or several images; the message
+        gives the reason but not the file.
     """
     try:
         if path.is_dir():
-            raise ValueError(f"a folder with no picture to be seen ({', '.join(SUFFIXES)})")
+            raise ValueError(f"a folder with no readable image ({', '.join(SUFFIXES)})")
         if not path.is_file():
             raise ValueError("not a regular file" if path.exists() else "no such file")
         with path.open("rb") as file:
@@ -157,46 +157,46 @@ def read(path: Path) -> Image.Image:
     except OSError as error:
         raise ValueError(f"cannot be read ({brief(error.strerror or error)})") from None
     if is_blank(picture):
-        raise ValueError("a blank picture")
+        raise ValueError("a blank image")
     return picture
 
 
 def decode(file: Path | IO[bytes]) -> Image.Image:
-    """Return the whole picture of a file in one of `FORMATS`, of mode L or RGB.
+    """Decode an image file in one of `FORMATS`; the result is of mode L or RGB.
 
     Raises
     ------
     ValueError
-        As `read`, but for a blank one.
+        As for `read`, except that blank images are accepted.
     """
     try:
         with _quiet(), Image.open(file, formats=FORMATS) as picture:
             _check_size(*picture.size)
-            # What a camera adds to a JPEG is a preview of the same.
+            # Cameras add previews of the same image to a JPEG.
             if picture.format != "MPO" and getattr(picture, "is_animated", False):
-                raise ValueError("several pictures in one file")
+                raise ValueError("several images in one file")
             return _decoded(picture)
     except UnidentifiedImageError:
-        raise ValueError(f"no {', '.join(FORMATS)}, NumPy or FITS picture") from None
+        raise ValueError(f"not a {', '.join(FORMATS)}, NumPy or FITS image") from None
     except Image.DecompressionBombError:
         raise ValueError(f"more than {MOST_PIXELS:,} pixels; make it smaller") from None
     except ValueError:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
-        raise ValueError(f"a broken picture ({brief(error)})") from None
+        raise ValueError(f"a broken image ({brief(error)})") from None
 
 
 def stretched(brightness: NDArray[np.floating]) -> Images:
-    """Return linear brightness as grey levels: the sky black, the brightest white, asinh between.
+    """Return grey levels of linear brightness: an asinh stretch from black sky to white.
 
-    The sky and its noise are measured on pixels that are left after clipping at three sigmas, white
-    is the brightness that one pixel in a thousand exceeds. The scale turns from linear to
-    logarithmic at a thousandth of white (`DYNAMIC_RANGE`), or where the noise ends.
+    The sky and its noise are measured after clipping at three sigmas; white is the brightness that
+    one pixel in a thousand exceeds. The scale turns from linear to logarithmic at a thousandth of
+    white (`DYNAMIC_RANGE`), or above the noise.
 
     Parameters
     ----------
     brightness : ndarray, shape (H, W)
-        Any unit; not a number is taken for sky, infinity for white.
+        In any unit; NaN counts as sky, infinity as white.
 
     Returns
     -------
@@ -205,7 +205,7 @@ def stretched(brightness: NDArray[np.floating]) -> Images:
     Raises
     ------
     ValueError
-        All is of one brightness, or nothing is finite.
+        All pixels are equally bright, or none is finite.
     """
     step = max(1, round((brightness.size / _SAMPLE) ** 0.5))
     sample = np.asarray(brightness[::step, ::step], np.float64)
@@ -215,7 +215,7 @@ def stretched(brightness: NDArray[np.floating]) -> Images:
     sky, noise = sky_of(sample)
     white = np.percentile(sample, WHITE_PERCENTILE) - sky
     if not 0 < white < np.inf:
-        raise ValueError("a blank picture")
+        raise ValueError("a blank image")
     knee = max(white / DYNAMIC_RANGE, NOISE_SIGMAS * noise)
     light = np.clip(np.nan_to_num((brightness - sky) / knee, nan=0.0), 0.0, white / knee)
     levels = 255 * np.arcsinh(light) / np.arcsinh(white / knee)
@@ -225,11 +225,11 @@ def stretched(brightness: NDArray[np.floating]) -> Images:
 def sky_of(values: NDArray[np.floating]) -> tuple[float, float]:
     """Return the brightness of the sky and its noise (standard deviation).
 
-    Median and median deviation, after values more than three sigmas away were left out a few times.
+    Median and median absolute deviation, with iterative clipping at three sigmas.
     """
     for _ in range(_CLIPPINGS):
         sky = float(np.median(values))
-        noise = 1.4826 * float(np.median(np.abs(values - sky)))  # of a Gaussian
+        noise = 1.4826 * float(np.median(np.abs(values - sky)))  # for a Gaussian
         values = values[np.abs(values - sky) <= 3 * noise]
     return sky, noise
 
@@ -242,7 +242,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _of_numbers(values: NDArray[Any]) -> Image.Image:
-    """Return an array (H, W) or (H, W, C) as a picture: uint8 as it is, all else stretched."""
+    """Return an array (H, W) or (H, W, C) as an image: uint8 as it is, others stretched."""
     if values.dtype == np.uint8:
         colour = values[..., :3] if values.ndim == 3 and values.shape[2] > 1 else values
         return Image.fromarray(np.ascontiguousarray(np.squeeze(colour)))
@@ -253,10 +253,10 @@ def _of_numbers(values: NDArray[Any]) -> Image.Image:
 
 
 def _numpy(path: Path) -> NDArray[Any]:
-    """Return the array of a file (H, W) or (H, W, C); nothing in it can run as a program."""
+    """Return the array of a file, (H, W) or (H, W, C), without executing pickled code."""
     try:
         values = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # noqa: BLE001 - NumPy has Python parse the header
+    except Exception as error:  # noqa: BLE001 - NumPy lets Python parse the header
         raise ValueError(f"a broken NumPy file ({brief(error)})") from None
     if values.dtype.kind not in "uif":
         raise ValueError(f"a NumPy array of {brief(values.dtype)}, not of numbers")
@@ -267,7 +267,7 @@ def _numpy(path: Path) -> NDArray[Any]:
 
 
 def _fits(path: Path) -> NDArray[Any]:
-    """Return the first image of a FITS file, (H, W) or (H, W, C), its first row the top one."""
+    """Return the first image of a FITS file, (H, W, C), with the top row first."""
     try:
         from astropy.io import fits
     except ImportError:
@@ -305,13 +305,13 @@ def _decoded(picture: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Context without warnings of odd files and numbers: a file is read or refused."""
+    """Suppress warnings about odd files and numbers: a file is either read or refused."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield
 
 
 def shown(path: Path) -> str:
-    """Return a file's name as it can be printed: bytes and control characters escaped."""
+    """Return a file's name in printable form, with undecodable and control characters escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

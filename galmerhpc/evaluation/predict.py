@@ -1,7 +1,7 @@
-"""The trained network on pictures that somebody gives (`photographs` says how these are treated).
+"""The trained network on images supplied by the user (prepared by `photographs`).
 
-A model is a run's folder, or its ``model.keras`` with the run's ``config.yaml`` beside it, which
-says what the outputs mean and how the training images were made.
+A model is a run folder, or its ``model.keras`` with the run's ``config.yaml`` beside it, which
+defines the outputs and how the training images were made.
 """
 
 import csv
@@ -37,24 +37,24 @@ log = logging.getLogger(__name__)
 Form = Literal["table", "csv", "json"]
 
 MOST_DRAWN = 60
-"""Pictures of a montage: more cannot be told from each other on a page."""
+"""Most images in a montage; more would be too small on a page."""
 
 LONGEST_NAME = 24
-"""Characters of a file's name that fit across its picture."""
+"""Characters of a file name that fit across its image."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the network says of one image.
+    """The network's prediction for one image.
 
     Attributes
     ----------
     labels : dict of float
-        By parameter, in its unit.
+        Predictions by parameter, in its unit.
     bounds : dict of ndarray, shape (levels, 2)
-        Intervals by parameter (`conformal.Interval.bounds`); empty without a calibration.
+        Intervals by parameter (`conformal.Interval.bounds`); empty if not calibrated.
     retrograde : float or None
-        Calibrated probability of a retrograde encounter.
+        Calibrated probability that the encounter is retrograde.
     """
 
     labels: dict[str, float]
@@ -64,20 +64,20 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained network and what its outputs mean.
+    """A trained network with the meaning of its outputs.
 
     Attributes
     ----------
     config : Config
-        Its run.
+        Configuration of its run.
     path : Path
-        Its file.
+        Its model file.
     network : keras.Model
         Takes images (B, H, W, C) uint8.
     condition : str
-        Images that its intervals are for: ``clean``, or ``sky`` for sky-like ones.
+        Images for which its intervals hold: ``clean``, or ``sky`` for sky-like ones.
     calibration : Calibration or None
-        What gives the intervals; None where the run was not evaluated, or could not be calibrated.
+        Calibration of the intervals; None if the run was not evaluated or could not be calibrated.
     """
 
     config: Config
@@ -88,20 +88,20 @@ class Predictor:
 
     @classmethod
     def open(cls, model: Path, condition: str | None = None) -> "Predictor":
-        """Open a run folder's model, or a ``model.keras`` beside its run's ``config.yaml``.
+        """Open the model of a run folder, or a ``model.keras`` beside its run's ``config.yaml``.
 
         Parameters
         ----------
         model : Path
             The folder or the file.
         condition : str, optional
-            As in `condition`; by default what the network was trained for (`trained_sky_like`).
+            As the attribute; by default what the network was trained for (`trained_sky_like`).
 
         Raises
         ------
         InputError
-            One of the two is missing or damaged, or they or the intervals do not go with each
-            other.
+            Model or configuration is missing or damaged, or they or the intervals do not belong
+            together.
         """
         path = model / "model.keras" if model.is_dir() else model
         if not path.is_file():
@@ -109,18 +109,11 @@ class Predictor:
         if not (path.parent / RESOLVED).is_file():
             raise InputError(
                 f"{path.parent / RESOLVED}: no such file; a model needs its run's {RESOLVED} "
-                "beside it, which says what its outputs mean"
+                "beside it, which defines its outputs"
             )
         config = load(path.parent / RESOLVED)
-        network = build.load(path)
         size, channels = config.preprocess.image_size, config.preprocess.channels
-        wanted = ((None, size, size, channels), (None, prediction_width(config)))
-        found = (tuple(network.input_shape), tuple(network.output_shape))
-        if found != wanted:
-            raise InputError(
-                f"{path}: turns {found[0][1:]} into {found[1][1:]}, but {RESOLVED} beside it says "
-                f"{wanted[0][1:]} and {wanted[1][1:]}; they are of different runs"
-            )
+        network = build.load(path, (size, size, channels), prediction_width(config))
         if condition is None:
             condition = SKY if trained_sky_like(config) else CLEAN
         intervals, calibration = path.parent / "evaluation" / conformal.FILE, None
@@ -129,16 +122,19 @@ class Predictor:
         return cls(config, path, network, condition, calibration)
 
     def estimate(self, images: Images) -> list[Estimate]:
-        """Return what the network says of images (N, H, W, C).
+        """Return the network's predictions for images (N, H, W, C).
 
         Raises
         ------
         GalmerhpcError
-            The network predicts something that is no number.
+            A prediction is not finite.
         """
         outputs = np.asarray(self.network.predict_on_batch(images), np.float64)
         if not np.isfinite(outputs).all():
-            raise GalmerhpcError(f"{self.path}: predicts no number; train again")
+            raise GalmerhpcError(
+                f"{self.path} returned non-finite predictions; retrain with a lower "
+                "training.learning_rate"
+            )
         names = self.config.parameters
         labels = np.asarray(labels_of(self.config, outputs), np.float64)
         bounds, retrograde = {}, [None] * len(images)
@@ -157,32 +153,32 @@ class Predictor:
         ]
 
     def describe_intervals(self) -> str:
-        """Say what the intervals are, or why there are none."""
+        """Return a text that describes the intervals, or why there are none."""
         if self.calibration is None:
             return (
-                f"no intervals: {self.path.parent / 'evaluation' / conformal.FILE} is not there or "
-                f"has none for {self.condition} images; galmerhpc evaluate makes it"
+                f"no intervals: {self.path.parent / 'evaluation' / conformal.FILE} is missing or "
+                f"has none for {self.condition} images; run galmerhpc evaluate"
             )
         levels = ", ".join(f"{level:.0%}" for level in self.calibration.levels)
         return (
             f"intervals of {levels}: calibrated on {self.condition} images of "
-            f"{self.calibration.groups} encounters like those trained on; an arc of the azimuth "
-            "may pass over 180"
+            f"{self.calibration.groups} encounters like those trained on; an azimuth interval may "
+            "wrap around at 180"
         )
 
 
 @dataclass
 class Answers:
-    """What became of all files.
+    """Predictions for all files, and which files were refused.
 
     Attributes
     ----------
     predicted : list of (Path, Estimate)
-        What the network says.
+        Files and their predictions.
     refused : list of (Path, str)
-        Files that are no picture, and why.
+        Files that cannot be used, and why.
     drawn : list of ndarray
-        The first pictures as the network saw them, for the montage.
+        The first images as the network saw them, for the montage.
     """
 
     predicted: list[tuple[Path, Estimate]] = field(default_factory=list)
@@ -197,7 +193,7 @@ def predict(
     montage: Path | None = None,
     condition: str | None = None,
 ) -> None:
-    """Print what a network says of pictures.
+    """Print a network's predictions for images.
 
     Parameters
     ----------
@@ -208,19 +204,19 @@ def predict(
     form : str
         ``table``, ``csv`` or ``json``.
     montage : Path, optional
-        Where to draw the pictures with their labels, as the paper does; written as PNG and PDF,
-        whichever ending it has.
+        File for a montage of the images with their labels, as in the paper; written as PNG and
+        PDF, whatever its suffix.
     condition : str, optional
-        Images that the intervals are for (`Predictor.open`).
+        Images for which the intervals hold (`Predictor.open`).
 
     Raises
     ------
     InputError
-        The model cannot be used or the montage is a folder; or files were refused, after all
-        others' predictions were printed.
+        The model cannot be used or the montage is a folder; or files were refused, after the
+        predictions for all others have been printed.
     """
     if montage and montage.is_dir():
-        raise InputError(f"{montage}: a folder; --montage needs a file's name")
+        raise InputError(f"--montage {montage}: is a folder; give the name of a file")
     paths = photographs.paths_of(names)
     predictor = Predictor.open(model, condition)
     log.info("predict: %s", treatment(predictor.config))
@@ -239,23 +235,23 @@ def predict(
         draw(answers, predictor.config, montage.with_suffix("") if known else montage)
     if answers.refused:
         raise InputError(
-            f"{len(answers.refused)} of {len(paths)} files are no pictures to predict; "
-            "they are named above"
+            f"{len(answers.refused)} of {len(paths)} files cannot be used as images; "
+            "the reasons are given above"
         )
 
 
 def treatment(config: Config) -> str:
-    """Say how pictures are brought into the form of training images."""
+    """Return a text that says how images are brought into the form of training images."""
     size = config.preprocess.image_size
     grey = "grey, " if photographs.trains_grey(config) else ""
     return (
-        f"the central square of each picture, {grey}{size} x {size} pixels; 8-bit pictures as they "
-        "are, others stretched by asinh from sky to white"
+        f"the central square of each image, {grey}{size} x {size} pixels; 8-bit images as they "
+        "are, others with an asinh stretch from sky to white"
     )
 
 
 def answer(predictor: Predictor, paths: Sequence[Path]) -> Answers:
-    """Predict the labels of files, a batch at a time; what is no picture is named and left out."""
+    """Predict the labels of files, batch by batch; log and skip those that cannot be used."""
     answers = Answers()
     with tqdm(total=len(paths), desc="predict", unit="img", disable=None) as bar:
         pictures = _pictures(predictor.config, paths, answers, bar)
@@ -270,7 +266,7 @@ def answer(predictor: Predictor, paths: Sequence[Path]) -> Answers:
 def _pictures(
     config: Config, paths: Sequence[Path], answers: Answers, bar: "tqdm[None]"
 ) -> Iterator[tuple[Path, Images]]:
-    """Yield files' pictures as the network takes them; note those that are none."""
+    """Yield images in the form that the network takes; note the files that are refused."""
     for path in paths:
         try:
             image = photographs.training_form(photographs.read(path), config)
@@ -282,11 +278,11 @@ def _pictures(
         bar.update()
 
 
-# --- what is printed ------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
 def as_table(answers: Answers, predictor: Predictor) -> str:
-    """Return a line a picture, for a reader; in brackets the widest interval."""
+    """Return a table for a reader, one line per image; in brackets the widest interval."""
     names = predictor.config.parameters
     heads = [
         "file",
@@ -305,7 +301,7 @@ def as_table(answers: Answers, predictor: Predictor) -> str:
 
 
 def _text(name: str, estimate: Estimate) -> str:
-    """Return a label for a reader; a spin with the probability of its side, where calibrated."""
+    """Return a label for a reader; for the spin with its probability, if calibrated."""
     value = estimate.labels[name]
     if name == SPIN.name:
         if estimate.retrograde is None:
@@ -320,7 +316,7 @@ def _text(name: str, estimate: Estimate) -> str:
 
 
 def as_csv(answers: Answers, predictor: Predictor) -> str:
-    """Return a row a picture, for a program."""
+    """Return CSV, one row per image."""
     buffer = io.StringIO()
     rows = [
         {"file": photographs.shown(path), **_values(estimate, predictor)}
@@ -335,7 +331,7 @@ def as_csv(answers: Answers, predictor: Predictor) -> str:
 
 
 def as_json(answers: Answers, predictor: Predictor) -> str:
-    """Return all there is, with the model's checksum and what was refused."""
+    """Return JSON with all predictions, the model's checksum and the refused files."""
     values: dict[str, Any] = {
         "model": {"file": str(predictor.path), "sha256": files.sha256(predictor.path)},
         "units": {name: named(name).unit for name in predictor.config.parameters},
@@ -364,7 +360,7 @@ def _values(estimate: Estimate, predictor: Predictor) -> dict[str, float]:
 
 
 def draw(answers: Answers, config: Config, path: Path) -> None:
-    """Draw pictures as the network saw them: the file's name top left, predictions bottom right."""
+    """Draw images as the network saw them: file name top left, prediction bottom right."""
     names = config.parameters
     shown = answers.predicted[: len(answers.drawn)]
     left_out = len(answers.predicted) - len(shown)
@@ -375,5 +371,5 @@ def draw(answers: Answers, config: Config, path: Path) -> None:
         min(config.evaluation.montage_columns, len(shown)),
         path,
         figures.montage_key(names, above="file")
-        + (f"  {left_out} more are not drawn." if left_out else ""),
+        + (f"  {left_out} more not shown." if left_out else ""),
     )

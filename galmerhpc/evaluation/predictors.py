@@ -1,4 +1,4 @@
-"""What the network and the baselines predict, and predictions.csv."""
+"""Predictions of the network and the baselines, and predictions.csv."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import GalmerhpcError
 from galmerhpc.evaluation.baselines import LookUp, mean_prediction, thumbnails
 from galmerhpc.evaluation.conditions import CLEAN, Change, draws, unchanged
-from galmerhpc.evaluation.sample import Sample, Views, nearest_training_view
+from galmerhpc.evaluation.sample import Sample, ViewColumns, nearest_training_view
 from galmerhpc.models.targets import labels_of
 from galmerhpc.parameters import encode_classes, named
 
@@ -25,26 +25,26 @@ Floats = NDArray[np.float64]
 
 
 class Predictions(NamedTuple):
-    """What is predicted for N images under one condition."""
+    """Predictions for N images under one condition."""
 
     outputs: Floats
-    """What the network gives, (N, P) or (N, classes)."""
+    """Output of the network, (N, P) or (N, classes)."""
     labels: dict[str, Floats]
-    """Labels (N, P) by name of `summary.PREDICTORS`."""
+    """Predicted labels (N, P) by name of `summary.PREDICTORS`."""
 
 
 def predict(
     config: Config,
     dataset: Dataset,
-    trained: Views,
+    trained: ViewColumns,
     sample: Sample,
     network: "keras.Model",
     change: Change,
 ) -> Predictions:
     """Predict a sample's labels with the network and with the baselines.
 
-    The look-up's training images are changed as those that it is asked for, each
-    `evaluation.lookup.draws` times: a network that trained under the conditions saw as many as it
+    The look-up's training images are changed in the same way as the sample, each
+    `evaluation.lookup.draws` times: a network trained on changed images saw as many versions as it
     had epochs.
 
     Parameters
@@ -52,29 +52,29 @@ def predict(
     config : Config
         The run.
     dataset : Dataset
-        Its shards, whose training images the baselines know.
-    trained : Views
+        Its shards, with the training images for the baselines.
+    trained : ViewColumns
         The training images' views.
     sample : Sample
-        What to predict.
+        The images to predict.
     network : keras.Model
         The network.
     change : Change
-        What is done to every image first.
+        Change that is made to every image first.
 
     Raises
     ------
     GalmerhpcError
-        The network predicts something that is no number.
+        A prediction is not finite.
     """
     settings, training = config.evaluation.lookup, dataset.rows("train")
     repeats = 1 if change is unchanged else settings.draws
 
     def over(
-        what: str, images_of: Dataset, rows: NDArray[np.int64], views: Views,
+        what: str, images_of: Dataset, rows: NDArray[np.int64], views: ViewColumns,
         function: Callable[[NDArray[np.uint8]], Any], repeats: int = 1,
     ) -> Any:  # fmt: skip
-        """Apply a function to the changed images of rows, a batch at a time; then once more."""
+        """Apply a function to the changed images of rows, batch by batch, `repeats` times."""
         size, results = config.training.evaluation_batch, []
         with tqdm(total=repeats * len(rows), desc=what, unit=" images", disable=None) as progress:
             for repeat in range(repeats):
@@ -93,8 +93,8 @@ def predict(
     outputs = over("network", *asked, network.predict_on_batch).astype(np.float64)
     if bad := int((~np.isfinite(outputs)).any(axis=1).sum()):
         raise GalmerhpcError(
-            f"model.keras predicts no number for {bad} of {len(outputs)} images; "
-            "train again with a lower training.learning_rate"
+            f"model.keras returned non-finite predictions for {bad} of {len(outputs)} images; "
+            "retrain with a lower training.learning_rate"
         )
     labels = dataset.labels[training]
     known = over("look-up, training images", dataset, training, trained, thumbs, repeats)
@@ -112,9 +112,9 @@ def predict(
 def class_choices(
     outputs: Floats, predictions: dict[str, Floats], names: Sequence[str], width_deg: float
 ) -> dict[str, NDArray[np.floating]]:
-    """Return each predictor's probabilities of the classes, (N, classes).
+    """Return each predictor's class probabilities, (N, classes).
 
-    The network's are its outputs; a baseline is sure of the classes that its predictions fall into.
+    The network's are its outputs; a baseline gives probability 1 to the classes of its predictions.
     """
     low, high = np.transpose([(named(n).low, named(n).high) for n in names])
     choices: dict[str, NDArray[np.floating]] = {
@@ -128,17 +128,17 @@ def class_choices(
 def as_csv(
     parameters: Sequence[str],
     sample: Sample,
-    trained: Views,
+    trained: ViewColumns,
     predictions: dict[str, Predictions],
 ) -> str:
-    """Return predictions.csv: a row an image, angles in degrees, float32's full precision."""
+    """Return predictions.csv: one row per image, angles in degrees, full float32 precision."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     views, distance = sample.views, nearest_training_view(sample.views, trained)
     columns: dict[str, Any] = {
         "view": views.id,
         "split": [sample.split] * len(sample.rows),
-        **{name: getattr(views, name) for name in Views._fields[1:-3]},
+        **{name: getattr(views, name) for name in ViewColumns._fields[1:-3]},
         "nearest_training_view_deg": distance,
     }
     for k, name in enumerate(parameters):

@@ -1,17 +1,17 @@
-"""The network on real pairs: its inclination beside the one that the sky tells by Eq. 3.
+"""The network on real pairs: its inclination beside the observed one from Eq. 3 of the paper.
 
-What the sky tells is no truth: position angles and inclinations of warped discs are uncertain, and
-a picture does not tell which side of a disc is the near one. Where the two discs tilt in opposite
-senses the relative inclination is another one. It is listed beside the first, and never scored: to
-take for each pair the solution that is nearer to the prediction would flatter any network.
+The observed inclination is not ground truth: position angles and inclinations of warped discs are
+uncertain, and an image does not show which side of a disc is nearer. If the two discs tilt in
+opposite senses, the relative inclination is different. This second solution is listed but never
+scored: taking for each pair the solution nearer to the prediction would flatter any network.
 
-Eq. 3 takes position angles as they are in the table, but they are known up to 180 degrees only, and
-where two of them are more than 90 apart it is this that decides which solution comes first. So the
-network is scored once more with the angles brought within 90 degrees: then the first solution is
-the smaller one, whatever the network says.
+Eq. 3 takes position angles as they are in the table, but they are known only modulo 180 degrees,
+and for two that differ by more than 90 this decides which solution comes first. So the network is
+also scored with the difference reduced to within 90 degrees: the first solution is then the
+smaller one, whatever the network predicts.
 
-The paper (arXiv:2112.12604, section 4) tested on the 15 pairs of SDSS in ``data/paper_pairs.csv``:
-position angles and inclinations of HyperLEDA, and the predictions that its authors published.
+The paper (arXiv:2112.12604, section 4) tested on the 15 SDSS pairs in ``data/paper_pairs.csv``,
+with position angles and inclinations from HyperLEDA and the predictions that its authors published.
 """
 
 import json
@@ -40,35 +40,35 @@ log = logging.getLogger(__name__)
 
 PAPER_PAIRS = Path(galmerhpc.__file__).parent / "data" / "paper_pairs.csv"
 
-PREDICTORS = {
+ROWS = {
     "network": "network",
-    "trained": "mean of the training",
+    "trained": "training mean",
     "constant": "median of these pairs",
     "network_within": "network, PA within 90°",
-    "constant_within": "median there",
-    "paper": "paper, its text",
-    "published": "paper, its authors' table",
-    "published_constant": "median there",
+    "constant_within": "median, PA within 90°",
+    "paper": "paper (text)",
+    "published": "paper (authors' table)",
+    "published_constant": "median of the paper's pairs",
 }
-"""What stands in the table, and what it is called. The medians are the best constants, and know the
-answers; the mean of the training's labels does not."""
+"""Rows of the table and their names for a reader. The medians are the best constants and know the
+answers; the mean of the training labels does not."""
 
 PAPER_CLAIM = {"pairs": 15, "mae": 5.44, "mse": 46.69, "r2": 0.8048}
-"""What the paper's text says of its 15 pairs."""
+"""What the paper's text reports for its 15 pairs."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A pair, and the network's inclination of it.
+class PairEstimate:
+    """A pair with the network's prediction of its inclination.
 
     Attributes
     ----------
     pair : Pair
         The pair.
     predicted_deg : float
-        The network's inclination.
+        The network's prediction.
     separation_kpc : float, optional
-        Projected separation.
+        Projected separation; None if the redshift is unknown.
     """
 
     pair: Pair
@@ -77,7 +77,7 @@ class Answer:
 
     @property
     def scored_deg(self) -> float:
-        """What is compared with Eq. 3: min(i, 180 - i) of the network's inclination, in 0..90."""
+        """The prediction as compared with Eq. 3: min(i, 180 - i), in 0..90."""
         return float(folded(abs(self.predicted_deg) % 180.0))
 
 
@@ -88,9 +88,9 @@ def real_pairs(
     ask: archives.Archives | None,
     explain: Path | None,
 ) -> None:
-    """Print a network's inclinations of real pairs, and how far they are from those of the sky.
+    """Print a network's inclinations of real pairs and their errors against Eq. 3.
 
-    Writes ``real_pairs/TABLE.json`` beside the model, TABLE being the table's name.
+    Writes ``real_pairs/TABLE.json`` beside the model, where TABLE is the table's name.
 
     Parameters
     ----------
@@ -99,17 +99,17 @@ def real_pairs(
     table : Path
         Table of pairs (`pairs`).
     images : Path
-        Folder of their pictures.
+        Folder of their images.
     ask : Archives, optional
-        Whom to ask for pictures, magnitudes and orientations that are not there.
+        Archives from which to fetch missing images, magnitudes and orientations.
     explain : Path, optional
-        Folder for every step from a photograph to what the network sees.
+        Folder for the steps from each photograph to the network's input.
 
     Raises
     ------
     InputError
-        The model estimates no inclination, the table is wrong, none of its pairs can be used, or
-        the folder for the steps cannot be made.
+        The model does not estimate the inclination, the table is invalid, none of its pairs can
+        be used, or the folder for the steps cannot be made.
     GalmerhpcError
         An archive cannot be reached.
     """
@@ -127,7 +127,7 @@ def real_pairs(
     known = training_facts(predictor)
     answers, left_out = answer(predictor, pairs, images, known.get("bright_level"), explain)
     if not answers:
-        raise InputError(f"{table}: none of its pairs can be used; the reasons are named above")
+        raise InputError(f"{table}: none of its pairs can be used; the reasons are given above")
     scores = score(answers, known.get("training_mean", {}).get(INCLINATION.name))
     print(describe(answers, scores, field_kpc(predictor.config)))
     if left_out:
@@ -143,18 +143,18 @@ def real_pairs(
 
 
 def training_facts(predictor: Predictor) -> dict[str, Any]:
-    """Return what the run's evaluation tells of its training images: ``run`` of metrics.json.
+    """Return what the run's evaluation recorded of its training images: ``run`` of metrics.json.
 
     Raises
     ------
     InputError
-        The evaluation is damaged or of another model.
+        The evaluation is damaged or belongs to another model.
     """
     path = predictor.path.parent / "evaluation" / "metrics.json"
     if not path.is_file():
         log.warning(
-            "%s: no such file; photographs stay as bright as they are, which may be brighter or "
-            "darker than the training images; run galmerhpc evaluate first", path,
+            "%s: no such file; photographs keep their brightness, which may differ from that of "
+            "the training images; run galmerhpc evaluate first", path,
         )  # fmt: skip
         return {}
     try:
@@ -165,7 +165,7 @@ def training_facts(predictor: Predictor) -> dict[str, Any]:
             return facts
     except (KeyError, TypeError, AttributeError):
         pass
-    raise InputError(f"{path}: damaged or of another model; run galmerhpc evaluate again")
+    raise InputError(f"{path}: damaged or from another model; run galmerhpc evaluate again")
 
 
 def answer(
@@ -174,13 +174,13 @@ def answer(
     images: Path,
     bright_level: float | None,
     explain: Path | None,
-) -> tuple[list[Answer], dict[str, str]]:
-    """Return the network's inclinations; and why pairs are left out, by name, named at once."""
+) -> tuple[list[PairEstimate], dict[str, str]]:
+    """Return the network's estimates; and by name, why pairs are left out (also logged)."""
     answers, left_out = [], {}
     for number, pair in enumerate(pairs, 1):
         try:
             if pair.solutions_deg is None:
-                raise ValueError("its position angles or inclinations are not known")
+                raise ValueError("position angles or inclinations are missing")
             picture = photographs.read(images / pair.image)
             steps = prepare(picture, pair, predictor.config, bright_level)
         except ValueError as error:
@@ -188,14 +188,14 @@ def answer(
             log.warning("%s: left out: %s", images / pair.image, error)
             continue
         (estimate,) = predictor.estimate(steps.image[None])
-        answers.append(Answer(pair, estimate.labels[INCLINATION.name], steps.separation_kpc))
+        answers.append(PairEstimate(pair, estimate.labels[INCLINATION.name], steps.separation_kpc))
         if explain:
             write_steps(steps, explain, f"{number:03d}_{pair.name}")
     return answers, left_out
 
 
 def write_steps(steps: Steps, folder: Path, name: str) -> None:
-    """Write every intermediate picture as ``NAME_1_original.png`` and so on."""
+    """Write every intermediate image as ``NAME_1_original.png`` and so on."""
     safe = re.sub(r"[^\w.+-]", "_", name)
     for number, (step, picture) in enumerate(steps.pictures().items(), 1):
         with files.atomic_path(folder / f"{safe}_{number}_{step}.png") as temporary:
@@ -215,12 +215,12 @@ def errors_of(true: NDArray[np.float64], predicted: NDArray[np.float64]) -> dict
     return {"pairs": len(true), **errors, "rank_correlation": ranks}
 
 
-def score(answers: Sequence[Answer], training_mean: float | None) -> dict[str, Any]:
-    """Return the errors of the network and of what stands beside it against Eq. 3.
+def score(answers: Sequence[PairEstimate], training_mean: float | None) -> dict[str, Any]:
+    """Return the errors against Eq. 3 of the network and of what it is compared with.
 
     Parameters
     ----------
-    answers : sequence of Answer
+    answers : sequence of PairEstimate
         The pairs.
     training_mean : float, optional
         Mean inclination of the training images.
@@ -228,7 +228,7 @@ def score(answers: Sequence[Answer], training_mean: float | None) -> dict[str, A
     Returns
     -------
     dict
-        By `PREDICTORS`, without what needs a training mean that is not known.
+        By `ROWS`; without a training mean, ``trained`` is missing.
     """
     solutions = np.array([one.pair.solutions_deg for one in answers])  # (N, 2)
     predicted = np.array([one.scored_deg for one in answers])
@@ -265,11 +265,11 @@ def paper_pairs() -> tuple[list[Pair], NDArray[np.float64]]:
     return [pair for pair, _ in rows], np.array([prediction for _, prediction in rows])
 
 
-# --- what is printed ------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 
-def as_values(one: Answer) -> dict[str, Any]:
-    """Return a pair's line as values."""
+def as_values(one: PairEstimate) -> dict[str, Any]:
+    """Return an estimate as JSON values."""
     first, second = one.pair.solutions_deg or (None, None)
     return {
         "name": one.pair.name,
@@ -281,11 +281,11 @@ def as_values(one: Answer) -> dict[str, Any]:
     }
 
 
-def describe(answers: Sequence[Answer], scores: dict[str, Any], width_kpc: float) -> str:
-    """Return a line a pair and a line a predictor, for a reader."""
+def describe(answers: Sequence[PairEstimate], scores: dict[str, Any], width_kpc: float) -> str:
+    """Return a text for a reader: one line per pair, one line per predictor."""
     lines = [
         f"{'pair':28} {'Eq. 3':>7} {'or':>7} {'network':>8} {'error':>7}   deg; Eq. 3 as min(i, "
-        "180 - i), or: if the discs tilt in opposite senses"
+        "180 - i); or: for discs that tilt in opposite senses"
     ]
     for one in answers:
         values = as_values(one)
@@ -307,7 +307,7 @@ def describe(answers: Sequence[Answer], scores: dict[str, Any], width_kpc: float
 
 
 def table_of(scores: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each predictor."""
+    """Return one row per predictor."""
     return [
         {
             "predictor": title,
@@ -317,19 +317,19 @@ def table_of(scores: dict[str, Any]) -> list[dict[str, Any]]:
             "R2": scores[name]["r2"],
             "rank correlation": scores[name].get("rank_correlation", np.nan),
         }
-        for name, title in PREDICTORS.items()
+        for name, title in ROWS.items()
         if name in scores
     ]
 
 
-def remarks(one: Answer, width_kpc: float) -> list[str]:
-    """Say what sets a pair apart from those that the network was trained on."""
+def remarks(one: PairEstimate, width_kpc: float) -> list[str]:
+    """Return how a pair differs from those that the network was trained on."""
     found = []
     ratio = one.pair.light_ratio
     if ratio and ratio > MOST_UNEQUAL:
         found.append(f"far from 1:1 ({ratio:.1f} : 1 in light)")
     if one.separation_kpc is None:
-        found.append("no redshift: scaled by its separation")
+        found.append("no redshift: scaled by separation")
     elif one.separation_kpc > width_kpc / 2:
         found.append(f"{one.separation_kpc:.0f} kpc apart, wide for a field of {width_kpc:.0f} kpc")
     return found

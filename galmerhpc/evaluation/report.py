@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file that loads nothing, for screen, phone and print."""
+"""The report of an evaluation: one self-contained HTML file for screen, phone and print."""
 
 import base64
 import logging
@@ -33,23 +33,24 @@ from galmerhpc.parameters import NAMES, named
 log = logging.getLogger(__name__)
 
 PAPER = {"mae": 0.2012, "mse": 0.0833, "r2": 0.9986}
-"""The test figures of the paper's regression, means over its four outputs (arXiv:2112.12604)."""
+"""Test results of the paper's regression, means over its four outputs (arXiv:2112.12604)."""
 
 PAPER_ACCURACY = 0.9363
-"""That of the paper's classification, without a name; Keras's binary accuracy fits (inferred)."""
+"""Accuracy of the paper's classification; consistent with Keras's binary accuracy, which the paper
+does not name."""
 
 MEASURES = {"mae": "Mean absolute error", "mse": "Mean squared error", "r2": "R²"}
-"""The measures that the paper gives."""
+"""Measures that the paper reports."""
 
 DETAILS = {
     "rmse": "RMSE",
     "median_error": "median |error|",
-    "p95_error": "95 % below",
+    "p95_error": "95th percentile",
     "sky_mae": "MAE, sky-weighted",
     "sky_mse": "MSE, sky-weighted",
     "circular_mae": "MAE on the circle",
 }
-"""More measures, of the network alone."""
+"""Further measures, for the network only."""
 
 AXES = {
     "inclination_deg": "true inclination (deg)",
@@ -58,13 +59,13 @@ AXES = {
     "time_myr": "time since pericentre (Myr)",
     "simulation": "realisation",
 }
-"""What errors are listed against."""
+"""Quantities that errors are tabulated against."""
 
 FEW_REALISATIONS = 4
-"""Below this number of evaluated realisations, the report warns of the small sample."""
+"""With fewer evaluated realisations, the report warns that the sample is small."""
 
 FEW_GROUPS = 10
-"""Encounters below which an interval of the bootstrap, or of a calibration, is itself uncertain."""
+"""With fewer encounters, bootstrap intervals and calibrations are themselves uncertain."""
 
 PARTS = {
     "train": "Training",
@@ -104,10 +105,10 @@ code { font-size: .85em; overflow-wrap: anywhere; }
                details.tables::details-content { content-visibility: visible; block-size: auto; } }
 """
 
-# Whatever a hostile name may bring past the escaping, a browser loads and runs nothing.
+# Even if a hostile name got past the escaping, a browser would load and run nothing.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
-# Browsers ask for one by themselves where a page names none.
+# Without it, browsers request /favicon.ico.
 ICON = "data:,"
 
 
@@ -117,22 +118,22 @@ def report(
     other: Config | None = None,
     beside: Sequence[Config] = (),
 ) -> Path:
-    """Write an evaluation's ``report.html`` from its files; called by rank 0.
+    """Write ``report.html`` from an evaluation's files; called by rank 0.
 
     Parameters
     ----------
     config : Config
         The run.
     split, other
-        Which evaluation of it, as `evaluate.evaluate` was given them.
+        Which of its evaluations, as passed to `evaluate.evaluate`.
     beside : sequence of Config
-        Other evaluated runs, whose networks' figures stand beside this one's: those of a regressor
-        beside a classifier's, say.
+        Other evaluated runs whose results are shown beside this one's, for example a regressor's
+        beside a classifier's.
 
     Returns
     -------
     Path
-        The report.
+        Path of the report.
 
     Raises
     ------
@@ -155,12 +156,12 @@ def report(
 def _read(
     config: Config, split: str | None, other: Config | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read a run's metrics.json; return it, and the files of the evaluation."""
+    """Return a run's metrics.json and the files of its evaluation."""
     folder, record = folder_of(config, split, other), record_of(config, split, other)
     if not intact(record, folder):
         raise InputError(
-            f"{folder}: missing, unfinished, changed or made with other keys; run galmerhpc "
-            "evaluate first, with the keys that this command was given"
+            f"{folder}: missing, incomplete, modified or made with other keys; run galmerhpc "
+            "evaluate first, with the same keys as this command"
         )
     return files.read_json(folder / "metrics.json"), record.files
 
@@ -172,7 +173,7 @@ def page(
     others: dict[str, dict[str, Any]],
     given: Sequence[str] = (),
 ) -> str:
-    """Return the report.
+    """Return the report as HTML.
 
     Parameters
     ----------
@@ -181,11 +182,11 @@ def page(
     metrics : dict
         Content of metrics.json.
     figures : dict of bytes
-        PNG files by name of `gallery.CAPTIONS`.
+        Content of PNG files, by name of `gallery.CAPTIONS`.
     others : dict of dict
-        Content of other runs' metrics.json, by the run's name.
+        Content of other runs' metrics.json, by name of the run.
     given : sequence of str
-        Keys that the evaluation was given beside the run's own (`config.differences`).
+        Overrides that the evaluation was given (`config.differences`).
     """
     run = metrics["run"]
     return f"""<!DOCTYPE html>
@@ -212,20 +213,20 @@ def page(
 {coverage_table(metrics)}
 <h2>Where the errors are</h2>
 {"".join(breakdown_table(metrics, axis) for axis in AXES)}
-<h2>What was trained on what</h2>
-{_definitions(facts(config, metrics))}
+<h2>What was trained</h2>
+{_definitions(fact_rows(config, metrics))}
 <h2>Figures</h2>
 {"".join(_figure(figures[name], CAPTIONS[name]) for name in CAPTIONS if name in figures)}
-<h2>To repeat it</h2>
+<h2>How to reproduce it</h2>
 <pre>{escape(commands(config, metrics, given))}</pre>
-{_definitions(provenance(metrics))}
+{_definitions(provenance_rows(metrics))}
 <details><summary>Configuration</summary><pre>{escape(dump(config))}</pre></details>
 </body>
 </html>
 """
 
 
-# --- what it says ---------------------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------------
 
 
 def warnings(metrics: dict[str, Any]) -> list[str]:
@@ -234,36 +235,36 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
     if (metrics["data"] or run)["source"] == "mirror":
         found.append(f"The images are {COLLISIONLESS}.")
     if run["evaluated"] == "all" and not metrics["data"]:
-        found.append("The evaluated images include those that were trained on.")
+        found.append("The evaluated images include the training images.")
     if run["evaluated"] == "validation" and not run["samples"]["test"] and not metrics["data"]:
         found.append(
-            "There is no test split: the validation images, which training was watched on, serve "
-            "as test, as in the paper's regression."
+            "There is no test split: as in the paper's regression, the validation images, which "
+            "were monitored during training, serve as the test set."
         )
     if run["split"] == "random" and not metrics["data"]:
         found.append(
-            "The split is random: nearly every evaluated view has neighbours a step away among the "
-            "training images, so these figures measure interpolation between near-copies."
+            "The split is random: nearly every evaluated view has training views one grid step "
+            "away, so these figures measure interpolation between near-duplicates."
         )
     elif sample["trained_encounters"] > 0 and run["split"] != "blocked":
         share = 100 * sample["trained_encounters"]
         found.append(
-            f"{share:.3g} % of the evaluated images show encounters (the same realisation of the "
-            "same configuration) of which other views were trained on."
+            f"{share:.3g} % of the evaluated images show encounters (same realisation, same "
+            "configuration) of which other views were in the training set."
         )
     if unknown := sample["never_trained_configurations"]:
         found.append(f"Never trained on: {'; '.join(unknown)}.")
     if len(sample["simulations"]) < FEW_REALISATIONS:
         found.append(
             f"The sample is small: {_count(len(sample['simulations']), 'realisation')} of the "
-            "encounters. Views of one are not independent, so another one may give clearly "
-            "different figures."
+            "encounters. Views of one realisation are not independent, and another realisation may "
+            "give clearly different figures."
         )
     if sample["groups"] < FEW_GROUPS:
         encounters = _count(sample["groups"], "encounter")
         found.append(
-            f"The 95 % intervals and the calibration rest on {encounters} (realisation x "
-            "configuration), too few to be exact."
+            f"The 95 % intervals and the calibration are based on {encounters} (realisation x "
+            "configuration), too few to be precise."
         )
     for condition, part in conditions(metrics).items():
         images = condition_name(condition, metrics)
@@ -272,34 +273,34 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
         network, mean = (part["scores"][k]["parameters"] for k in ("network", "mean"))
         if useless := [n for n in network if network[n]["mae"] >= mean[n]["mae"]]:
             found.append(
-                f"On {images} the network is no better than always answering the mean on: "
+                f"On {images} the network is no better than always predicting the mean on: "
                 f"{listed(useless)}."
             )
     if not metrics["uncertainty"]:
-        found.append("There are too few encounters to calibrate intervals on.")
+        found.append("There are too few encounters to calibrate intervals.")
     return found
 
 
 def paper_note(metrics: dict[str, Any]) -> str:
-    """Say how the paper's figures compare with these."""
+    """Return a note on how the paper's figures compare with these."""
     run, classes = metrics["run"], metrics["scores"]["network"].get("classes")
     images = (
-        "our collisionless N-body, not GalMer"
+        "our collisionless N-body encounters, not GalMer's"
         if (metrics["data"] or run)["source"] == "mirror"
         else "another data set"
     )
     accuracy = (
-        "The labels of a classification are its classes' values and bin centres. Every class by "
-        "itself is Keras's binary accuracy, which the paper's figure fits; a network that always "
-        f"says no has {100 * classes['trivial_binary_accuracy']:.2f} %. "
+        "The labels predicted by a classifier are its classes' values or bin centres. Each class "
+        "separately is Keras's binary accuracy, with which the paper's figure is consistent; a "
+        f"network that always says no reaches {100 * classes['trivial_binary_accuracy']:.2f} %. "
         if classes
         else ""
     )
     return accuracy + (
         "MAE in degrees, spin as 0 or 1; averages are plain means over the parameters and mix "
-        "these units. In brackets: 95 % intervals, by a bootstrap over whole encounters. The "
-        "look-up takes the mean of the most similar training images' labels, changed as the "
-        "evaluated ones are. "
+        "these units. In brackets: 95 % intervals from a bootstrap over whole encounters. The "
+        "look-up averages the labels of the most similar training images, which are made sky-like "
+        "where the evaluated ones are. "
         "Paper: Mahor et al. 2021, arXiv:2112.12604, on a random split of GalMer "
         f"views one degree apart. Here: {images}, on the split '{run['split']}' "
         f"({what_is_new(run)}); {_distance(metrics)}."
@@ -307,19 +308,18 @@ def paper_note(metrics: dict[str, Any]) -> str:
 
 
 def _distance(metrics: dict[str, Any]) -> str:
-    """Say how near the evaluated views are to those of training."""
+    """Return a phrase that says how near the evaluated views are to the training views."""
     distance = metrics["sample"]["nearest_training_view_deg"]
     if not distance:
-        return "none of its configurations was trained on"
+        return "none of these configurations was trained on"
     return (
-        "from an evaluated view to the nearest of training, of the same configuration in whatever "
-        f"realisation, it is {distance['median']:.2g}° (median; {distance['min']:.2g}° to "
-        f"{distance['max']:.2g}°)"
+        "the nearest training view of the same configuration, in any realisation, is "
+        f"{distance['median']:.2g}° (median; {distance['min']:.2g}° to {distance['max']:.2g}°) away"
     )
 
 
-def facts(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return what was trained on what."""
+def fact_rows(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what was trained and on what data, as names and texts."""
     run, training, data = metrics["run"], metrics["training"], metrics["data"]
     height, width, channels = run["image_shape"]
     t = config.training
@@ -354,14 +354,14 @@ def facts(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         *splits,
         *other,
         (
-            "Work",
+            "Optimisation",
             f"{training['epochs']} epochs, {training['steps']:,} steps of {t.batch_size} images "
             f"over all ranks, {training['seconds'] / 60:.1f} minutes"
             f"{f' at {rate:.0f} images/s' if rate else ''}; loss {t.loss}, {t.optimizer.kind} at "
             f"{t.peak_rate():g}, schedule {t.schedule.kind}",
         ),
-        ("Changed in training", training["changes"]),
-        *([("Sky-like", f"{sky['changes']}; drawn anew for each image")] if sky else []),
+        ("Augmentation", training["changes"]),
+        *([("Sky-like", f"{sky['changes']}; drawn independently for each image")] if sky else []),
         (
             "Training errors",
             f"MAE {training['training_mae']:.4g}, MSE {training['training_mse']:.4g} "
@@ -371,7 +371,7 @@ def facts(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def commands(config: Config, metrics: dict[str, Any], given: Sequence[str]) -> str:
-    """Return the commands that repeat the run, with the keys that its evaluation was given."""
+    """Return the commands that reproduce the run, with the overrides of its evaluation."""
     data, split = metrics["data"], metrics["repeat"]["split"]
     folder = config.run_dir
     this = [
@@ -383,17 +383,17 @@ def commands(config: Config, metrics: dict[str, Any], given: Sequence[str]) -> s
     whole = [f"{folder}/config.yaml", *given, f"run_dir={folder}-again"]
     return "\n".join(
         [
-            "# the whole job, into a folder of its own, under mpirun or srun if this one was;",
-            "# the configuration stands below",
+            "# rerun everything in a new folder (add mpirun or srun if you used it);",
+            "# the configuration is given below",
             f"galmerhpc run {shlex.join(whole)}",
-            "# this page alone",
+            "# repeat only the evaluation and this page",
             f"galmerhpc evaluate {shlex.join(this)}",
             f"galmerhpc report {shlex.join(this)}",
         ]
     )
 
 
-def provenance(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+def provenance_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     """Return hashes, versions and machine."""
     repeat = metrics["repeat"]
     host = repeat["machine"]
@@ -413,12 +413,12 @@ def provenance(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-# --- its tables -----------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def results_table(metrics: dict[str, Any], others: dict[str, dict[str, Any]]) -> str:
-    """Return the table of the network, the baselines and the paper, a column each."""
-    # A column's head, its scores, and whether it has intervals.
+    """Return the table of the network, the baselines and the paper, one column each."""
+    # Header, scores, and whether intervals are shown, per column.
     columns: list[tuple[str, dict[str, Any], bool]] = []
     spans = [("", 1)]
     for condition, part in conditions(metrics).items():
@@ -429,7 +429,7 @@ def results_table(metrics: dict[str, Any], others: dict[str, dict[str, Any]]) ->
             if condition in conditions(other)
         ]
         columns += own
-        spans.append((f"{condition} images" if condition == CLEAN else "sky-like", len(own)))
+        spans.append((f"{condition} images" if condition == CLEAN else "sky-like images", len(own)))
     spans.append(("paper", 1))
 
     def cell(values: dict[str, Any], metric: str, with_interval: bool) -> str:
@@ -438,7 +438,7 @@ def results_table(metrics: dict[str, Any], others: dict[str, dict[str, Any]]) ->
             text += f" [{interval(values['interval'][metric], metric)}]"
         return text
 
-    # The paper's averages are over its four parameters, estimated as numbers.
+    # The paper's averages are over its four parameters in a regression.
     comparable = metrics["run"]["task"] == "regression"
     comparable &= metrics["run"]["parameters"] == list(NAMES)
     rows = []
@@ -449,7 +449,7 @@ def results_table(metrics: dict[str, Any], others: dict[str, dict[str, Any]]) ->
             rows.append([_name(name), *cells, "-"])
         paper = f"{PAPER[metric]:.4f}" if comparable else "-"
         rows.append(["average", *(cell(s["average"], metric, m) for _, s, m in columns), paper])
-    rows.append(["Nearest value is the true one"])
+    rows.append(["Accuracy: the nearest simulated value is the true one"])
     for name, values in metrics["scores"]["network"]["parameters"].items():
         if "accuracy" in values:
             shares = (s["parameters"].get(name, {}).get("accuracy") for _, s, _ in columns)
@@ -459,14 +459,14 @@ def results_table(metrics: dict[str, Any], others: dict[str, dict[str, Any]]) ->
 
 
 def _beside(name: str, other: dict[str, Any], metrics: dict[str, Any]) -> str:
-    """Name another run's network, and say where it was evaluated on other images."""
+    """Name another run's network, and add if it was evaluated on other images."""
     same = other["repeat"]["dataset"] == metrics["repeat"]["dataset"]
     same &= other["run"]["evaluated"] == metrics["run"]["evaluated"]
     return f"network of {name}{'' if same else ', on other images'}"
 
 
 def class_table(metrics: dict[str, Any]) -> str:
-    """Return the table of a classification: how often classes are right."""
+    """Return the table of a classifier's accuracies; nothing for a regression."""
     if "classes" not in metrics["scores"]["network"]:
         return ""
     columns = [
@@ -485,15 +485,15 @@ def class_table(metrics: dict[str, Any]) -> str:
             for name in metrics["run"]["parameters"]
         ]
     rows += [
-        ["All together"],
+        ["All parameters together"],
         ["all parameters right", *(_percent(c["all_accuracy"]) for _, c in columns), "-"],
         [
-            "every class by itself",
+            "each class separately",
             *(_percent(c["binary_accuracy"]) for _, c in columns),
             f"{100 * PAPER_ACCURACY:.2f} %",
         ],
         [
-            "the same, always saying no",
+            "each class separately, always saying no",
             *(_percent(c["trivial_binary_accuracy"]) for _, c in columns),
             "93.33 %",
         ],
@@ -502,15 +502,15 @@ def class_table(metrics: dict[str, Any]) -> str:
 
 
 def detail_table(metrics: dict[str, Any]) -> str:
-    """Return the network's table with more measures of each parameter."""
+    """Return a table of further measures of the network for each parameter."""
     rows = []
     for condition, part in conditions(metrics).items():
         rows.append([condition_name(condition, metrics)])
         for name, values in part["scores"]["network"]["parameters"].items():
             rows.append([_name(name), *(number(values.get(m), m) for m in DETAILS)])
     note = (
-        "Sky-weighted: views count as sin θ and inclinations with a probability that grows as "
-        "1 - cos i, as for pairs turned at random in space."
+        "Sky-weighted: views are weighted by sin θ, inclinations by a probability that grows as "
+        "1 - cos i, as for pairs oriented at random in space."
     )
     return (
         _table("The network in detail", ["", *DETAILS.values()], rows)
@@ -519,7 +519,7 @@ def detail_table(metrics: dict[str, Any]) -> str:
 
 
 def coverage_table(metrics: dict[str, Any]) -> str:
-    """Return the table of what intervals promise and hold."""
+    """Return the table of the intervals' nominal and measured coverage."""
     rows = []
     for condition, part in conditions(metrics).items():
         uncertainty = part["uncertainty"]
@@ -540,29 +540,29 @@ def coverage_table(metrics: dict[str, Any]) -> str:
                 )  # fmt: skip
         if spin := found["spin"]:
             rows.append(
-                ["spin, calibrated probability", f"right for {100 * spin['accuracy']:.1f} %",
+                ["spin, calibrated probability", f"{100 * spin['accuracy']:.1f} % right",
                  f"Brier {spin['brier']:.3f}, log loss {spin['log_loss']:.3f}", "-"]
             )  # fmt: skip
     if not rows:
-        return "<p>There are too few encounters to calibrate intervals on.</p>"
+        return "<p>There are too few encounters to calibrate intervals.</p>"
     origins = {
         part["uncertainty"]["carried"]["from"]
         for part in conditions(metrics).values()
         if part["uncertainty"] and part["uncertainty"]["carried"]
     }
     note = (
-        "Split-conformal intervals, normalised by the error that is usual at the predicted "
-        "viewing angle; azimuth's is an arc. Held: mean and scatter over random halvings of the "
-        "encounters, one half to calibrate on, the other to measure. They hold for encounters and "
-        "images like these, and for no others."
-        + (f" Elsewhere: calibrated on {', '.join(sorted(origins))}." if origins else "")
+        "Split-conformal intervals, scaled by the typical error at the predicted viewing angle; "
+        "azimuth intervals are arcs. Measured coverage: mean and scatter over random halvings of "
+        "the encounters, one half to calibrate, the other to test. It applies only to encounters "
+        "and images like these."
+        + (f" Transferred: calibrated on {', '.join(sorted(origins))}." if origins else "")
     )
-    heads = ["true values to hold", "held", "median width", "held, calibrated elsewhere"]
+    heads = ["nominal coverage", "measured coverage", "median width", "transferred coverage"]
     return _table("Intervals", heads, rows) + f'<p class="note">{escape(note)}</p>'
 
 
 def breakdown_table(metrics: dict[str, Any], axis: str) -> str:
-    """Return the tables of the errors against one property of the views, folded up."""
+    """Return the tables of the errors against one property of the views, collapsed."""
     tables = []
     for condition, part in conditions(metrics).items():
         if not (entries := part["by"].get(axis)):
@@ -599,7 +599,7 @@ def _table(
 ) -> str:
     """Return a table.
 
-    A row of one cell is a heading over the rows that follow; `spans` are heads over so many heads.
+    A row of one cell is a heading for the rows below it; `spans` are headings over several columns.
     """
     over = "".join(f'<th colspan="{count}">{escape(text)}</th>' for text, count in spans)
     head = "".join(f"<th>{escape(text)}</th>" for text in heads)

@@ -1,4 +1,4 @@
-"""What is evaluated: rows of training shards, their labels, and what is known of their views."""
+"""The images to evaluate: rows of training shards, their labels and their views."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,35 +16,35 @@ from galmerhpc.errors import InputError
 from galmerhpc.parameters import AZIMUTH, INCLINATION, PROGRADE, SPIN, SPINS, VIEWING_ANGLE, named
 
 ALL = "all"
-"""In the place of a split: every sample of a data set."""
+"""Instead of a split: all samples of a data set."""
 
 
-class Views(NamedTuple):
-    """What is known of images' views; each (N,), the first ones columns of predictions.csv."""
+class ViewColumns(NamedTuple):
+    """Properties of images' views, each (N,); most are columns of predictions.csv."""
 
     id: NDArray[np.object_]
     """`catalogue.View.id`, str."""
     copy: NDArray[np.int64]
-    """0 for the picture itself, 1, 2 ... for augmented copies, which split random evaluates too."""
+    """0 for the original, 1, 2 ... for augmented copies, which split random evaluates too."""
     simulation: NDArray[np.int64]
     """Realisation."""
     snapshot_id: NDArray[np.int64]
     time_myr: NDArray[np.float64]
-    """Time since pericentre."""
+    """Time since pericentre, Myr."""
     theta_deg: NDArray[np.float64]
-    """Viewing angle, also where the network does not estimate it."""
+    """Viewing angle, even if the network does not estimate it."""
     phi_deg: NDArray[np.float64]
     inclination_deg: NDArray[np.float64]
-    """Not a number where it is not known."""
+    """NaN if unknown."""
     spin: NDArray[np.float64]
-    """0 or 1; not a number where it is not known."""
+    """0 or 1; NaN if unknown."""
     configuration: NDArray[np.object_]
-    """All that tells encounters apart but the realisation, str."""
+    """All properties of the encounter except the realisation, str."""
 
     def groups(self) -> NDArray[np.int64]:
-        """Return numbers of the encounters (realisation x configuration), (N,) int64.
+        """Return group numbers: one per encounter (realisation x configuration), (N,) int64.
 
-        Views of one encounter are not independent: errors go with its particles.
+        Views of one encounter are not independent, since they show the same particles.
         """
         _, configuration = np.unique(self.configuration.astype(str), return_inverse=True)
         pairs = np.stack([self.simulation, configuration], axis=1)
@@ -58,14 +58,14 @@ class Sample:
     Attributes
     ----------
     dataset : Dataset
-        Where they lie.
+        The data set that holds them.
     rows : ndarray, shape (N,), int64
         Their rows.
     split : str
         ``test``, ``validation`` or ``all``.
     true : ndarray, shape (N, P), float64
         Labels that the network estimates, in its order.
-    views : Views
+    views : ViewColumns
         Their views.
     """
 
@@ -73,7 +73,7 @@ class Sample:
     rows: NDArray[np.int64]
     split: str
     true: NDArray[np.float64]
-    views: Views
+    views: ViewColumns
 
 
 def open_dataset(config: Config) -> Dataset:
@@ -91,7 +91,7 @@ def open_dataset(config: Config) -> Dataset:
 def read_sample(
     config: Config, dataset: Dataset, parameters: Sequence[str], split: str | None
 ) -> Sample:
-    """Read all but the images of what is to be evaluated.
+    """Return the sample to evaluate; its images are read later.
 
     Parameters
     ----------
@@ -102,18 +102,18 @@ def read_sample(
     parameters : sequence of str
         Labels that the network estimates.
     split : str, optional
-        ``test``, ``validation`` or ``all``; by default ``test``, or ``validation`` where that is
+        ``test``, ``validation`` or ``all``; by default ``test``, or ``validation`` if that is
         empty, as in the paper's regression.
 
     Raises
     ------
     InputError
-        There is no such image, or the data set lacks a label.
+        There are no such images, or the data set lacks a label.
     """
     if missing := [name for name in parameters if name not in dataset.parameters]:
         raise InputError(
             f"{dataset.folder}: has no label {missing[0]}, which the network estimates "
-            f"(it has: {', '.join(dataset.parameters)})"
+            f"(available: {', '.join(dataset.parameters)})"
         )
     split, rows = _rows(dataset, split)
     columns = [dataset.parameters.index(name) for name in parameters]
@@ -129,17 +129,17 @@ def _rows(dataset: Dataset, split: str | None) -> tuple[str, NDArray[np.int64]]:
             return name, rows
     there = ", ".join(name for name in SPLITS if len(dataset.rows(name)))
     raise InputError(
-        f"{dataset.folder}: has no {split or 'test or validation'} image (it has: {there}); "
+        f"{dataset.folder}: has no {split or 'test or validation'} images (available: {there}); "
         "set split.test_fraction, or choose another --split"
     )
 
 
-def read_views(config: Config, dataset: Dataset, rows: NDArray[np.int64]) -> Views:
-    """Read what is known of the views of rows; the line of sight stands in a view's id."""
+def read_views(config: Config, dataset: Dataset, rows: NDArray[np.int64]) -> ViewColumns:
+    """Return the properties of the views of rows; the line of sight is part of a view's id."""
     ids = dataset.view[rows]
     simulation, snapshot_id = (dataset.column(k)[rows] for k in ("simulation", "snapshot_id"))
     inclination, spin, configuration = _encounters(config, dataset, rows, snapshot_id)
-    return Views(
+    return ViewColumns(
         ids,
         dataset.column("copy")[rows],
         simulation,
@@ -162,8 +162,8 @@ def _encounters(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.object_]]:
     """Return inclination, spin and configuration of rows.
 
-    They are the catalogue's, by snapshot; of a table of images, whose snapshots may have no
-    numbers, they follow from the labels that the shards hold.
+    They are looked up in the catalogue by snapshot; for an image table, whose snapshots may have no
+    numbers, they are derived from the labels in the shards.
     """
     if config.catalogue and config.catalogue.runs:
         runs = config.catalogue.runs
@@ -202,28 +202,28 @@ def _describe_run(run: Run) -> str:
 
 def _describe_labels(labels: dict[str, float]) -> str:
     texts = [
-        f"{named(name).symbol} = {value:g}" for name, value in labels.items() if name != "spin"
+        f"{named(name).symbol} = {value:g}" for name, value in labels.items() if name != SPIN.name
     ]
     if SPIN.name in labels:
         texts.insert(0, "prograde" if labels[SPIN.name] == PROGRADE else "retrograde")
     return ", ".join(texts)
 
 
-def nearest_training_view(views: Views, training: Views) -> NDArray[np.float64]:
-    """Return how far the nearest view of training is from each view, degrees on the sphere.
+def nearest_training_view(views: ViewColumns, training: ViewColumns) -> NDArray[np.float64]:
+    """Return the distance of each view to the nearest training view, degrees on the sphere.
 
-    Only views of the same configuration count, of whatever realisation: those of another look
+    Only views of the same configuration count, in any realisation: other configurations look
     different anyway.
 
     Parameters
     ----------
-    views, training : Views
-        What is evaluated, and what was trained on.
+    views, training : ViewColumns
+        The evaluated views, and the training views.
 
     Returns
     -------
     ndarray, shape (N,)
-        Not a number where the configuration was never trained on.
+        NaN if the configuration was never trained on.
     """
     distance = np.full(len(views.id), np.nan)
     for configuration in set(views.configuration):

@@ -1,8 +1,8 @@
-"""The scores of a set of predictions: errors per parameter, averaged, weighted by the sky.
+"""Scores of predictions: errors per parameter, averaged, and sky-weighted.
 
-Views of one encounter are not independent. So the 95 % intervals come from a bootstrap over whole
-groups (realisation x configuration): each resample draws as many groups as there are, and all views
-of a group with it (the cluster bootstrap; Davison & Hinkley 1997, section 3.8).
+Views of one encounter are not independent, so the 95 % intervals come from a cluster bootstrap:
+each resample draws as many groups (realisation x configuration) as there are, with all their views
+(Davison & Hinkley 1997, section 3.8).
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,16 +22,16 @@ from galmerhpc.parameters import (
 )
 
 INTERVAL = (2.5, 97.5)
-"""Percentiles of the resamples that are given as interval."""
+"""Percentiles of the resamples that bound the interval."""
 
 AVERAGED = ("mae", "mse", "rmse", "r2", "median_error", "p95_error", "sky_mae", "sky_mse")
-"""Measures that every parameter has, and of which the mean over parameters is given."""
+"""Measures defined for every parameter, whose mean over parameters is reported."""
 
 _CHUNK = 4_000_000
-"""Images times resamples that are worked on at once: some 30 MB an array."""
+"""Images times resamples processed at a time: some 30 MB per array."""
 
 _MOST_VALUES = 16
-"""Values of an axis up to which each is listed by itself."""
+"""Most distinct values of an axis that are listed one by one."""
 
 Floats = NDArray[np.float64]
 
@@ -39,22 +39,22 @@ Floats = NDArray[np.float64]
 def sky_weights(theta: Floats, inclination: Floats) -> Floats:
     """Return the weight of each view among pairs oriented at random in space.
 
-    A grid in theta crowds views at the pole, so each counts as sin theta. The paper lets the
-    probability of an inclination grow as 1 - cos i (discs tilted at random): each distinct true
-    value stands for the inclinations nearest to it, and its images share their probability,
-    the difference of 1 - cos i over that interval of 0..90 degrees.
+    A grid in theta crowds views at the pole, so each is weighted by sin theta. In the paper, the
+    cumulative probability of an inclination is 1 - cos i (discs tilted at random): each distinct
+    true value represents the inclinations nearest to it, and its images share the probability of
+    that interval of 0..90 degrees.
 
     Parameters
     ----------
     theta : ndarray, shape (N,)
         Viewing angle, degrees.
     inclination : ndarray, shape (N,)
-        Degrees; not a number where it is not known, which leaves the weights sin theta.
+        Degrees; if any is NaN (unknown), the weights are sin theta.
 
     Returns
     -------
     ndarray, shape (N,)
-        They add up to 1; not a number where every view is along the pole.
+        They sum to 1; NaN if every view is along the pole.
     """
     weights = np.abs(np.sin(np.radians(theta)))
     if not np.isnan(inclination).any():
@@ -70,7 +70,7 @@ def sky_weights(theta: Floats, inclination: Floats) -> Floats:
 
 
 class Scorer:
-    """Scores predictions of the same images, all on the same resamples of their groups.
+    """Scores predictions for the same images on the same resamples of their groups.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class Scorer:
     resamples : int
         Number of resamples.
     seed : int
-        What they depend on.
+        Seed of the resamples.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Scorer:
             (the mean of predicted - true); spin and inclination also ``accuracy`` (the nearest
             value is the true one), the azimuth ``circular_mae``; ``interval``: lower and upper
             bound by measure. ``average``: the means over parameters, of R2 over those that have one
-            (not a number where all true values are equal), with its ``interval``.
+            (NaN if all true values are equal), with its ``interval``.
         """
         every = self._measures(predicted, np.ones((1, len(predicted)), np.int64))
         resampled = [self._measures(predicted, counts) for counts in self._resamples()]
@@ -140,14 +140,14 @@ class Scorer:
         return {"parameters": parameters, "average": average}
 
     def compare(self, predicted: Floats, other: Floats) -> dict[str, Any]:
-        """Return by how much predictions have a smaller MAE than others of the same images.
+        """Return the difference in MAE between predictions and others for the same images.
 
         Returns
         -------
         dict
-            By parameter ``mae_difference`` (negative where the first are better) and its
-            ``interval``, which is narrower than the two MAE's own ones suggest: in each resample
-            both are scored on the same images.
+            By parameter ``mae_difference`` (negative if the first are better) and its
+            ``interval``, which is narrower than those of the two MAEs suggest, since both are
+            scored on the same images in each resample.
         """
         gain = np.abs(predicted - self._true) - np.abs(other - self._true)  # (N, P)
         groups = self._counts.shape[1]
@@ -163,28 +163,28 @@ class Scorer:
     def _interval(self, spread: Floats) -> Floats:
         """Return both ends of the interval of measures over resamples (R, P), shape (2, P).
 
-        Not a number where there is one group only: all its resamples are itself.
+        NaN if there is only one group, whose resamples are all the same.
         """
         if self._counts.shape[1] == 1:
             return np.full((len(INTERVAL), spread.shape[1]), np.nan)
         return np.array([_percentile(spread, level) for level in INTERVAL])
 
     def _resamples(self) -> Iterator[NDArray[np.int64]]:
-        """Yield how often each image is drawn, (r, N) for some of the resamples at a time."""
+        """Yield how often each image is drawn, (r, N), for a few resamples at a time."""
         size = max(_CHUNK // len(self._member), 1)
         for first in range(0, len(self._counts), size):
             yield self._counts[first : first + size][:, self._member]
 
     def _measures(self, predicted: Floats, counts: NDArray[np.int64]) -> dict[str, Floats]:
-        """Return each measure of images that are drawn `counts` (R, N) times, (R, P)."""
+        """Return each measure, (R, P), of images drawn `counts` (R, N) times."""
         error = np.abs(predicted - self._true)  # (N, P)
         times = counts.astype(np.float64)
         total = times.sum(axis=1, keepdims=True)  # (R, 1)
-        centred = self._true - self._true.mean(axis=0)  # cancels less
+        centred = self._true - self._true.mean(axis=0)  # less cancellation
         mean = times @ centred / total
         variance = times @ centred**2 / total - mean**2
         scale = np.maximum((self._true**2).mean(axis=0), 1.0)
-        variance[variance <= 1e-9 * scale] = np.nan  # equal values, but for rounding
+        variance[variance <= 1e-9 * scale] = np.nan  # equal up to rounding
         median, p95 = _quantiles(error, counts, (0.5, 0.95))
         mse, on_sky = times @ error**2 / total, times * self._weights
         sky_total = on_sky.sum(axis=1, keepdims=True)
@@ -204,7 +204,7 @@ class Scorer:
         }
 
     def _nearest_is_true(self, predicted: Floats) -> Floats:
-        """Tell where the nearest value is the true one, (N, P); not a number for other labels."""
+        """Return where the nearest value is the true one, (N, P); NaN for other labels."""
         right = np.full(predicted.shape, np.nan)
         for k, name in enumerate(self._parameters):
             true, estimate = self._true[:, k], predicted[:, k]
@@ -217,7 +217,7 @@ class Scorer:
         return right
 
     def _on_the_circle(self, predicted: Floats) -> Floats:
-        """Return the azimuth's errors on the circle, (N, P); not a number for the others."""
+        """Return the azimuth's errors on the circle, (N, P); NaN for the others."""
         error = np.full(predicted.shape, np.nan)
         for k, name in enumerate(self._parameters):
             if name == AZIMUTH.name:
@@ -228,11 +228,11 @@ class Scorer:
 def _quantiles(
     errors: Floats, counts: NDArray[np.int64], levels: tuple[float, ...]
 ) -> list[Floats]:
-    """Return quantiles of errors (N, P) that are drawn `counts` (R, N) times, each (R, P).
+    """Return quantiles, each (R, P), of errors (N, P) drawn `counts` (R, N) times.
 
-    Between two errors they are linear, as `numpy.quantile`'s.
+    They are interpolated linearly, as by `numpy.quantile`.
     """
-    last = counts.sum(axis=1) - 1  # (R,) the place of the largest
+    last = counts.sum(axis=1) - 1  # (R,) index of the largest
     results = [np.empty((len(counts), errors.shape[1])) for _ in levels]
     for k, column in enumerate(errors.T):
         order = np.argsort(column)
@@ -248,7 +248,7 @@ def _quantiles(
 
 
 def _mean(values: Floats) -> Floats:
-    """Return the mean over parameters of (R, P), without those that are not defined, (R,)."""
+    """Return the mean over the defined parameters of (R, P), shape (R,)."""
     defined = ~np.isnan(values)
     count = defined.sum(axis=1)
     total = np.where(defined, values, 0.0).sum(axis=1)
@@ -256,7 +256,7 @@ def _mean(values: Floats) -> Floats:
 
 
 def _percentile(values: Floats, level: float) -> Floats:
-    """Return a percentile over resamples of (R, P), without those where it is not defined, (P,)."""
+    """Return a percentile over the defined resamples of (R, P), shape (P,)."""
     columns = [column[~np.isnan(column)] for column in values.T]
     return np.array([np.percentile(c, level) if len(c) else np.nan for c in columns])
 
@@ -270,7 +270,7 @@ def breakdown(
     predictions: dict[str, Floats],
     axes: dict[str, tuple[Floats, float | None]],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return the errors as functions of what is known of the views.
+    """Return the errors as functions of known properties of the views.
 
     Parameters
     ----------
@@ -281,15 +281,14 @@ def breakdown(
     predictions : dict of ndarray, shape (N, P)
         By predictor.
     axes : dict of (ndarray of shape (N,), float or None)
-        By name, what to divide the images by, not a number where it is not known, and the width of
-        its bins (`bins`).
+        By name, the values to bin images by, NaN where unknown, and the width of the bins (`bins`).
 
     Returns
     -------
     dict
         By axis a list of bins: ``from`` and ``to`` (equal for a single value), ``images``, and by
-        predictor and parameter ``mae`` and ``bias`` (mean of predicted - true). Axes that are not
-        known are left out.
+        predictor and parameter ``mae`` and ``bias`` (mean of predicted - true). Axes with unknown
+        values are left out.
     """
     result: dict[str, list[dict[str, Any]]] = {}
     for axis, (values, width) in axes.items():
@@ -309,19 +308,19 @@ def breakdown(
 
 
 def bins(values: Floats, width: float | None) -> Iterator[tuple[float, float, NDArray[np.bool_]]]:
-    """Divide values: one by one where they are few, else into bins, the last one closed.
+    """Divide values: one by one if they are few, otherwise into bins, the last one closed.
 
     Parameters
     ----------
     values : ndarray, shape (N,)
         Values.
     width : float, optional
-        Of the bins, which begin at its multiples; by default there are `_MOST_VALUES` of them.
+        Width of the bins, which begin at its multiples; by default there are `_MOST_VALUES` bins.
 
     Yields
     ------
     tuple of (float, float, ndarray of bool, shape (N,))
-        Both ends, and which values are inside; bins without any are left out.
+        Both ends, and which values are inside; empty bins are left out.
     """
     distinct = np.unique(values)
     few = len(distinct) <= _MOST_VALUES
@@ -348,7 +347,7 @@ def class_scores(
     probabilities: NDArray[np.floating],
     width_deg: float,
 ) -> dict[str, Any]:
-    """Return how often classes are right.
+    """Return the accuracies and confusion matrices of classes.
 
     Parameters
     ----------
@@ -364,10 +363,10 @@ def class_scores(
     Returns
     -------
     dict
-        By name ``accuracy``, the share of images whose class is right, ``top3_accuracy``, of those
-        where it is among the three most probable, and ``confusion``, the number of images by true
-        (row) and chosen class; ``all_accuracy``, ``binary_accuracy`` and
-        ``trivial_binary_accuracy`` as `metrics.ClassifierSums.metrics` has them.
+        By name ``accuracy`` (share of images whose class is right), ``top3_accuracy`` (whose class
+        is among the three most probable) and ``confusion`` (number of images by true (row) and
+        predicted class); ``all_accuracy``, ``binary_accuracy`` and ``trivial_binary_accuracy`` as
+        in `metrics.ClassifierSums.metrics`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""metrics.json in words: the table that a command ends with, and who wins."""
+"""metrics.json in words: the table that evaluation prints, and the verdict."""
 
 import textwrap
 from collections.abc import Sequence
@@ -8,25 +8,25 @@ from galmerhpc.evaluation.conditions import CLEAN, SKY
 from galmerhpc.parameters import SPIN
 
 PREDICTORS = {"network": "network", "lookup": "look-up", "mean": "mean predictor"}
-"""What is scored, and what it is called."""
+"""What is scored, and its name for a reader."""
 
 WHAT_IS_NEW = {
-    "simulation": "realisations of their own, which training never saw",
-    "blocked": "tiles of views that training never saw",
-    "inclination": "an inclination that training never saw",
-    "random": "views drawn at random, whose near neighbours were trained on",
+    "simulation": "realisations never seen in training",
+    "blocked": "tiles of views never seen in training",
+    "inclination": "an inclination never seen in training",
+    "random": "views drawn at random, with near neighbours in training",
 }
-"""What sets the evaluated images apart from the training images, by kind of split."""
+"""How the evaluated images differ from the training images, by kind of split."""
 
 SHORT_TRAINING = 400_000
-"""Images seen; up to here the error of networks on our images fell as a power of that number."""
+"""Images seen in training; up to this number, our networks' error fell as a power of it."""
 
-COLLISIONLESS = "our collisionless N-body, not GalMer; its gas is a collisionless disc"
-"""What the mirror's images show; said wherever they appear."""
+COLLISIONLESS = "our collisionless N-body encounters, not GalMer's; the gas is a collisionless disc"
+"""What the mirror's images show; stated wherever they appear."""
 
 
 def conditions(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what was found by condition of the images: clean, and sky-like where that was done."""
+    """Return the results by condition of the images: clean, and sky-like if evaluated."""
     return {CLEAN: metrics} | ({SKY: metrics["sky"]} if metrics["sky"] else {})
 
 
@@ -38,26 +38,25 @@ def condition_name(condition: str, metrics: dict[str, Any]) -> str:
 
 
 def describe_sample(metrics: dict[str, Any]) -> str:
-    """Say in one phrase which images were evaluated."""
+    """Return a phrase that says which images were evaluated."""
     run, sample = metrics["run"], metrics["sample"]
     name = "" if run["evaluated"] == "all" else f"{run['evaluated']} "
     count = f"{sample['images']:,} {name}images"
     if metrics["data"]:
-        return f"{count} of {metrics['data']['name']} (other data than the training's)"
+        return f"{count} of {metrics['data']['name']} (not the training's data set)"
     if run["evaluated"] == "all":
-        return f"{count}, those of training too"
+        return f"{count}, including the training images"
     new = what_is_new(run)
     if run["evaluated"] == "validation" and not run["samples"]["test"]:
-        return (
-            f"{count} (split {run['split']}: {new}; there is no test split, so validation serves)"
-        )
+        return f"{count} (split {run['split']}: {new}; used because there is no test split)"
     return f"{count} (split {run['split']}: {new})"
 
 
 def what_is_new(run: dict[str, Any]) -> str:
-    """Say what sets the evaluated images apart from the training images.
+    """Return how the evaluated images differ from the training images.
 
-    Where realisations or inclinations are too few to hold some out for validation, tiles are.
+    Where there are too few realisations or inclinations to hold some out for validation, tiles of
+    views are held out.
     """
     validation, training = (set(run["simulations"][name]) for name in ("validation", "train"))
     if run["evaluated"] == "validation" and run["split"] != "random" and validation & training:
@@ -76,14 +75,14 @@ def result_table(metrics: dict[str, Any]) -> str:
     lines = [describe_sample(metrics)]
     for condition, found in conditions(metrics).items():
         if condition != CLEAN:
-            lines += ["", *textwrap.wrap(f"The same as {condition_name(condition, metrics)}:", 88)]
+            lines += ["", *textwrap.wrap(f"On {condition_name(condition, metrics)}:", 88)]
         lines += _condition_lines(found)
     unit = "MAE in degrees, spin as 0 or 1; the average is the plain mean over parameters."
     return "\n".join([*lines, "", unit, *textwrap.wrap(verdict(metrics), 88)])
 
 
 def _condition_lines(found: dict[str, Any]) -> list[str]:
-    """Return the tables of one condition of the images."""
+    """Return the tables for one condition of the images."""
     scores, lines = found["scores"], []
     names = list(scores["network"]["parameters"])
     for metric, title in (("mae", "MAE"), ("r2", "R2")):
@@ -119,23 +118,23 @@ def _class_lines(scores: dict[str, Any], names: list[str]) -> list[str]:
     trivial = scores["network"]["classes"]["trivial_binary_accuracy"]
     return [
         *lines,
-        f"Binary: every class by itself, as Keras counts; always no is {100 * trivial:.2f} %.",
+        f"Binary: each class separately, as Keras counts; always no gives {100 * trivial:.2f} %.",
     ]
 
 
 def _coverage_lines(uncertainty: dict[str, Any] | None) -> list[str]:
-    """Return what intervals promise and hold, with the scatter over halvings."""
+    """Return the intervals' measured coverage, with its scatter over halvings."""
     if not uncertainty or not uncertainty["halvings"]["parameters"]:
         return []
     found = uncertainty["halvings"]
     names = list(found["parameters"])
-    lines = ["", _row("intervals hold", names)]
+    lines = ["", _row("coverage", names)]
     for place, level in enumerate(found["levels"][: uncertainty["configured_levels"]]):
         cells = [
             f"{100 * part['coverage'][place]:.1f} ± {100 * part['scatter'][place]:.1f}"
             for part in found["parameters"].values()
         ]
-        lines.append(_row(f"  of {100 * level:g} %", cells, names))
+        lines.append(_row(f"{100 * level:g} % intervals", cells, names))
     return lines
 
 
@@ -145,7 +144,7 @@ def _row(label: str, cells: Sequence[str], heads: Sequence[str] | None = None) -
 
 
 def number(value: float | None, metric: str) -> str:
-    """Write a figure of metrics.json for a table; a dash where it is not defined."""
+    """Format a number of metrics.json for a table; a hyphen where it is undefined."""
     if value is None:
         return "-"
     if metric == "r2" or abs(value) < 1:
@@ -154,7 +153,7 @@ def number(value: float | None, metric: str) -> str:
 
 
 def interval(bounds: Sequence[float | None], metric: str) -> str:
-    """Write an interval of metrics.json for a table; a hyphen where it is not defined."""
+    """Format an interval of metrics.json for a table; a hyphen where it is undefined."""
     if None in bounds:
         return "-"
     texts = [number(bound, metric) for bound in bounds]
@@ -162,7 +161,7 @@ def interval(bounds: Sequence[float | None], metric: str) -> str:
 
 
 def lost_to_lookup(found: dict[str, Any]) -> list[str]:
-    """Return the names of the parameters whose MAE the look-up makes smaller than the network.
+    """Return the parameters on which the look-up has a smaller MAE than the network.
 
     Parameters
     ----------
@@ -173,9 +172,9 @@ def lost_to_lookup(found: dict[str, Any]) -> list[str]:
 
 
 def unclear(found: dict[str, Any]) -> list[str]:
-    """Return the names of the parameters where the 95 % interval leaves open who is better.
+    """Return the parameters for which the 95 % interval does not decide which is better.
 
-    One encounter has no interval, and says nothing of others.
+    A single encounter has no interval, and says nothing about others.
     """
     return [
         name
@@ -185,48 +184,48 @@ def unclear(found: dict[str, Any]) -> list[str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Write names as in ``spin, azimuth and viewing angle``."""
+    """Join names, as in ``spin, azimuth and viewing angle``."""
     words = [name.replace("_", " ") for name in names]
     return " and ".join([", ".join(words[:-1]), words[-1]] if words[:-1] else words)
 
 
 def verdict(metrics: dict[str, Any]) -> str:
-    """Say whether the network beats the look-up on clean and on sky-like images, and why not."""
+    """Return a text that says whether the network beats the look-up, and if not, why."""
     texts = [_verdict_of(condition, found) for condition, found in conditions(metrics).items()]
     if set(lost_to_lookup(metrics)) - set(unclear(metrics)):
         texts.insert(1, _why(metrics))
     if metrics["sky"] and not metrics["training"]["sky_like"]:
-        texts.append("The network was trained on images without such changes (training.augment).")
+        texts.append("The network was not trained on sky-like images (training.augment).")
     return " ".join(filter(None, texts))
 
 
 def _verdict_of(condition: str, found: dict[str, Any]) -> str:
-    images = "sky-like images" if condition == SKY else "clean images"
+    images = "On sky-like images" if condition == SKY else "On clean images"
     names, lost, open_ = list(found["against_lookup"]), lost_to_lookup(found), unclear(found)
     if not lost:
-        text = f"The network beats the look-up on every parameter of {images}"
+        text = f"{images} the network beats the look-up on every parameter"
     elif len(lost) == len(names):
-        text = f"The look-up beats the network on every parameter of {images}"
+        text = f"{images} the look-up beats the network on every parameter"
     else:
         won = [name for name in names if name not in lost]
         text = (
-            f"The look-up beats the network on {listed(lost)} of {images}, the network the look-up "
-            f"on {listed(won)}"
+            f"{images} the look-up beats the network on {listed(lost)}, and the network the "
+            f"look-up on {listed(won)}"
         )
     return text + (f" (not clearly on {listed(open_)})." if open_ else ".")
 
 
 def _why(metrics: dict[str, Any]) -> str:
-    """Say what lets the look-up win on clean images, as far as the run's facts tell."""
+    """Return why the look-up wins on clean images, as far as it is known."""
     training, run = metrics["training"], metrics["run"]
     images = training["epochs"] * run["samples"]["train"]
     seen = f"{training['epochs']} epochs of {run['samples']['train']:,} images"
     if images < SHORT_TRAINING:
         return (
-            "The look-up has only to find what is most like an image at the same roll, while "
-            f"{training['seconds'] / 60:.0f} minutes ({seen}) of {run['architecture']} end long "
-            "before its error does."
+            "At a known roll the look-up only has to find the most similar image; "
+            f"{seen} in {training['seconds'] / 60:.0f} minutes is far too little training for "
+            f"{run['architecture']} to converge."
         )
     if len(lost_to_lookup(metrics)) < len(metrics["against_lookup"]):
         return ""
-    return f"After {seen} the network has learned nothing there that is worth a GPU."
+    return f"After {seen} the network is still worse there than a look-up that learns nothing."

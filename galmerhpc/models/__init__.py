@@ -1,1 +1,1 @@
-"""Networks: uint8 images in, labels in their own units out."""
+"""Networks: from uint8 images to labels in their own units."""

@@ -1,4 +1,4 @@
-"""From the configuration to a Keras model that needs no code of ours to be loaded."""
+"""From the configuration to a Keras model that can be loaded without this package."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,14 +23,14 @@ def build(config: Config, image_shape: tuple[int, int, int], targets: Targets) -
     image_shape : (H, W, C)
         Shape of an image.
     targets : Targets
-        What the last layer gives, R outputs.
+        Targets of the last layer, R outputs.
 
     Returns
     -------
     keras.Model
-        Takes uint8 images (B, H, W, C). Gives the last layer's outputs (B, R), which the loss
-        compares with `Targets.encode` (logits, where probabilities are learnt), and the predictions
-        that follow from them (`Targets.decode`), both float32.
+        Maps uint8 images (B, H, W, C) to the last layer's outputs (B, R), which the loss compares
+        with `Targets.encode` (logits, where probabilities are learned), and to the predictions
+        derived from them (`Targets.decode`), both float32.
     """
     import keras
 
@@ -42,28 +42,45 @@ def build(config: Config, image_shape: tuple[int, int, int], targets: Targets) -
 
 
 def exported(model: "keras.Model") -> "keras.Model":
-    """Return the model to be saved: uint8 images in, predictions out, the same layers within."""
+    """Return the model to be saved, from uint8 images to predictions, with the same layers."""
     import keras
 
     _, predictions = model.outputs
     return keras.Model(model.input, predictions, name=model.name)
 
 
-def load(path: Path) -> "keras.Model":
-    """Load a saved model in Keras's safe mode, which runs no code of the file's own.
+def load(path: Path, image_shape: tuple[int, int, int], outputs: int) -> "keras.Model":
+    """Load an exported model in Keras's safe mode, which runs no code from the file.
+
+    Parameters
+    ----------
+    path : Path
+        The model.
+    image_shape : (H, W, C)
+        Shape of the images that it must take.
+    outputs : int
+        Number of outputs that it must give per image.
 
     Raises
     ------
     InputError
-        It is missing or damaged.
+        It is missing, damaged, or has other inputs or outputs.
     """
     import keras
 
     try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # noqa: BLE001 - Keras raises whatever its parts raise
         why = brief(error) or type(error).__name__
         raise InputError(f"{path}: cannot be loaded ({why}); train again") from None
+    wanted = ((None, *image_shape), (None, outputs))
+    found = (tuple(model.input_shape), tuple(model.output_shape))
+    if found != wanted:
+        raise InputError(
+            f"{path}: maps {found[0][1:]} to {found[1][1:]}, but its run's configuration needs "
+            f"{wanted[0][1:]} and {wanted[1][1:]}; it belongs to another run: train again"
+        )
+    return model
 
 
 def _map(images: "keras.KerasTensor", model: Model) -> "keras.KerasTensor":
@@ -79,5 +96,5 @@ def _head(features: "keras.KerasTensor", model: Model) -> "keras.KerasTensor":
 
     pool = {"flatten": keras.layers.Flatten, "gap": keras.layers.GlobalAveragePooling2D}[model.head]
     pooled = pool(name=model.head)(features)
-    # Table 1 drops before it flattens: the same, since each value is dropped by itself.
+    # Table 1 has dropout before Flatten: the same, since values are dropped independently.
     return keras.layers.Dropout(model.dropout)(pooled) if model.dropout else pooled

@@ -1,4 +1,4 @@
-"""ResNet50 as the authors' stored network has it: Keras's v1 without its top."""
+"""ResNet50 as in the authors' published model: Keras's v1 without the top."""
 
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ def resnet50_map(images: "keras.KerasTensor", batchnorm_momentum: float) -> "ker
     Returns
     -------
     KerasTensor, shape (B, H / 32, W / 32, 2048)
-        Quotients are rounded up; 2 x 2 x 2048 for the paper's 64 x 64.
+        Rounded up; 2 x 2 x 2048 for the paper's 64 x 64.
     """
     import keras
 

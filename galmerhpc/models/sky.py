@@ -1,12 +1,12 @@
-"""What the sky and the telescope do to a picture, as stateless TensorFlow operations on batches.
+"""Effects of sky and telescope on images, as stateless TensorFlow operations on batches.
 
-Every operation takes images (B, H, W, C) float32 in grey levels and an amount for each of them. An
-image comes out the same in whatever batch it stands. Training augments with them (`make_augment`),
-evaluation tests with them.
+Every operation takes images (B, H, W, C) float32 in grey levels and one amount per image. The
+result for an image does not depend on its batch. The operations augment training images
+(`make_augment`) and make test images sky-like.
 
-A roll of the camera changes no label. Mirroring does: matter is transparent in these pictures, so a
-mirrored one is the view from the opposite side, with another azimuth and viewing angle. Spin and
-inclination belong to the encounter and stay.
+A roll of the camera changes no label. Mirroring does: matter is transparent in these images, so a
+mirrored image is the view from the opposite side, with another azimuth and viewing angle. Spin and
+inclination are properties of the encounter and do not change.
 """
 
 import math
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 REACH = 4.0
-"""Kernels end at this many sigmas of a Gaussian, or full widths at half maximum of a star."""
+"""Kernels extend to this many sigmas of a Gaussian, or FWHMs of the point spread function."""
 
 MOFFAT_BETA = 3.0
 """Slope of a star's wings: seeing alone has 4.765 (Trujillo et al. 2001, MNRAS 328, 977), real
 telescopes scatter more light."""
 
 STAR_FWHM_PX = 1.5
-"""Width of a star before the telescope's: what pixels make of a point."""
+"""FWHM of a star before the point spread function is applied: that of a pixelated point."""
 
 GALAXY_RADIUS = (0.015, 0.08)
-"""Scale radius of a neighbouring galaxy, shares of the picture's width: smaller than the pair."""
+"""Scale radii of neighbouring galaxies, as shares of the image's width: smaller than the pair."""
 
 WHITE = 255.0
 
 RANDOM = "philox"
-"""Generator of all draws, by name: what TensorFlow chooses by itself depends on the device."""
+"""Algorithm of all random draws; TensorFlow's automatic choice depends on the device."""
 
 AMOUNTS, NOISE, NEIGHBOURS, STARS = 0, 1, 2, 3
-"""What random numbers are for: no two purposes share any."""
+"""Purposes of random numbers; no two share any."""
 
 AMOUNT_NAMES = (
     "angle", "intensity", "psf", "blur", "noise", "mirror", "zoom", "right", "down", "neighbours",
     "stars", "sky", "slope_right", "slope_down",
 )  # fmt: skip
-"""What an image's own random numbers in 0..1 decide, in their order."""
+"""Amounts that are set by an image's random numbers in 0..1, in this order."""
 
 Augment = Callable[[Any, Any, Any], Any]
 
@@ -59,22 +59,22 @@ def move(
     down_px: "tf.Tensor" = 0.0,
     mirrored: "tf.Tensor" = False,
 ) -> "tf.Tensor":
-    """Mirror, enlarge and turn images about their centre, then shift them; all in one resampling.
+    """Mirror, scale and rotate images about their centre, then shift them, in one resampling.
 
-    Bilinear; what comes in from outside is black.
+    Bilinear; black outside the image.
 
     Parameters
     ----------
     images : Tensor, shape (B, H, W, C), float32
         Images.
     angle_deg : Tensor, shape (B,) or ()
-        Degrees counter-clockwise, as `numpy.rot90` turns.
+        Degrees counter-clockwise, as in `numpy.rot90`.
     zoom : Tensor, shape (B,) or ()
-        Factor on lengths.
+        Scale factor.
     right_px, down_px : Tensor, shape (B,) or ()
         Shift, pixels.
     mirrored : Tensor, shape (B,) or (), bool
-        Whether left and right change places.
+        Whether left and right are exchanged.
     """
     import keras
     import tensorflow as tf
@@ -84,8 +84,8 @@ def move(
     side = tf.where(mirrored, tf.constant(-1.0, tf.float64), tf.constant(1.0, tf.float64))
     size = tf.cast(tf.shape(images)[1:3] - 1, tf.float64)
     y, x = size[0] / 2, size[1] / 2  # the centre
-    right, down = x + _exact(right_px), y + _exact(down_px)  # where it goes
-    # Where a pixel of the result comes from; rows count downwards.
+    right, down = x + _exact(right_px), y + _exact(down_px)  # its new position
+    # Source of each pixel of the result; rows count downwards.
     to_source = (
         side * cosine, -side * sine, x - side * (cosine * right - sine * down),
         sine, cosine, y - sine * right - cosine * down,
@@ -98,10 +98,10 @@ def move(
 
 
 def inscribed_circle(height: int, width: int) -> NDArray[np.float32]:
-    """Return 1 within the largest circle of a picture and 0 beyond, shape (H, W, 1).
+    """Return 1 inside the largest circle of an image and 0 outside, shape (H, W, 1).
 
-    Whatever is rolled is cut to it before: the edges of a square that still show, or the black that
-    comes in beside them, would tell by how much it was rolled.
+    Images are cut to it before they are rolled: visible edges and black corners would reveal the
+    roll.
     """
     down, right = np.ogrid[:height, :width]
     radius = np.hypot(down - (height - 1) / 2, right - (width - 1) / 2)
@@ -109,20 +109,20 @@ def inscribed_circle(height: int, width: int) -> NDArray[np.float32]:
 
 
 def intensity(images: "tf.Tensor", factor: "tf.Tensor") -> "tf.Tensor":
-    """Make images brighter or darker.
+    """Scale the brightness of images.
 
     Parameters
     ----------
     images : Tensor, shape (B, H, W, C), float32
         Images.
     factor : Tensor, shape (B,), float32
-        Factor on the grey levels.
+        Factor for the grey levels.
     """
     return images * factor[:, None, None, None]
 
 
 def sky(images: "tf.Tensor", level: "tf.Tensor", slope: "tf.Tensor") -> "tf.Tensor":
-    """Add the brightness of the sky, a plane over the picture.
+    """Add the sky brightness, which varies linearly across the image.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def sky(images: "tf.Tensor", level: "tf.Tensor", slope: "tf.Tensor") -> "tf.Tens
     level : Tensor, shape (B,), float32
         Grey level at the centre.
     slope : Tensor, shape (B, 2), float32
-        How much brighter the sky is at the right and at the lower edge, as a share of `level`.
+        Increase to the right and to the lower edge, as a share of `level`.
     """
     import tensorflow as tf
 
@@ -144,16 +144,16 @@ def sky(images: "tf.Tensor", level: "tf.Tensor", slope: "tf.Tensor") -> "tf.Tens
 
 
 def stars(images: "tf.Tensor", count: "tf.Tensor", draws: "tf.Tensor") -> "tf.Tensor":
-    """Add foreground stars anywhere: many faint ones, few that are bright.
+    """Add foreground stars at random positions: many faint and few bright ones.
 
     Parameters
     ----------
     images : Tensor, shape (B, H, W, C), float32
         Images.
     count : Tensor, shape (B,), float32
-        Stars of each image, a whole number up to K.
+        Number of stars per image, a whole number up to K.
     draws : Tensor, shape (B, K, 3), float32
-        Random numbers in 0..1 of each star.
+        Random numbers in 0..1 for each star.
     """
     import tensorflow as tf
 
@@ -169,18 +169,18 @@ def stars(images: "tf.Tensor", count: "tf.Tensor", draws: "tf.Tensor") -> "tf.Te
 
 
 def neighbours(images: "tf.Tensor", count: "tf.Tensor", draws: "tf.Tensor") -> "tf.Tensor":
-    """Add galaxies before or behind the pair, anywhere.
+    """Add galaxies in front of or behind the pair, at random positions.
 
-    Each is a Plummer sphere seen in projection, flattened to an ellipse.
+    Each is a projected Plummer sphere, flattened to an ellipse.
 
     Parameters
     ----------
     images : Tensor, shape (B, H, W, C), float32
         Images.
     count : Tensor, shape (B,), float32
-        Galaxies of each image, a whole number up to K.
+        Number of galaxies per image, a whole number up to K.
     draws : Tensor, shape (B, K, 6), float32
-        Random numbers in 0..1 of each galaxy.
+        Random numbers in 0..1 for each galaxy.
     """
     import tensorflow as tf
 
@@ -201,16 +201,16 @@ def neighbours(images: "tf.Tensor", count: "tf.Tensor", draws: "tf.Tensor") -> "
 
 
 def blur(images: "tf.Tensor", sigma_px: "tf.Tensor", largest_px: float) -> "tf.Tensor":
-    """Blur images with a Gaussian, as scipy.ndimage.gaussian_filter does; the flux is conserved.
+    """Blur images with a Gaussian, as scipy.ndimage.gaussian_filter; flux is conserved.
 
     Parameters
     ----------
     images : Tensor, shape (B, H, W, C), float32
         Images.
     sigma_px : Tensor, shape (B,)
-        Sigma, pixels; 0 changes nothing.
+        Sigma, pixels; 0 has no effect.
     largest_px : float
-        Bound of `sigma_px`, which sets the kernel's size. A quarter of H and W at most.
+        Upper limit of `sigma_px`, which sets the kernel size; at most a quarter of H and W.
     """
     import tensorflow as tf
 
@@ -221,16 +221,16 @@ def blur(images: "tf.Tensor", sigma_px: "tf.Tensor", largest_px: float) -> "tf.T
 
 
 def psf(images: "tf.Tensor", fwhm_px: "tf.Tensor", largest_px: float) -> "tf.Tensor":
-    """Convolve images with a star's image, a Moffat profile; the flux is conserved.
+    """Convolve images with a point spread function, a Moffat profile; flux is conserved.
 
     Parameters
     ----------
     images : Tensor, shape (B, H, W, C), float32
         Images.
     fwhm_px : Tensor, shape (B,)
-        Full width at half maximum, pixels; 0 changes nothing.
+        Full width at half maximum, pixels; 0 has no effect.
     largest_px : float
-        Bound of `fwhm_px`, which sets the kernel's size. A quarter of H and W at most.
+        Upper limit of `fwhm_px`, which sets the kernel size; at most a quarter of H and W.
     """
     import tensorflow as tf
 
@@ -243,7 +243,7 @@ def psf(images: "tf.Tensor", fwhm_px: "tf.Tensor", largest_px: float) -> "tf.Ten
 
 
 def noise(images: "tf.Tensor", sigma: "tf.Tensor", seeds: "tf.Tensor") -> "tf.Tensor":
-    """Add Gaussian noise, of its own for each pixel.
+    """Add independent Gaussian noise to each pixel.
 
     Parameters
     ----------
@@ -252,7 +252,7 @@ def noise(images: "tf.Tensor", sigma: "tf.Tensor", seeds: "tf.Tensor") -> "tf.Te
     sigma : Tensor, shape (B,), float32
         Standard deviation, grey levels.
     seeds : Tensor, shape (B, 2), int64
-        What each image's noise depends on (`keys`).
+        Seeds of each image's noise (`keys`).
     """
     import tensorflow as tf
 
@@ -266,7 +266,7 @@ def noise(images: "tf.Tensor", sigma: "tf.Tensor", seeds: "tf.Tensor") -> "tf.Te
 
 
 def keys(seed: int, epoch: "tf.Tensor", samples: "tf.Tensor", purpose: int) -> "tf.Tensor":
-    """Return the key of each sample's random numbers for one purpose, shape (B, 2), int64.
+    """Return the seeds of each sample's random numbers for one purpose, shape (B, 2), int64.
 
     Parameters
     ----------
@@ -288,16 +288,16 @@ def keys(seed: int, epoch: "tf.Tensor", samples: "tf.Tensor", purpose: int) -> "
 
 
 def make_augment(ranges: OnlineAugment, seed: int) -> Augment:
-    """Return the function that augments a batch of training.
+    """Return the function that augments a training batch.
 
     It takes images (B, H, W, C) uint8, the epoch () int64 and the samples' rows in the data set
-    (B,) int64, and returns images of the same shape and type. The draw depends on seed, epoch and
-    row alone: not on ranks, batches, or which changes are made beside it.
+    (B,) int64, and returns images of the same shape and type. Each draw depends only on seed, epoch
+    and row, not on ranks, batches or other changes.
 
     Parameters
     ----------
     ranges : OnlineAugment
-        What is changed, and how much.
+        Ranges of the changes.
     seed : int
         Seed of the training.
     """
@@ -320,7 +320,7 @@ def make_augment(ranges: OnlineAugment, seed: int) -> Augment:
         share = dict(zip(AMOUNT_NAMES, amounts, strict=True))
         both = {name: 2 * u - 1 for name, u in share.items()}  # in -1..1
         changed = tf.cast(images, tf.float32)
-        # From the sky through the air and the telescope to the detector.
+        # In physical order: from the sky through atmosphere and telescope to the detector.
         if ranges.rotation_deg:
             changed *= inscribed_circle(*images.shape[1:3])
         if moved:
@@ -358,10 +358,10 @@ def make_augment(ranges: OnlineAugment, seed: int) -> Augment:
 def _offsets(
     images: "tf.Tensor", right: "tf.Tensor", down: "tf.Tensor"
 ) -> tuple["tf.Tensor", "tf.Tensor"]:
-    """Return how far right of and below a place pixels are, (B, 1, W) and (B, H, 1), in pixels.
+    """Return the distances of pixels to the right of and below positions, (B, 1, W), (B, H, 1).
 
-    The places, (B,), are shares of the picture's width and height. What is drawn around them takes
-    sums, products and quotients only, which a processor rounds alike in every place (see `_exact`).
+    The positions, (B,), are shares of the image's width and height. Profiles around them use only
+    sums, products and quotients, whose rounding does not depend on the batch (see `_exact`).
     """
     import tensorflow as tf
 
@@ -375,9 +375,9 @@ def _offsets(
 def _exact(amounts: "tf.Tensor") -> "tf.Tensor":
     """Return amounts in float64.
 
-    A processor may compute an exponential or a sine in a vector's remainder in another way than
-    within the vector, so that the last bit depends on an image's place in its batch. Of float64
-    that bit is lost when the result becomes float32.
+    Processors may compute exponentials and sines differently in the remainder of a vector, so the
+    last bit may depend on an image's place in its batch. In float64 this bit is lost when the
+    result is converted to float32.
     """
     import tensorflow as tf
 
@@ -385,14 +385,14 @@ def _exact(amounts: "tf.Tensor") -> "tf.Tensor":
 
 
 def _width(amounts: "tf.Tensor") -> "tf.Tensor":
-    """Return widths (B, 1), float64, large enough to divide by: a kernel of them is one pixel."""
+    """Return widths (B, 1), float64, large enough to divide by; the smallest give one pixel."""
     import tensorflow as tf
 
     return tf.maximum(_exact(amounts), 1e-3)[:, None]
 
 
 def _normalised(kernels: "tf.Tensor") -> "tf.Tensor":
-    """Return kernels (B, K) that add up to 1, float32."""
+    """Return kernels (B, K), normalised to a sum of 1, float32."""
     import tensorflow as tf
 
     return tf.cast(kernels / tf.reduce_sum(kernels, axis=1, keepdims=True), tf.float32)
@@ -401,7 +401,7 @@ def _normalised(kernels: "tf.Tensor") -> "tf.Tensor":
 def _convolve(images: "tf.Tensor", kernels: "tf.Tensor") -> "tf.Tensor":
     """Convolve images (B, H, W, C) with symmetric kernels (B, K, L), each image with its own.
 
-    The pictures are continued by their mirror images, so that no flux is lost at the edges.
+    Images are reflected at the edges, so that no flux is lost.
     """
     import tensorflow as tf
 

@@ -12,13 +12,13 @@ CONVOLUTIONS = (
     (256, True), (128, False),
 )  # fmt: skip
 DENSE = 128
-"""Units of the dense layer that is applied to every pixel of the last map."""
+"""Units of the dense layer applied to every pixel of the last feature map."""
 
 
 def table1_map(images: "keras.KerasTensor") -> "keras.KerasTensor":
     """Return the feature map of Table 1's network, before its dropout, Flatten and last layer.
 
-    The table names no activation for the dense layer; it has the convolutions' ReLU here.
+    The table gives no activation for the dense layer; ReLU is used, as for the convolutions.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def table1_map(images: "keras.KerasTensor") -> "keras.KerasTensor":
     Returns
     -------
     KerasTensor, shape (B, H / 32, W / 32, 128)
-        Quotients are rounded up; 2 x 2 x 128 for the paper's 64 x 64.
+        Rounded up; 2 x 2 x 128 for the paper's 64 x 64.
     """
     import keras
 
@@ -37,6 +37,6 @@ def table1_map(images: "keras.KerasTensor") -> "keras.KerasTensor":
     for filters, pooled in CONVOLUTIONS:
         x = layers.Conv2D(filters, 2, padding="same", activation="relu")(x)
         if pooled:
-            # "same": the last row of an odd number of rows counts too.
+            # "same", so that the last of an odd number of rows is not dropped.
             x = layers.MaxPooling2D(2, padding="same")(x)
     return layers.Dense(DENSE, activation="relu")(x)

@@ -1,7 +1,7 @@
-"""What the network's last layer is trained on, and the way back to labels.
+"""Training targets of the network's last layer, and the way back to labels.
 
 `Targets.encode` (NumPy, of labels) and `Targets.decode` (Keras's own layers, inside the exported
-model) are each other's inverse, parameter by parameter.
+model) are inverse to each other, parameter by parameter.
 """
 
 from collections.abc import Iterator
@@ -23,23 +23,23 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Target:
-    """How one parameter stands in the last layer.
+    """How one parameter is represented in the last layer.
 
     Attributes
     ----------
     name : str
         Name of the parameter.
     kind : str
-        ``number``: the label, counted from `offset` in units of `scale`. ``sine_cosine``: sine and
-        cosine of an angle counted from `offset`. ``probability``: the logit of the probability that
-        the label is 1 and not 0. ``sigmoid_classes``: the logits of the label's classes, each for
-        itself (the paper's); ``softmax_classes``: of classes whose probabilities add up to 1.
+        ``number``: the label, relative to `offset` in units of `scale`. ``sine_cosine``: sine and
+        cosine of an angle relative to `offset`. ``probability``: the logit of the probability that
+        the label is 1 rather than 0. ``sigmoid_classes``: the logits of independent classes (the
+        paper's); ``softmax_classes``: those of classes whose probabilities sum to 1.
     width : int
-        Outputs of the last layer that belong to the parameter.
+        Number of outputs of the last layer for the parameter.
     offset, scale : float
         In the label's own units.
     class_width_deg : float
-        Width of the classes where they are bins.
+        Width of classes that are bins.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Target:
     class_width_deg: float = 0.0
 
     def encode(self, labels: Array) -> Array:
-        """Return what the outputs, shape (N, width), should be for labels of shape (N,)."""
+        """Return the target outputs, shape (N, width), for labels of shape (N,)."""
         match self.kind:
             case "number":
                 return ((labels - self.offset) / self.scale)[:, None]
@@ -85,7 +85,7 @@ class Targets:
     Attributes
     ----------
     each : tuple of Target
-        One a parameter.
+        One per parameter.
     """
 
     each: tuple[Target, ...]
@@ -103,7 +103,7 @@ class Targets:
             start += target.width
 
     def encode(self, labels: Array) -> Array:
-        """Return what the last layer should give.
+        """Return the targets of the last layer.
 
         Parameters
         ----------
@@ -161,14 +161,14 @@ def make_targets(config: Config, labels: Array) -> Targets:
 
 
 def labels_of(config: Config, predictions: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Return the labels (N, P) that predictions mean: themselves, or the best classes' centres.
+    """Return the labels (N, P) for predictions: themselves, or centres of the best classes.
 
     Parameters
     ----------
     config : Config
         Its `parameters` and `model` are used.
     predictions : ndarray, shape (N, P) or (N, classes)
-        What the exported model gives.
+        Output of the exported model.
     """
     if config.model.task == "classification":
         return decode_classes(predictions, config.model.class_width_deg, config.parameters)
@@ -180,15 +180,15 @@ def retrograde_score(
 ) -> NDArray[np.floating] | None:
     """Return how far predictions lean from prograde (0) to retrograde (1), shape (N,).
 
-    None where the spin is not estimated. It is no probability before it is calibrated
-    (`evaluation.conformal`), and a regression's may lie outside 0..1.
+    None if the spin is not estimated. It is a probability only after calibration
+    (`evaluation.conformal`); a regression's score may lie outside 0..1.
 
     Parameters
     ----------
     config : Config
         Its `parameters` and `model` are used.
     predictions : ndarray, shape (N, P) or (N, classes)
-        What the exported model gives.
+        Output of the exported model.
     """
     if SPIN.name not in config.parameters:
         return None
@@ -209,11 +209,12 @@ def prediction_width(config: Config) -> int:
 def _target(config: Config, name: str, labels: Array) -> Target:
     model = config.model
     if model.task == "classification":
-        # A catalogue or table without classes was refused; these shards may be a regression's.
+        # Catalogues and tables without classes are refused earlier; these may be shards made for
+        # a regression.
         if not (good := named(name).in_class(labels)).all():
             raise InputError(
                 f"model.task: classification has no class for {name} {labels[~good][0]:g} of the "
-                f"training images (it has them for {named(name).span}); leave {name} out of "
+                f"training images (only for {named(name).span}); leave {name} out of "
                 "parameters, or train a regression"
             )
         softmax = config.training.loss == "categorical_crossentropy"
@@ -226,10 +227,10 @@ def _target(config: Config, name: str, labels: Array) -> Target:
     if name == SPIN.name and model.spin == "probability":
         return Target(name, "probability")
     if name in model.sine_cosine:
-        # Counted from the middle of the labels, angles jump by 360 deg where no label is near.
+        # Relative to the middle of the labels, angles wrap by 360 deg far from any label.
         return Target(name, "sine_cosine", 2, offset=float(labels.min() + labels.max()) / 2)
     if not config.training.standardise_targets:
         return Target(name, "number")
     mean, scale = labels.mean(dtype=np.float64), labels.std(dtype=np.float64)
-    varies = labels.min() < labels.max()  # else the scale is 0, or rounding
+    varies = labels.min() < labels.max()  # otherwise the scale is 0 or rounding error
     return Target(name, "number", offset=float(mean), scale=float(scale) if varies else 1.0)

@@ -1,1 +1,1 @@
-"""N-body encounters of galaxy pairs, the library of their snapshots, and the mirror of previews."""
+"""N-body encounters of galaxy pairs, the library of their snapshots, and the preview mirror."""

@@ -1,9 +1,9 @@
-"""The stage `simulate`: from a configuration to a snapshot library, one encounter a task.
+"""The stage `simulate`: from a configuration to a snapshot library, one encounter per task.
 
-Every finished encounter is a file of its own in ``<library>.parts`` until all are there and become
-the library; then the folder goes. Run again, the stage reuses what is in the parts or the library
-and was made from the same parameters, so that it can be killed at any time, and a library can be
-extended by another realisation, spin or inclination.
+Every finished encounter is a separate file in ``<library>.parts``; once all are complete, they are
+merged into the library and the folder is removed. A rerun reuses encounters in the parts or the
+library that were made with the same parameters, so that the stage can be killed at any time, and a
+library can be extended by another realisation, spin or inclination.
 """
 
 import logging
@@ -35,11 +35,11 @@ from galmerhpc.simulate.orbit import Orbit
 
 log = logging.getLogger(__name__)
 
-_ENERGY_INTERVAL_MYR = 20.0  # an energy costs as much as a step
-# The live orbit takes longer than that of two points, since overlapping galaxies pull less.
-_LATEST_PERICENTRE = 3.0  # in units of the point masses' time to it
+_ENERGY_INTERVAL_MYR = 20.0  # computing the energy costs as much as a step
+# Overlapping galaxies attract less than point masses, so the orbit takes longer.
+_LATEST_PERICENTRE = 3.0  # in units of the time for point masses
 
-# Keys that an encounter has by a name of its own, or that change nothing in it.
+# Keys that an encounter has under another name, or that do not affect it.
 _NOT_SHARED = (
     "pair",
     "galaxies",
@@ -59,7 +59,7 @@ class Task:
     Attributes
     ----------
     settings : config.Simulate
-        What all encounters share.
+        Settings shared by all encounters.
     spin : str
         Sense of the orbit relative to the first disc.
     inclination2_deg : float
@@ -67,7 +67,7 @@ class Task:
     realisation : int
         Seed of the particles.
     variant : str
-        Name of the variant whose settings these are; empty where there are none.
+        Name of the variant of these settings; empty if there are none.
     """
 
     settings: config.Simulate
@@ -91,7 +91,7 @@ class Task:
 
     @property
     def models(self) -> tuple[GalaxyModel, GalaxyModel]:
-        """The two galaxies; the second one scaled by the mass ratio."""
+        """The two galaxies, the second scaled by the mass ratio."""
         first, second = (self.settings.galaxies[name] for name in self.settings.pair)
         return (
             GalaxyModel.from_config(first),
@@ -100,16 +100,16 @@ class Task:
 
     @property
     def gravity(self) -> Gravity:
-        """The force; a galaxy of shorter lengths is softened less, or it would be puffed up."""
+        """The gravity solver; softening scales with galaxy size, or small ones would puff up."""
         settings = self.settings
         return Gravity(
             settings.softening_kpc, settings.opening_angle, length_scale(settings.mass_ratio)
         )
 
     def attributes(self) -> dict[str, Attribute]:
-        """Return all parameters that decide the encounter, flat, by the configuration's keys.
+        """Return all parameters of the encounter, flat, by the configuration's keys.
 
-        With a mass ratio also ``softening2_kpc``, the second galaxy's.
+        With a mass ratio, also ``softening2_kpc`` of the second galaxy.
         """
         settings = self.settings.model_dump(mode="json")
         shared = {key: value for key, value in settings.items() if key not in _NOT_SHARED}
@@ -129,7 +129,7 @@ class Task:
         }
 
     def _second_softening(self) -> dict[str, Attribute]:
-        # Libraries of equal softening have no such attribute, and can still be extended.
+        # Left out for equal softening, so that older libraries can still be extended.
         if self.settings.mass_ratio == 1:
             return {}
         gravity = self.gravity
@@ -137,7 +137,7 @@ class Task:
 
 
 def tasks(settings: config.Simulate) -> tuple[Task, ...]:
-    """Return all encounters of a configuration in the order of their snapshots' numbers."""
+    """Return all encounters of a configuration in the order of their snapshot numbers."""
     return tuple(
         Task(own, spin, inclination, realisation, variant)
         for variant, own in settings.kinds().items()
@@ -151,14 +151,14 @@ def tasks(settings: config.Simulate) -> tuple[Task, ...]:
 
 
 def initial_state(task: Task) -> Particles:
-    """Return both galaxies, tilted, on their orbit; the centre of mass rests at the origin.
+    """Return both galaxies, tilted, on their orbit, with the centre of mass at rest at the origin.
 
-    The tilts turn the discs about the x axis, the line of pericentre.
+    Discs are tilted about the x axis, the line of pericentre.
     """
     orbit, (first, second) = task.orbit, task.models
     place, velocity = orbit.inbound(task.settings.orbit.start_separation_kpc, task.spin)
     counts = counts_from_config(task.settings.particles)
-    # Spawned, so that one realisation's second galaxy is not another one's first.
+    # Spawned, so that the second galaxy of one realisation is not the first of another.
     seeds = np.random.SeedSequence(task.realisation).spawn(2)
     galaxies = []
     for number, (model, tilt, share) in enumerate(
@@ -181,7 +181,7 @@ def initial_state(task: Task) -> Particles:
 
 @dataclass
 class _Pericentre:
-    """The closest approach so far, and whether it is behind."""
+    """The closest approach so far, and whether it has passed."""
 
     resolution_kpc: float
     distance_kpc: float = np.inf
@@ -189,10 +189,10 @@ class _Pericentre:
     passed: bool = False
 
     def look(self, time_myr: float, distance_kpc: float) -> None:
-        """Take note of the distance at a time.
+        """Record the distance at a time.
 
-        Once it has grown again by more than what is resolved, the passage is over: a later, closer
-        one of a pair that merges does not count.
+        The passage is over once the distance has grown again by more than the resolution; later,
+        closer passages of a merging pair do not count.
         """
         if self.passed:
             return
@@ -222,21 +222,21 @@ def run(task: Task) -> Encounter:
     Returns
     -------
     Encounter
-        Its snapshots at the times that the configuration asks for, counted from the pericentre
-        passage that happened, and in its attributes also ``pericentre_kpc``, ``pericentre_myr``
-        (since the start) and ``energy_drift``.
+        Its snapshots at the configured times, relative to the simulated pericentre passage; its
+        attributes also include ``pericentre_kpc``, ``pericentre_myr`` (since the start) and
+        ``energy_drift``.
 
     Raises
     ------
     GalmerhpcError
-        The energy drifted too far, the galaxies never passed each other, or they did so too soon
-        for the first snapshot.
+        The energy drifted too far, there was no pericentre passage, or it was too early for the
+        first snapshot.
     """
     settings = task.settings
     gravity, start = task.gravity, initial_state(task)
     luminous = start.component != Component.HALO
     pericentre, energy = _Pericentre(settings.softening_kpc), _EnergyWatch(gravity)
-    frames: dict[int, NDArray[np.float32]] = {}  # luminous positions by number of the step
+    frames: dict[int, NDArray[np.float32]] = {}  # luminous positions by step number
     for time, particles in integrate(start, gravity, settings.step_myr):
         pericentre.look(time, separation(particles))
         frames[round(time / settings.step_myr)] = particles.position[luminous].astype(np.float32)
@@ -265,15 +265,15 @@ def run(task: Task) -> Encounter:
 
 
 def _wanted_steps(task: Task, pericentre: _Pericentre) -> list[int]:
-    """Return the numbers of the steps that are snapshots, if the pericentre is where it is now."""
+    """Return the step numbers of the snapshots, given the current pericentre."""
     times = pericentre.time_myr + task.settings.snapshots.values()
     return [round(time / task.settings.step_myr) for time in times]
 
 
 def _forget(frames: dict[int, NDArray[np.float32]], task: Task, pericentre: _Pericentre) -> None:
-    """Drop the frames that cannot become snapshots any more.
+    """Drop the frames that can no longer become snapshots.
 
-    Until the pericentre is passed it can only move to a later step.
+    Until pericentre has passed, it can only move to a later step.
     """
     wanted = _wanted_steps(task, pericentre)
     for step in list(frames):
@@ -288,9 +288,9 @@ def _wanted_frames(
     steps = _wanted_steps(task, pericentre)
     if steps[0] < 0:
         raise GalmerhpcError(
-            f"{task.name}: the pericentre came {pericentre.time_myr:g} Myr after the start, too "
-            f"soon for a snapshot at simulate.snapshots.start_myr = "
-            f"{task.settings.snapshots.start_myr:g}; raise it or "
+            f"{task.name}: pericentre was {pericentre.time_myr:g} Myr after the start, too early "
+            "for a snapshot at simulate.snapshots.start_myr = "
+            f"{task.settings.snapshots.start_myr:g}; increase it or "
             "simulate.orbit.start_separation_kpc"
         )
     return np.stack([frames[step] for step in steps])
@@ -300,8 +300,8 @@ def _check_passage(task: Task, pericentre: _Pericentre, time_myr: float) -> None
     expected = task.orbit.time_to_pericentre_myr(task.settings.orbit.start_separation_kpc)
     if not pericentre.passed and time_myr > _LATEST_PERICENTRE * expected:
         raise GalmerhpcError(
-            f"{task.name}: no pericentre after {time_myr:g} Myr, where point masses have it after "
-            f"{expected:.0f}; the galaxies merge before it or their bulges have too few particles: "
+            f"{task.name}: no pericentre after {time_myr:g} Myr ({expected:.0f} Myr for point "
+            "masses); either the galaxies merge before it or their bulges have too few particles: "
             "change simulate.orbit or simulate.particles"
         )
 
@@ -319,17 +319,17 @@ def _check_energy(task: Task, drift: float) -> None:
 
 
 def simulate(config: Config) -> None:
-    """Make the snapshot library of a configuration, or what is missing of it.
+    """Make the snapshot library of a configuration, or the missing part of it.
 
-    Collective: all ranks call it, and encounters go to whichever rank is free.
+    Collective: all ranks call it, and encounters are assigned to free ranks.
 
     Raises
     ------
     InputError
-        The configuration names no library that can be written, or what is there was made from
-        other parameters.
+        The configuration's library cannot be written, or existing encounters were made with other
+        parameters.
     GalmerhpcError
-        An encounter failed; those that are complete are kept.
+        An encounter failed; complete ones are kept.
     """
     path, everything = _target(config), tasks(config.simulate)
     for task in everything:
@@ -340,7 +340,7 @@ def simulate(config: Config) -> None:
 
 
 def _complete(path: Path, everything: Sequence[Task]) -> None:
-    """Make the encounters that are missing, then the library."""
+    """Make the missing encounters, then the library."""
     if parallel.rank() == 0:
         files.remove_temporaries(_parts(path))
     held = parallel.from_rank_0(lambda: _held(path, everything))
@@ -360,24 +360,25 @@ def _complete(path: Path, everything: Sequence[Task]) -> None:
 def _target(config: Config) -> Path:
     if config.library == SHIPPED:
         raise InputError(
-            f"library: {SHIPPED} is part of the package and is not overwritten; name a file to "
-            "make, for example library=runs/library.h5"
+            f"library: {SHIPPED} is part of the package and cannot be overwritten; name a file to "
+            "write, for example library=runs/library.h5"
         )
     path = library_path(config.library)
     if path.is_dir():
         raise InputError(
-            f"library: {path} is a folder; name a file to make, for example library=runs/library.h5"
+            f"library: {path} is a folder; name a file to write, for example "
+            "library=runs/library.h5"
         )
     return path
 
 
 def _check_start(task: Task) -> None:
-    """Refuse snapshots from before the start, before hours are spent."""
+    """Refuse snapshots earlier than the start, before hours are spent."""
     ahead = task.orbit.time_to_pericentre_myr(task.settings.orbit.start_separation_kpc)
     if -task.settings.snapshots.start_myr > ahead:
         raise InputError(
             f"simulate.snapshots.start_myr: {task.settings.snapshots.start_myr:g} is before the "
-            f"start, {ahead:.0f} Myr before pericentre; raise it or "
+            f"start, {ahead:.0f} Myr before pericentre; increase it or "
             "simulate.orbit.start_separation_kpc"
         )
 
@@ -391,12 +392,12 @@ def _part(path: Path, task: Task) -> Path:
 
 
 def _held(path: Path, everything: Sequence[Task]) -> dict[str, Path]:
-    """Return the file that holds each encounter that is already there.
+    """Return the files of the existing encounters, by name of the encounter.
 
     Raises
     ------
     InputError
-        Something there is not of this configuration: it took hours and is not thrown away.
+        An existing encounter is not of this configuration; it took hours and is not deleted.
     """
     wanted = {task.name: task.attributes() for task in everything}
     held = {}
@@ -404,7 +405,7 @@ def _held(path: Path, everything: Sequence[Task]) -> dict[str, Path]:
         for name, stored in library.stored_attributes(file).items():
             if name not in wanted:
                 raise InputError(
-                    f"{file}: holds {name}, which the configuration does not ask for; "
+                    f"{file}: contains {name}, which is not in the configuration; "
                     "choose another library or remove that file"
                 )
             _compare(file, name, wanted[name], stored)
@@ -424,7 +425,7 @@ def _compare(
 
 
 def _finish(path: Path, everything: Sequence[Task], sources: Mapping[str, Path]) -> None:
-    """Make the library of what is there, unless it is that already, and remove the parts."""
+    """Merge the encounters into the library, unless it is complete, and remove the parts."""
     names, first = [task.name for task in everything], everything[0].settings.first_snapshot_id
     if not _is_complete(path, names, first):
         library.merge(path, {name: sources[name] for name in names}, first)

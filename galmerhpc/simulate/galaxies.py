@@ -30,18 +30,18 @@ MYR_PER_TIME_UNIT = 977.792
 
 _SPHERE_EDGE = 10.0
 _DISC_EDGE = 5.0
-"""Particles lie within this many scale lengths (radius of a sphere, a + h of a disc): 98.5 % of the
-sphere's and 80 % of the disc's mass. They carry all of it, so that the galaxy's mass is exact."""
+"""Particles lie within this many scale lengths (radius of a sphere, a + h of a disc), which contain
+98.5 % of the mass of a sphere and 80 % of a disc's. They carry all of it, so the total is exact."""
 
 _DISC_HEIGHTS = 10.0  # particles lie within this many scale heights of the plane
-_ESCAPE_FRACTION = 0.95  # a disc particle drawn faster than this is slowed to it
-_TOOMRE_STARS = 3.36  # Toomre's critical dispersion is this times G Sigma / kappa
+_ESCAPE_FRACTION = 0.95  # faster disc particles are slowed to this
+_TOOMRE_STARS = 3.36  # Toomre's critical dispersion in units of G Sigma / kappa
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 class Component(IntEnum):
-    """What a particle is part of."""
+    """Component that a particle belongs to."""
 
     HALO = 0
     BULGE = 1
@@ -65,9 +65,9 @@ class Particles:
         0 for the first galaxy of a pair, 1 for the second.
     """
 
-    position: Array
-    velocity: Array
-    mass: Array
+    position: Floats
+    velocity: Floats
+    mass: Floats
     component: NDArray[np.uint8]
     galaxy: NDArray[np.uint8]
 
@@ -81,7 +81,7 @@ class Particles:
         return cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in names})
 
     def centred(self) -> "Particles":
-        """Return them with the centre of mass at rest at the origin."""
+        """Return the particles with their centre of mass at rest at the origin."""
         return replace(
             self,
             position=self.position - np.average(self.position, axis=0, weights=self.mass),
@@ -101,7 +101,7 @@ class MiyamotoNagai:
     mass : float
         Solar masses.
     a, h : float
-        Radial and vertical scale, kpc; h is the radius of a Plummer sphere.
+        Radial and vertical scale, kpc; for a Plummer sphere, h is its radius.
     """
 
     mass: float
@@ -113,17 +113,17 @@ class MiyamotoNagai:
         """Radius within which particles are drawn, kpc."""
         return (_DISC_EDGE if self.a else _SPHERE_EDGE) * (self.a + self.h)
 
-    def potential(self, radius: Array, z: Array) -> Array:
+    def potential(self, radius: Floats, z: Floats) -> Floats:
         """Return the potential at cylindrical radius and height (kpc), (km/s)^2."""
         return -G * self.mass / np.hypot(radius, self.a + np.hypot(z, self.h))
 
-    def gradient(self, radius: Array, z: Array) -> tuple[Array, Array]:
+    def gradient(self, radius: Floats, z: Floats) -> tuple[Floats, Floats]:
         """Return the potential's derivatives along radius and z, (km/s)^2 / kpc."""
         s = np.hypot(z, self.h)
         common = G * self.mass / np.hypot(radius, self.a + s) ** 3
         return common * radius, common * z * (self.a + s) / s
 
-    def density(self, radius: Array, z: Array) -> Array:
+    def density(self, radius: Floats, z: Floats) -> Floats:
         """Return the density, Msun / kpc^3."""
         s = np.hypot(z, self.h)
         flat = self.a * radius**2 + (self.a + 3 * s) * (self.a + s) ** 2
@@ -131,7 +131,7 @@ class MiyamotoNagai:
             self.h**2 * self.mass / (4 * np.pi) * flat / (np.hypot(radius, self.a + s) ** 5 * s**3)
         )
 
-    def enclosed_mass(self, r: Array) -> Array:
+    def enclosed_mass(self, r: Floats) -> Floats:
         """Return the mass inside spheres of radius r, by Gauss's law, Msun."""
         node, weight = np.polynomial.legendre.leggauss(64)
         cosine = (node + 1) / 2  # one hemisphere
@@ -141,7 +141,7 @@ class MiyamotoNagai:
 
 
 def length_scale(shrink: float) -> float:
-    """Return what lengths are multiplied by where masses are divided: equal surface density."""
+    """Return the scale factor of lengths for masses divided by `shrink` (equal surface density)."""
     return float(1 / np.sqrt(shrink))
 
 
@@ -152,21 +152,21 @@ def _condensed(component: MiyamotoNagai) -> MiyamotoNagai:
 
 @dataclass(frozen=True)
 class GalaxyModel:
-    """The components of a galaxy, and the Toomre Q of its discs."""
+    """The components of a galaxy and the Toomre Q of its discs."""
 
     components: dict[Component, MiyamotoNagai]
     toomre_q: dict[Component, float]
 
     @classmethod
     def from_config(cls, galaxy: config.Galaxy, shrink: float = 1.0) -> "GalaxyModel":
-        """Build the model from its configuration.
+        """Build a model from its configuration.
 
         Parameters
         ----------
         galaxy : config.Galaxy
             Masses in GalMer's unit, lengths in kpc.
         shrink : float
-            Divide masses by this, and lengths as `length_scale` says.
+            Masses are divided by this, and lengths scaled by `length_scale`.
         """
         mass, length = MASS_UNIT_MSUN / shrink, length_scale(shrink)
         spheres = {Component.HALO: galaxy.halo, Component.BULGE: galaxy.bulge}
@@ -189,22 +189,22 @@ class GalaxyModel:
         return sum(c.mass for c in self.components.values())
 
     def condensed(self) -> "GalaxyModel":
-        """Return the model of which the part inside the edges has this one's masses.
+        """Return the model whose masses inside the edges are the total masses of this one.
 
-        It is what the particles are: their equilibrium must be computed in its field.
+        This is what the particles represent: their equilibrium must be computed in its field.
         """
         return replace(self, components={k: _condensed(c) for k, c in self.components.items()})
 
-    def potential(self, radius: Array, z: Array) -> Array:
+    def potential(self, radius: Floats, z: Floats) -> Floats:
         """Return the potential at cylindrical radius and height (kpc), (km/s)^2."""
         return np.sum([c.potential(radius, z) for c in self.components.values()], axis=0)
 
-    def gradient(self, radius: Array, z: Array) -> tuple[Array, Array]:
+    def gradient(self, radius: Floats, z: Floats) -> tuple[Floats, Floats]:
         """Return the potential's derivatives along radius and z, (km/s)^2 / kpc."""
         parts = [c.gradient(radius, z) for c in self.components.values()]
         return np.sum([p[0] for p in parts], axis=0), np.sum([p[1] for p in parts], axis=0)
 
-    def acceleration(self, position: Array) -> Array:
+    def acceleration(self, position: Floats) -> Floats:
         """Return the acceleration (N, 3) at positions (N, 3) in kpc, (km/s)^2 / kpc."""
         x, y, z = position.T
         radius = np.hypot(x, y)
@@ -212,15 +212,15 @@ class GalaxyModel:
         outward = np.divide(along_radius, radius, out=np.zeros_like(radius), where=radius > 0)
         return -np.stack([outward * x, outward * y, along_z], axis=1)
 
-    def circular_speed(self, radius: Array) -> Array:
+    def circular_speed(self, radius: Floats) -> Floats:
         """Return the speed of circular orbits in the plane, km/s."""
         return np.sqrt(radius * self.gradient(radius, np.zeros_like(radius))[0])
 
-    def epicyclic_frequency(self, radius: Array) -> Array:
+    def epicyclic_frequency(self, radius: Floats) -> Floats:
         """Return the frequency of radial oscillations about circular orbits, km/s / kpc."""
         step = 1e-3 * radius
 
-        def slope(r: Array) -> Array:
+        def slope(r: Floats) -> Floats:
             return self.gradient(r, np.zeros_like(r))[0]
 
         curvature = (slope(radius + step) - slope(radius - step)) / (2 * step)
@@ -233,7 +233,7 @@ class GalaxyModel:
 def realise(
     model: GalaxyModel, counts: dict[Component, int], seed: np.random.SeedSequence
 ) -> Particles:
-    """Draw a galaxy in equilibrium, at rest at the origin, its discs spinning along +z.
+    """Draw a galaxy in equilibrium, at rest at the origin, with its discs spinning along +z.
 
     Parameters
     ----------
@@ -242,7 +242,7 @@ def realise(
     counts : dict
         Number of particles by component.
     seed : SeedSequence
-        Equal seeds give equal particles.
+        Equal seeds give identical particles.
 
     Returns
     -------
@@ -270,7 +270,7 @@ def realise(
 
 def _draw_sphere(
     model: GalaxyModel, component: Component, n: int, rng: np.random.Generator
-) -> tuple[Array, Array]:
+) -> tuple[Floats, Floats]:
     """Draw positions and velocities (N, 3) of a Plummer sphere inside the whole galaxy."""
     sphere = model.components[component]
     r = _plummer_radii(sphere.h, n, rng)
@@ -278,7 +278,7 @@ def _draw_sphere(
     return r[:, None] * _directions(n, rng), speed[:, None] * _directions(n, rng)
 
 
-def _plummer_radii(scale: float, n: int, rng: np.random.Generator) -> Array:
+def _plummer_radii(scale: float, n: int, rng: np.random.Generator) -> Floats:
     """Draw radii from the Plummer sphere's mass profile, inverted in closed form."""
     outermost = (1 + _SPHERE_EDGE**-2) ** -1.5
     enclosed = outermost * (1 - rng.random(n))  # in (0, outermost]
@@ -286,8 +286,8 @@ def _plummer_radii(scale: float, n: int, rng: np.random.Generator) -> Array:
 
 
 def _eddington_speeds(
-    model: GalaxyModel, sphere: MiyamotoNagai, r: Array, rng: np.random.Generator
-) -> Array:
+    model: GalaxyModel, sphere: MiyamotoNagai, r: Floats, rng: np.random.Generator
+) -> Floats:
     """Draw speeds (N,) at radii (N,) from the isotropic distribution function."""
     grid = sphere.h * np.geomspace(1e-4, 1e3, 2000)
     enclosed = np.sum([c.enclosed_mass(grid) for c in model.components.values()], axis=0)
@@ -303,20 +303,23 @@ def _eddington_speeds(
     return np.array(fraction) * np.sqrt(2 * psi_here)
 
 
-def _relative_potential(r: Array, enclosed: Array) -> Array:
-    """Return minus the potential of a spherical mass profile, Keplerian beyond the last radius."""
+def _relative_potential(r: Floats, enclosed: Floats) -> Floats:
+    """Return minus the potential of a spherical mass profile, Keplerian outside the last radius."""
     force = G * enclosed / r**2
     inwards = cumulative_trapezoid(force[::-1], -r[::-1], initial=0)[::-1]
     return inwards + G * enclosed[-1] / r[-1]
 
 
-def _eddington(r: Array, enclosed: Array, psi: Array, sphere: MiyamotoNagai) -> tuple[Array, Array]:
-    """Return energies, and the distribution function up to a constant: d/dE of the integral below.
+def _eddington(
+    r: Floats, enclosed: Floats, psi: Floats, sphere: MiyamotoNagai
+) -> tuple[Floats, Floats]:
+    """Return energies, and the distribution function up to a factor: d/dE of the integral below.
 
-    A cored halo around a heavy disc would need a negative one at the very centre; there it is 0.
+    A cored halo around a heavy disc would need negative values at the very centre; they are set to
+    0.
     """
     u = r / sphere.h
-    density_slope = -5 * u * (1 + u**2) ** -3.5  # of Plummer's profile, up to a constant
+    density_slope = -5 * u * (1 + u**2) ** -3.5  # of Plummer's profile, up to a factor
     rise = density_slope / (-G * enclosed / r**2)  # d rho / d psi along the profile
     log_rise = CubicSpline(np.log(psi[::-1]), np.log(rise[::-1]))
     energy = np.geomspace(psi[-1], psi[0], 2000)
@@ -327,7 +330,7 @@ def _eddington(r: Array, enclosed: Array, psi: Array, sphere: MiyamotoNagai) -> 
     return energy, np.maximum(np.gradient(integral, energy), 0.0)
 
 
-def _directions(n: int, rng: np.random.Generator) -> Array:
+def _directions(n: int, rng: np.random.Generator) -> Floats:
     """Draw unit vectors (N, 3), uniform on the sphere."""
     vector = rng.normal(size=(n, 3))
     return vector / np.linalg.norm(vector, axis=1, keepdims=True)
@@ -335,7 +338,7 @@ def _directions(n: int, rng: np.random.Generator) -> Array:
 
 def _draw_disc(
     model: GalaxyModel, component: Component, n: int, rng: np.random.Generator
-) -> tuple[Array, Array]:
+) -> tuple[Floats, Floats]:
     """Draw positions and velocities (N, 3) of a disc that spins along +z."""
     profile = _DiscProfile(model, component)
     radius, z = profile.draw_places(n, rng)
@@ -361,7 +364,7 @@ class _DiscProfile:
         self._column, self._sigma_z = self._vertical()
         self._sigma_r, self._sigma_phi, self._streaming = self._planar(model.toomre_q[component])
 
-    def _vertical(self) -> tuple[Array, Array]:
+    def _vertical(self) -> tuple[Floats, Floats]:
         """Tabulate the mass column up to a height, and sigma_z^2 = 1/rho int rho dPhi/dz dz."""
         radius, z = np.meshgrid(self._radius, self._height, indexing="ij")
         density = self._disc.density(radius, z)
@@ -370,11 +373,11 @@ class _DiscProfile:
         pressure = cumulative_trapezoid(weight, self._height, axis=1, initial=0)
         return column, np.sqrt((pressure[:, -1:] - pressure) / density)
 
-    def _planar(self, toomre_q: float) -> tuple[Array, Array, Array]:
+    def _planar(self, toomre_q: float) -> tuple[Floats, Floats, Floats]:
         """Tabulate radial and tangential dispersion and mean rotation in the plane, km/s.
 
-        The radial dispersion squared follows the surface density, at the level at which the
-        smallest Toomre Q is the one asked for.
+        The squared radial dispersion is proportional to the surface density, with the factor set
+        by the requested minimum of Toomre's Q.
         """
         radius = np.maximum(self._radius, self._radius[1] / 2)  # the moments divide by it
         surface = 2 * self._column[:, -1]
@@ -388,7 +391,7 @@ class _DiscProfile:
         drift2 = circular**2 + sigma_r2 * (1 + slope) - sigma_phi2
         return np.sqrt(sigma_r2), np.sqrt(sigma_phi2), np.sqrt(np.maximum(drift2, 0))
 
-    def draw_places(self, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    def draw_places(self, n: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
         """Draw cylindrical radii and heights (N,), kpc."""
         inside = self._height <= _DISC_HEIGHTS * self._disc.h
         column, height = self._column[:, inside], self._height[inside]
@@ -401,8 +404,8 @@ class _DiscProfile:
         return radius, z * rng.choice([-1.0, 1.0], n)
 
     def draw_velocities(
-        self, radius: Array, z: Array, rng: np.random.Generator
-    ) -> tuple[Array, Array, Array]:
+        self, radius: Floats, z: Floats, rng: np.random.Generator
+    ) -> tuple[Floats, Floats, Floats]:
         """Draw velocities (N,) along radius, azimuth and z, km/s."""
         n = len(radius)
         radial = rng.normal(size=n) * np.interp(radius, self._radius, self._sigma_r)
@@ -415,8 +418,8 @@ class _DiscProfile:
         slowing = np.minimum(1, _ESCAPE_FRACTION * escape / speed)
         return radial * slowing, tangential * slowing, vertical * slowing
 
-    def _lag(self, radius: Array, z: Array) -> Array:
-        """Return by how much rotation is slower off the plane, where the inward force is weaker."""
+    def _lag(self, radius: Floats, z: Floats) -> Floats:
+        """Return the factor by which rotation is slower off the plane (weaker inward force)."""
         here = self._model.gradient(radius, z)[0]
         plane = self._model.gradient(radius, np.zeros_like(z))[0]
         return np.sqrt(np.clip(here / plane, 0, 1))
@@ -427,7 +430,7 @@ def counts_from_config(particles: config.Particles) -> dict[Component, int]:
     return {component: getattr(particles, component.name.lower()) for component in Component}
 
 
-def rotate_about_x(vectors: NDArray[Any], angle_deg: float) -> Array:
+def rotate_about_x(vectors: NDArray[Any], angle_deg: float) -> Floats:
     """Rotate vectors (N, 3) about the x axis, the line of pericentre: the tilt of a disc."""
     cosine, sine = np.cos(np.radians(angle_deg)), np.sin(np.radians(angle_deg))
     return vectors @ np.array([[1, 0, 0], [0, cosine, sine], [0, -sine, cosine]])

@@ -1,19 +1,19 @@
-"""GalMer's particle snapshots, FITS files, as a snapshot library that the mirror can draw.
+"""GalMer's particle snapshots (FITS files) as a snapshot library that the mirror can draw.
 
-A file holds a binary table with a row a particle and columns X, Y, Z, VX, VY, VZ, MASS, M_GAS,
-P_TYPE (0 gas, 1 star, 2 dark matter) and GAL (which galaxy it was of). What the file does not say,
-or says in keywords that we do not know, comes from a CSV table beside the files.
+A file contains a binary table with one row per particle and columns X, Y, Z, VX, VY, VZ, MASS,
+M_GAS, P_TYPE (0 gas, 1 star, 2 dark matter) and GAL (original galaxy). What the file does not say,
+or says in keywords unknown to us, is given in a CSV table.
 
-Taken for granted, since GalMer's papers and files at hand do not settle it:
+Assumptions, where GalMer's papers and the files at hand are not conclusive:
 
 - Lengths are in kpc and masses in 2.3e9 solar masses, unless the caller says otherwise.
-- x-y is the plane of the orbit, with the axes of `galmerhpc.simulate.orbit`, so that theta and phi
-  mean what they mean for our own encounters. The velocities are used to test it: a warning says
-  where the two galaxies move about another axis than z.
-- The origin is the middle of the pair, and so of the pictures; nothing is moved or turned. A
-  warning says where it is far from the middle of the luminous matter.
-- A particle shines with its MASS as what its P_TYPE says. Stars that formed in a gas particle
-  (MASS less M_GAS, if that is what these columns mean) are not told apart, nor bulge from disc.
+- x-y is the orbital plane, with the axes of `galmerhpc.simulate.orbit`, so that theta and phi have
+  the same meaning as for our own encounters. This is tested with the velocities: there is a warning
+  if the two galaxies move about another axis than z.
+- The origin is the centre of the pair and of the images; nothing is shifted or rotated. There is a
+  warning if it is far from the centre of the luminous matter.
+- A particle is drawn with its MASS as the component given by P_TYPE. Stars formed in a gas particle
+  (MASS - M_GAS, if that is what these columns mean) and bulge and disc are not distinguished.
 """
 
 import logging
@@ -48,12 +48,12 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("X", "Y", "Z", "VX", "VY", "VZ", "MASS", "M_GAS", "P_TYPE", "GAL")
 MOST_PARTICLES = 20_000_000
-"""Forty times GalMer's largest snapshots; a header may claim anything."""
+"""Forty times GalMer's largest snapshots; a damaged header may claim any number."""
 
 _COMPONENTS = {0: Component.GAS, 1: Component.STARS, 2: Component.HALO}
 _NEEDED = ("file", "id", "time_myr", "spin", "inclination_deg")
 _OPTIONAL = ("simulation", "pair", "orbit")
-# Names that the library has for something of its own, and what to do about such a column.
+# Reserved names of the library, and what to do about such a column.
 _TAKEN = {
     "realisation": "call the column simulation",
     "orbit_type": "call the column orbit",
@@ -62,10 +62,10 @@ _TAKEN = {
         "give the column another name",
     ),
 }
-_LARGEST_TILT_DEG = 10.0  # of the orbit's axis to z, beyond which pictures mislead
-_LARGEST_OFFSET_KPC = 5.0  # of the luminous matter's centre; a picture shows 33 to each side
+_LARGEST_TILT_DEG = 10.0  # of the orbit's axis to z, above which images mislead
+_LARGEST_OFFSET_KPC = 5.0  # of the luminous matter's centre; an image shows 33 to each side
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 def import_fits(
@@ -77,18 +77,18 @@ def import_fits(
     mass_msun: float,
     neighbours: int,
 ) -> str:
-    """Write a snapshot library of FITS files.
+    """Write a snapshot library from FITS files.
 
     Parameters
     ----------
     paths : sequence of Path
         FITS files.
     table : Path
-        CSV file with a row for each of them: ``file`` (its name, without folder), ``id``,
-        ``time_myr``, ``spin``, ``inclination_deg``, and if wanted ``simulation``, ``pair``,
-        ``orbit`` and further labels, which are numbers.
+        CSV file with one row for each of them: ``file`` (its name, without folder), ``id``,
+        ``time_myr``, ``spin``, ``inclination_deg``, and optionally ``simulation``, ``pair``,
+        ``orbit`` and further numeric labels.
     output : Path
-        Library to write; a file that is there is not replaced.
+        Library to write; an existing file is not replaced.
     length_kpc, mass_msun : float
         Units of the files' X, Y, Z and MASS.
     neighbours : int
@@ -102,13 +102,13 @@ def import_fits(
     Raises
     ------
     InputError
-        A file is damaged or not of this layout, or the table is wrong; the message names it.
+        A file is damaged or has another layout, or the table is invalid; the message names it.
     """
     for name, unit in (("length-kpc", length_kpc), ("mass-msun", mass_msun)):
         if not (math.isfinite(unit) and unit > 0):
-            raise InputError(f"--{name}: {unit} is no unit; give a number above 0")
+            raise InputError(f"--{name}: {unit} is not a unit; give a number above 0")
     if output.exists():
-        raise InputError(f"{output}: is there already; remove it or name another file")
+        raise InputError(f"{output}: exists already; remove it or name another file")
     rows = _read_table(table)
     chosen = [_row_of(path, rows, table) for path in paths]
     _refuse_twice(paths, chosen)
@@ -139,12 +139,12 @@ def read_particles(path: Path, length_kpc: float, mass_msun: float) -> Particles
     Returns
     -------
     Particles
-        Velocities in the file's unit; the lower of its GAL numbers is galaxy 0.
+        Velocities in the file's unit; the lower GAL number is galaxy 0.
 
     Raises
     ------
     InputError
-        It is missing, damaged, or its columns or values are not GalMer's.
+        It is missing, damaged, or its columns or values are not as in GalMer's files.
     """
     columns = _read_columns(path)
     for name, values in columns.items():
@@ -159,7 +159,7 @@ def read_particles(path: Path, length_kpc: float, mass_msun: float) -> Particles
         )
     numbers, galaxy = np.unique(columns["GAL"], return_inverse=True)
     if len(numbers) > 2:
-        raise InputError(f"{path}: GAL has {len(numbers)} values, and a pair has two galaxies")
+        raise InputError(f"{path}: GAL has {len(numbers)} values, but a pair has two galaxies")
     component = np.array([_COMPONENTS[k] for k in sorted(_COMPONENTS)], np.uint8)
     particles = Particles(
         position=np.stack([columns[name] for name in ("X", "Y", "Z")], axis=1) * length_kpc,
@@ -169,18 +169,18 @@ def read_particles(path: Path, length_kpc: float, mass_msun: float) -> Particles
         galaxy=galaxy.reshape(-1).astype(np.uint8),
     )
     if not (particles.component != Component.HALO).any():
-        raise InputError(f"{path}: no particle is a star or gas: there is nothing to draw")
+        raise InputError(f"{path}: no stars or gas: there is nothing to draw")
     _warn_of_tilt(path, particles)
     _warn_of_offset(path, particles)
     return particles
 
 
-def _read_columns(path: Path) -> dict[str, Array]:
-    """Read the columns of the first table that has them all, shape (N,) each."""
+def _read_columns(path: Path) -> dict[str, Floats]:
+    """Read the columns, shape (N,) each, of the first table that has them all."""
     try:
         with warnings.catch_warnings(record=True) as noted:
             warnings.simplefilter("always", AstropyWarning)
-            # Opened here, since astropy leaves a file open that it fails on.
+            # Opened here, since astropy leaves files open if it fails.
             with path.open("rb") as file, fits.open(file, lazy_load_hdus=False) as units:
                 columns = _columns_of(path, units)
     except FileNotFoundError:
@@ -189,17 +189,17 @@ def _read_columns(path: Path) -> dict[str, Array]:
         raise
     except Exception as error:  # noqa: BLE001 - astropy raises nearly anything on damaged files
         why = brief(error)
-        raise InputError(f"{path}: damaged, or no FITS file ({why})") from None
-    # Of what breaks the standard, but no number of the columns: a table cut short is an error.
+        raise InputError(f"{path}: damaged, or not a FITS file ({why})") from None
+    # Violations of the standard that do not affect the columns; a truncated table is an error.
     for text in dict.fromkeys(brief(warning.message) for warning in noted):
         log.warning("%s: %s", path, text)
     return columns
 
 
-def _columns_of(path: Path, units: Any) -> dict[str, Array]:
+def _columns_of(path: Path, units: Any) -> dict[str, Floats]:
     tables = [unit for unit in units if isinstance(unit, fits.BinTableHDU)]
     if not tables:
-        raise InputError(f"{path}: holds no binary table")
+        raise InputError(f"{path}: contains no binary table")
     fitting = [unit for unit in tables if {*COLUMNS} <= {n.upper() for n in unit.columns.names}]
     if not fitting:
         names = [name.upper() for name in tables[0].columns.names]
@@ -212,18 +212,18 @@ def _columns_of(path: Path, units: Any) -> dict[str, Array]:
     if count == 0:
         raise InputError(f"{path}: the table is empty")
     if count > MOST_PARTICLES:
-        raise InputError(f"{path}: {count} particles, more than the {MOST_PARTICLES} we take")
+        raise InputError(f"{path}: {count} particles, more than the maximum of {MOST_PARTICLES}")
     columns = {}
     for name in COLUMNS:
         values = np.asarray(unit.data[name])
         if values.shape != (count,) or values.dtype.kind not in "iuf":
-            raise InputError(f"{path}: column {name} is not one number a particle")
+            raise InputError(f"{path}: column {name} is not one number per particle")
         columns[name] = values.astype(np.float64)
     return columns
 
 
 def _warn_of_tilt(path: Path, particles: Particles) -> None:
-    """Warn where the galaxies' motion about each other is not about the z axis."""
+    """Warn if the galaxies do not move about each other around the z axis."""
     weights = [np.where(particles.galaxy == k, particles.mass, 0.0) for k in (0, 1)]
     if min(weight.sum() for weight in weights) == 0:
         return
@@ -233,28 +233,28 @@ def _warn_of_tilt(path: Path, particles: Particles) -> None:
         for values in (particles.position, particles.velocity)
     )
     axis = np.cross(place, velocity)  # (3,), along the orbital angular momentum
-    # Galaxies that meet head on, or are one by now, have no axis worth the name.
+    # Galaxies that collide head-on or have merged have no well-defined axis.
     if np.linalg.norm(axis) <= 0.01 * np.linalg.norm(place) * np.linalg.norm(velocity):
         return
     tilt = np.degrees(np.arccos(min(abs(axis[2]) / np.linalg.norm(axis), 1.0)))
     if tilt > _LARGEST_TILT_DEG:
         log.warning(
-            "%s: the galaxies move about an axis %.0f deg from z, so that x-y is not the plane of "
-            "their orbit, and theta and phi of its pictures are not those of the catalogue",
+            "%s: the galaxies move about an axis %.0f deg from z, so that x-y is not their orbital "
+            "plane, and theta and phi of its images are not those of the catalogue",
             path, tilt,
         )  # fmt: skip
 
 
 def _warn_of_offset(path: Path, particles: Particles) -> None:
-    """Warn where what shines is not about the origin, which is the middle of the pictures."""
+    """Warn if the luminous matter is far from the origin, which is the centre of the images."""
     weights = np.where(particles.component != Component.HALO, particles.mass, 0.0)
     if weights.sum() == 0:
         return
     offset = np.linalg.norm(np.average(particles.position, axis=0, weights=weights))
     if offset > _LARGEST_OFFSET_KPC:
         log.warning(
-            "%s: the centre of its stars and gas is %.0f kpc from the origin, so that pictures "
-            "show them beside their middle or not at all; move X, Y and Z, or see to --length-kpc",
+            "%s: the centre of its stars and gas is %.0f kpc from the origin, so that images show "
+            "them off-centre or not at all; shift X, Y and Z, or check --length-kpc",
             path, offset,
         )  # fmt: skip
 
@@ -273,7 +273,7 @@ def _encounter(
         **made_from,
     }
     return Encounter(
-        name=f"snapshot-{snapshot.id}",  # particles are born and grow: no two snapshots share them
+        name=f"snapshot-{snapshot.id}",  # particles form and grow: no two snapshots share them
         attributes=attributes,
         time_myr=np.array([snapshot.time_myr]),
         position=particles.position[None, luminous],
@@ -287,7 +287,7 @@ def _encounter(
 
 
 def _read_table(path: Path) -> dict[str, Run]:
-    """Read what each file is: a run of one snapshot by the file's name."""
+    """Read the table: a run of one snapshot for each file name."""
 
     def row(cells: dict[str, str]) -> tuple[str, Run]:
         return cells["file"], _run(cells)
@@ -300,15 +300,15 @@ def _read_table(path: Path) -> dict[str, Run]:
 
 
 def _run(cells: Mapping[str, str]) -> Run:
-    """Read a row.
+    """Return the run of a row.
 
     Raises
     ------
     ValueError
-        It is wrong; the message names the column.
+        It is invalid; the message names the column.
     """
     if taken := [name for name in _TAKEN if name in cells]:
-        raise ValueError(f"{taken[0]}: the library has one of its own; {_TAKEN[taken[0]]}")
+        raise ValueError(f"{taken[0]}: reserved by the library; {_TAKEN[taken[0]]}")
     try:
         return Run.model_validate(
             {
@@ -342,7 +342,7 @@ def _refuse_twice(paths: Sequence[Path], runs: Sequence[Run]) -> None:
 
 
 def _catalogue(runs: Sequence[Run]) -> str:
-    """Return the runs as a catalogue; snapshots of one encounter are one run."""
+    """Return the runs as a catalogue, with the snapshots of an encounter in one run."""
     merged: dict[str, dict[str, Any]] = {}
     for run in runs:
         values = run.model_dump(mode="json", exclude_defaults=True)

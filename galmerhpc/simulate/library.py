@@ -1,10 +1,10 @@
 """The snapshot library: the luminous particles of every encounter, in one HDF5 file.
 
-Layout (format 1), N luminous particles and T snapshots an encounter::
+Layout (format 1), with N luminous particles and T snapshots per encounter::
 
     /                             attributes: format, code_version
-    /encounters/<name>            a group an encounter, for example prograde-i45-r0
-        attributes                every parameter of the encounter and what came of it
+    /encounters/<name>            one group per encounter, e.g. prograde-i45-r0
+        attributes                parameters and results of the encounter
         position     (T, N, 3)    int16, in units of the attribute unit_kpc, from the pair's centre
                                   of mass; axes of `galmerhpc.simulate.orbit`
         smoothing    (T, N)       uint8, smallest_kpc * ratio ** code: distance to a near neighbour
@@ -14,19 +14,18 @@ Layout (format 1), N luminous particles and T snapshots an encounter::
         time_myr     (T,)         float64, since the pericentre passage
         snapshot_id  (T,)         int64, unique in the file
 
-Particles are sorted by galaxy, component and mass, and equal ones along a space-filling curve, anew
-in each snapshot: neighbours in the file are neighbours in space, which compresses better by a
-fifth. So row k is not the same particle in two snapshots.
+Particles are sorted by galaxy, component and mass, and among equal ones along a space-filling curve
+that differs between snapshots: neighbours in the file are neighbours in space, which improves
+compression by a fifth. So row k is not the same particle in two snapshots.
 
-A position beyond +-655.34 kpc, twenty times what a picture shows, is moved to that limit; the
-encounter's attribute ``clamped`` counts how often this happened.
+Positions beyond +-655.34 kpc, twenty times the width of an image, are moved to that limit; the
+encounter's attribute ``clamped`` counts them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
@@ -42,7 +41,7 @@ from galmerhpc.simulate.galaxies import Component as Component
 FORMAT = 1
 SHIPPED = "shipped"
 
-# An eighth of a preview's pixel at the page's zoom, and much finer than the softening length.
+# An eighth of a preview pixel at the default zoom, and much smaller than the softening length.
 _POSITION_UNIT_KPC = 0.02
 # 256 steps of 4 %: from 0.02 to 440 kpc.
 _SMALLEST_SMOOTHING_KPC = 0.02
@@ -53,12 +52,12 @@ Attribute = str | int | float
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The luminous particles of a pair at one moment.
+    """The luminous particles of a pair at one time.
 
     Attributes
     ----------
     snapshot_id : int
-        Its number, unique in the library.
+        Snapshot number, unique in the library.
     encounter : str
         Name of its encounter.
     attributes : mapping
@@ -66,7 +65,7 @@ class Snapshot:
     time_myr : float
         Time since the pericentre passage.
     position : ndarray, shape (N, 3), float32
-        From the pair's centre of mass, kpc; the orbital plane is x-y.
+        Relative to the pair's centre of mass, kpc; the orbital plane is x-y.
     smoothing : ndarray, shape (N,), float32
         Distance to a near neighbour, kpc.
     mass : ndarray, shape (N,), float32
@@ -101,11 +100,11 @@ class Encounter:
     time_myr : ndarray, shape (T,), float64
         Time since the pericentre passage.
     position : ndarray, shape (T, N, 3), float
-        kpc, from the pair's centre of mass.
+        Relative to the pair's centre of mass, kpc.
     mass : ndarray, shape (N,), float
         Solar masses.
     component, galaxy : ndarray, shape (N,), uint8
-        `Component`; 0 or 1. Halo particles are not stored and must not be among them.
+        `Component`; 0 or 1. There must be no halo particles, which are not stored.
     """
 
     name: str
@@ -121,12 +120,12 @@ class Encounter:
 
 
 def library_path(library: str) -> Path:
-    """Return the file that the configuration's `library` means.
+    """Return the file that the configuration's `library` refers to.
 
     Parameters
     ----------
     library : str
-        A path, or ``shipped`` for the library inside the package.
+        A path, or ``shipped`` for the package's library.
     """
     if library == SHIPPED:
         return Path(str(resources.files("galmerhpc") / "data" / "library.h5"))
@@ -134,7 +133,7 @@ def library_path(library: str) -> Path:
 
 
 class Library:
-    """A library opened for reading: by many processes at once, and where files cannot be locked.
+    """A library opened for reading, without file locking, so that many processes can read it.
 
     Parameters
     ----------
@@ -144,7 +143,7 @@ class Library:
     Raises
     ------
     InputError
-        It is missing, damaged or no snapshot library.
+        It is missing, damaged or not a snapshot library.
     """
 
     def __init__(self, path: Path) -> None:
@@ -170,7 +169,7 @@ class Library:
 
     @property
     def encounters(self) -> tuple[str, ...]:
-        """Names of all encounters in the order of their snapshots' numbers."""
+        """Names of all encounters in the order of their snapshot numbers."""
         return tuple(dict.fromkeys(self._places[number][0] for number in self.snapshot_ids))
 
     def snapshots_of(self, encounter: str) -> tuple[int, ...]:
@@ -187,7 +186,7 @@ class Library:
         """
         if encounter not in self._file["encounters"]:
             raise InputError(
-                f"{self.path}: no encounter {encounter!r} (there are: {', '.join(self.encounters)})"
+                f"{self.path}: no encounter {encounter!r} (available: {', '.join(self.encounters)})"
             )
         return _read_attributes(self._file["encounters"][encounter])
 
@@ -203,11 +202,11 @@ class Library:
         Raises
         ------
         InputError
-            The library has no snapshot of that number, or it cannot be read.
+            The library has no snapshot with that number, or it cannot be read.
         """
         if snapshot_id not in self:
             raise InputError(
-                f"{self.path}: no snapshot {snapshot_id} (there are {_ranges(self.snapshot_ids)})"
+                f"{self.path}: no snapshot {snapshot_id} (available: {_ranges(self.snapshot_ids)})"
             )
         name, row = self._places[snapshot_id]
         group = self._file["encounters"][name]
@@ -233,22 +232,17 @@ class Library:
     def __enter__(self) -> "Library":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def stored_attributes(path: Path) -> dict[str, dict[str, Attribute]]:
-    """Return the attributes of each encounter of a library, or of one encounter's own file.
+    """Return the attributes of each encounter in a library or part file.
 
     Raises
     ------
     InputError
-        The file is missing, damaged or no snapshot library.
+        The file is missing, damaged or not a snapshot library.
     """
     with _open(path) as file:
         return {name: _read_attributes(group) for name, group in file["encounters"].items()}
@@ -272,18 +266,18 @@ def _open(path: Path) -> h5py.File:
 
 def _damaged(path: Path) -> InputError:
     return InputError(
-        f"{path}: damaged, or no snapshot library of format {FORMAT}; "
+        f"{path}: damaged, or not a snapshot library of format {FORMAT}; "
         "remove it and make it again with galmerhpc simulate"
     )
 
 
 def _read_attributes(group: h5py.Group) -> dict[str, Attribute]:
-    # A NumPy scalar becomes Python's own, so that it prints and compares as what was written.
+    # Convert NumPy scalars to Python's, so that they print and compare as what was written.
     return {key: v.item() if isinstance(v, np.generic) else v for key, v in group.attrs.items()}
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Write ascending numbers as ``3-5, 9-12``."""
+    """Format ascending numbers as ``3-5, 9-12``."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -294,7 +288,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def is_library(path: Path) -> bool:
-    """Tell whether a file has the form of a snapshot library."""
+    """Return whether a file looks like a snapshot library."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             return "encounters" in file
@@ -303,7 +297,7 @@ def is_library(path: Path) -> bool:
 
 
 def describe(path: Path) -> list[str]:
-    """Say what a library holds, a line an encounter.
+    """Return a description of a library, one line per encounter.
 
     Raises
     ------
@@ -330,14 +324,14 @@ def describe(path: Path) -> list[str]:
 
 
 def write_encounter(path: Path, encounter: Encounter, neighbours: int) -> None:
-    """Write one encounter to a file of its own, atomically; its snapshots have no numbers yet.
+    """Write one encounter to a separate file, atomically; its snapshots have no numbers yet.
 
     Parameters
     ----------
     path : Path
-        The file; its folder is made.
+        The file; its folder is created.
     encounter : Encounter
-        What to store.
+        The encounter.
     neighbours : int
         A particle's smoothing length is the distance to this neighbour, of any component.
     """
@@ -347,14 +341,14 @@ def write_encounter(path: Path, encounter: Encounter, neighbours: int) -> None:
 
 
 def write_library(path: Path, encounters: Iterable[tuple[int, Encounter]], neighbours: int) -> None:
-    """Write encounters of one snapshot each, whose numbers are given, to a library, atomically.
+    """Write a library of encounters with one numbered snapshot each, atomically.
 
     Parameters
     ----------
     path : Path
         The library.
     encounters : iterable of (int, Encounter)
-        Number of the snapshot, and the encounter; one at a time is held in memory.
+        Snapshot number and encounter; only one is held in memory at a time.
     neighbours : int
         As for `write_encounter`.
     """
@@ -366,14 +360,14 @@ def write_library(path: Path, encounters: Iterable[tuple[int, Encounter]], neigh
 
 
 def merge(library: Path, sources: Mapping[str, Path], first_snapshot_id: int) -> None:
-    """Gather encounters into a library, atomically, and number their snapshots.
+    """Merge encounters into a library, atomically, and number their snapshots.
 
     Parameters
     ----------
     library : Path
         File to write; it may be one of the sources.
     sources : mapping
-        File that holds the encounter, by the encounter's name and in the order of numbering.
+        Files of the encounters by name, in the order of numbering.
     first_snapshot_id : int
         Number of the first encounter's first snapshot.
 
@@ -413,7 +407,7 @@ def _write_group(file: h5py.File, encounter: Encounter, neighbours: int) -> h5py
 def _write_snapshots(group: h5py.Group, encounter: Encounter, neighbours: int) -> int:
     """Write positions and smoothing lengths; return how many positions were clamped."""
     times, particles = len(encounter.position), len(encounter.mass)
-    # One coordinate of one snapshot a chunk: like bytes lie together.
+    # One chunk per coordinate and snapshot, so that similar bytes are adjacent.
     position = group.create_dataset(
         "position",
         (times, particles, 3),
@@ -444,7 +438,7 @@ def _write_snapshots(group: h5py.Group, encounter: Encounter, neighbours: int) -
 
 
 def _order(encounter: Encounter, place: NDArray[np.uint64] | None = None) -> NDArray[np.intp]:
-    """Return the order of particles in the file; `place` (N,) ranks equal ones."""
+    """Return the order of particles in the file; `place` (N,) orders equal ones."""
     keys = (encounter.mass, encounter.component, encounter.galaxy)
     return np.lexsort(keys if place is None else (place, *keys))
 
@@ -457,7 +451,7 @@ def neighbour_distance(position: NDArray[np.floating[Any]], neighbours: int) -> 
     position : ndarray, shape (N, 3)
         kpc.
     neighbours : int
-        n; the particle itself is not counted.
+        n, not counting the particle itself.
 
     Returns
     -------
@@ -477,7 +471,7 @@ def _encode_position(kpc: NDArray[np.floating[Any]]) -> tuple[NDArray[np.int16],
 
 
 def _encode_smoothing(kpc: NDArray[np.float64]) -> NDArray[np.uint8]:
-    with np.errstate(divide="ignore"):  # particles in one place are 0 apart: the smallest code
+    with np.errstate(divide="ignore"):  # coincident particles get the smallest code
         codes = np.log(kpc / _SMALLEST_SMOOTHING_KPC) / np.log(_SMOOTHING_RATIO)
     return np.clip(np.rint(codes), 0, np.iinfo(np.uint8).max).astype(np.uint8)
 
@@ -488,7 +482,7 @@ def _decode_smoothing(dataset: h5py.Dataset, row: int) -> NDArray[np.float32]:
 
 
 def _morton(codes: NDArray[np.int16]) -> NDArray[np.uint64]:
-    """Return places along the Z-order curve: the bits of three coordinates, interleaved."""
+    """Return positions along the Z-order curve: interleaved bits of the three coordinates."""
     place = np.zeros(len(codes), np.uint64)
     for axis in range(3):
         unsigned = (codes[:, axis].astype(np.int32) - np.iinfo(np.int16).min).astype(np.uint64)

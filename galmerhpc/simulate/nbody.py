@@ -1,11 +1,12 @@
 """Self-gravity of many particles: forces from a quadrupole tree, leapfrog in time.
 
-Forces come from pytreegrav (Grudić & Gurvich 2021, JOSS 6, 3675). Quadrupoles are not a luxury:
-with monopoles alone an encounter's energy drifts by almost a per cent.
+Forces are computed with pytreegrav (Grudić & Gurvich 2021, JOSS 6, 3675). Quadrupoles are needed:
+with monopoles alone, the energy of an encounter drifts by almost one per cent.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,47 +21,46 @@ except ImportError:
         "galmerhpc simulate needs numba and pytreegrav: pip install 'galmerhpc[simulate]'"
     ) from None
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 # pytreegrav's softening is the radius at which its spline kernel ends (Springel 2005, section 2.1).
 _KERNEL_PER_PLUMMER = 2.8
+_OPTIONS: dict[str, Any] = {"G": G, "method": "tree", "quadrupole": True}
 
 
 @dataclass(frozen=True)
 class Gravity:
-    """How gravity is computed.
+    """Settings of the gravity solver.
 
     Attributes
     ----------
     softening_kpc : float
         Plummer-equivalent softening length of the first galaxy's particles.
     opening_angle : float
-        Barnes-Hut opening angle; smaller is more exact.
+        Barnes-Hut opening angle; smaller is more accurate.
     second_softening : float
-        That of the second galaxy's particles, in units of the first's. Between two particles the
-        longer one counts.
+        Softening of the second galaxy's particles, in units of the first's. Between two particles
+        the larger one applies.
     """
 
     softening_kpc: float
     opening_angle: float
     second_softening: float = 1.0
 
-    def acceleration(self, particles: Particles) -> Array:
+    def acceleration(self, particles: Particles) -> Floats:
         """Return the acceleration (N, 3), (km/s)^2 / kpc."""
         return np.asarray(
             pytreegrav.Accel(
                 particles.position,
                 particles.mass,
                 self._kernel(particles),
-                G=G,
                 theta=self.opening_angle,
-                method="tree",
-                quadrupole=True,
+                **_OPTIONS,
             )
         )
 
     def energy(self, particles: Particles) -> float:
-        """Return the kinetic and potential energy together, Msun (km/s)^2."""
+        """Return the total energy, Msun (km/s)^2."""
         kinetic, potential = self.energies(particles)
         return kinetic + potential
 
@@ -70,15 +70,13 @@ class Gravity:
             particles.position,
             particles.mass,
             self._kernel(particles),
-            G=G,
             theta=self.opening_angle,
-            method="tree",
-            quadrupole=True,
+            **_OPTIONS,
         )
         kinetic = (particles.velocity**2).sum(axis=1) @ particles.mass / 2
         return float(kinetic), float(potential @ particles.mass / 2)
 
-    def _kernel(self, particles: Particles) -> Array:
+    def _kernel(self, particles: Particles) -> Floats:
         radius = _KERNEL_PER_PLUMMER * self.softening_kpc
         return np.array([radius, radius * self.second_softening])[particles.galaxy]
 
@@ -86,23 +84,23 @@ class Gravity:
 def integrate(
     particles: Particles, gravity: Gravity, step_myr: float
 ) -> Iterator[tuple[float, Particles]]:
-    """Follow particles for ever: kick, drift, kick (Binney & Tremaine 2008, section 3.4.1).
+    """Integrate forever with kick, drift, kick (Binney & Tremaine 2008, section 3.4.1).
 
     Parameters
     ----------
     particles : Particles
-        The state at time zero; it is not changed.
+        The state at time zero; not modified.
     gravity : Gravity
-        The force.
+        The gravity solver.
     step_myr : float
-        Time step, the same for all.
+        Time step, the same for all particles.
 
     Yields
     ------
     time_myr : float
         0, step_myr, 2 step_myr ...
     particles : Particles
-        The state at that time; each is a new one.
+        The state at that time, a new object each time.
     """
     step = step_myr / MYR_PER_TIME_UNIT
     acceleration = gravity.acceleration(particles)
@@ -117,10 +115,10 @@ def integrate(
 
 
 def separation(particles: Particles) -> float:
-    """Return the distance of the two galaxies' centres, kpc.
+    """Return the distance between the two galaxies' centres, kpc.
 
-    A centre is the median of the bulge's particles, which stay together and are not drawn out by
-    tides as the discs and haloes are.
+    A centre is the median position of the bulge particles, which stay together, whereas tides
+    stretch discs and haloes.
     """
     bulge = particles.component == Component.BULGE
     first, second = (

@@ -1,4 +1,4 @@
-"""The orbit of two point masses, on which an encounter starts.
+"""The orbit of two point masses on which an encounter starts.
 
 Axes: the orbit lies in the x-y plane with its pericentre on +x; its angular momentum points along
 +z for a prograde encounter and along -z for a retrograde one, since the first disc spins along +z.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from galmerhpc.config import Spin
 from galmerhpc.simulate.galaxies import MYR_PER_TIME_UNIT, G
 
-Array = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Orbit:
     Attributes
     ----------
     mass : float
-        Of both bodies together, Msun.
+        Total mass of both bodies, Msun.
     pericentre : float
-        kpc.
+        Pericentre distance, kpc.
     energy : float
         Specific orbital energy, (km/s)^2: 0 for a parabola, above 0 for a hyperbola.
     """
@@ -37,18 +37,18 @@ class Orbit:
 
     @property
     def eccentricity(self) -> float:
-        """1 for a parabola, more for a hyperbola."""
+        """Eccentricity: 1 for a parabola, more for a hyperbola."""
         return 1 + 2 * self.energy * self.pericentre / (G * self.mass)
 
-    def inbound(self, separation: float, spin: Spin) -> tuple[Array, Array]:
-        """Return the second body's place and velocity relative to the first, before pericentre.
+    def inbound(self, separation: float, spin: Spin) -> tuple[Floats, Floats]:
+        """Return the second body's position and velocity relative to the first, before pericentre.
 
         Parameters
         ----------
         separation : float
             Their distance, kpc; at least the pericentre.
         spin : str
-            Sense of the orbit.
+            Sense of the first disc relative to the orbit.
 
         Returns
         -------
@@ -58,14 +58,14 @@ class Orbit:
         mu, e = G * self.mass, self.eccentricity
         semilatus = self.pericentre * (1 + e)
         cosine = (semilatus / separation - 1) / e
-        sine = -np.sqrt(1 - min(cosine**2, 1.0))  # negative: the pericentre is still to come
+        sine = -np.sqrt(1 - min(cosine**2, 1.0))  # negative, since pericentre is yet to come
         position = separation * np.array([cosine, sine, 0.0])
         velocity = np.sqrt(mu / semilatus) * np.array([-sine, e + cosine, 0.0])
         mirror = np.array([1.0, 1.0 if spin == "prograde" else -1.0, 1.0])
         return position * mirror, velocity * mirror
 
     def time_to_pericentre_myr(self, separation: float) -> float:
-        """Return the time from a separation (kpc) to the pericentre, Myr."""
+        """Return the time from a separation (kpc) to pericentre, Myr."""
         mu, q = G * self.mass, self.pericentre
         if self.energy == 0:  # Barker's equation, with the tangent of half the true anomaly
             tangent = np.sqrt(separation / q - 1)

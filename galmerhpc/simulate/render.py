@@ -1,24 +1,24 @@
-"""A snapshot as a picture: projection, adaptive smoothing, brightness.
+"""Rendering of a snapshot: projection, adaptive smoothing, brightness.
 
 Projection. The line of sight is ``n = (sin theta cos phi, sin theta sin phi, cos theta)``, from the
-pair to the observer. The picture's axes are ``e_x = (-sin phi, cos phi, 0)`` to the right and
+pair to the observer. The image axes are ``e_x = (-sin phi, cos phi, 0)`` to the right and
 ``e_y = n x e_x`` upwards, so the camera never rolls: ``e_x`` stays in the orbital plane. The origin
 is the pair's centre of mass.
 
-Smoothing. A particle's mass is spread over a smooth bump whose width is the particle's own
-smoothing length: sharp where particles are many, soft where they are few, so that a picture shows
-the encounter and not which particles happened to stand for it. A wide bump is drawn into a coarser
-picture, where it covers few pixels, and the coarse pictures are enlarged and added up; hence the
-cost of a particle does not depend on its width.
+Smoothing. A particle's mass is spread over a kernel with the particle's own smoothing length: sharp
+where particles are dense, soft where they are sparse, so that an image shows the encounter rather
+than the particles that sample it. Wide kernels are drawn into coarser images, where they cover few
+pixels, and the coarse images are enlarged and added up, so the cost of a particle does not depend
+on its width.
 
-Brightness. The service's scale and palette are not documented. Ours, by choice: grey levels that
-grow with the inverse hyperbolic sine of the surface density, which shows spiral arms and faint
-tails in one picture. The scale is fixed, not fitted to each picture: a grey level means the same
-surface density in every view, snapshot and zoom.
+Brightness. The service's scale and palette are not documented. Our choice is grey levels that grow
+with the inverse hyperbolic sine of the surface density, which shows spiral arms and faint tails in
+the same image. The scale is fixed: a grey level means the same surface density in every view,
+snapshot and zoom.
 
-Promise. The same request gives the same bytes, whatever else the process does: one picture is the
-work of one thread, and sums run in the order of the particles. Between processors or library
-versions single pixels may differ by one grey level, since sine, cosine and logarithm may differ in
+Reproducibility. The same request gives the same bytes, whatever else the process does: each image
+is drawn by one thread, and sums run in the order of the particles. Between processors or library
+versions, single pixels may differ by one grey level, since sine, cosine and logarithm may differ in
 their last digit.
 """
 
@@ -30,35 +30,35 @@ from galmerhpc.preview import Preview
 from galmerhpc.simulate.library import Component, Snapshot
 
 KERNEL_WIDTHS = 2.0
-"""Half width of a particle's bump in smoothing lengths. Its standard deviation is then 0.6 of the
-distance to the 32nd neighbour: some 45 particles under each pixel of a disc, 15 % noise. Narrower
-bumps make two realisations of one encounter differ more, wider ones blur the arms."""
+"""Half width of a particle's kernel in smoothing lengths. Its standard deviation is then 0.6 of the
+distance to the 32nd neighbour: some 45 particles contribute to each pixel of a disc, with 15 %
+noise. With narrower kernels, realisations of an encounter differ more; wider ones blur the arms."""
 
 SMALLEST_KERNEL_PX = 2.0
-"""Least half width of a bump: a standard deviation of 0.6 pixel, below which particles alias."""
+"""Least half width of a kernel: a standard deviation of 0.6 pixel, to avoid aliasing."""
 
 LARGEST_KERNEL_PX = 6.0
-"""Half width beyond which a bump moves to a picture of half as many pixels a side, where it then
-has at least half of this: enough to be round after the enlargement."""
+"""Half width above which a kernel is drawn into an image of half as many pixels per side, where it
+has at least half this width: enough to be round after enlargement."""
 
 FAINTEST = 3.0
 """Surface density, solar masses per square parsec, where the scale turns from linear to logarithmic
-at brightness 4: below it tails are a few particles and fade to black."""
+at brightness 4: fainter tails consist of few particles and fade to black."""
 
 WHITE = 3000.0
-"""Surface density that is white at brightness 4: the middle of the bulges."""
+"""Surface density that is white at brightness 4: that of the centres of bulges."""
 
 NEUTRAL_BRIGHTNESS = 4.0
-"""Brightness of the service's own page; each step above it doubles the exposure."""
+"""Default brightness of the service's page; each step above it doubles the exposure."""
 
-_KERNEL_VARIANCE = 1 / 11  # along an axis, of the bump of half width 1
+_KERNEL_VARIANCE = 1 / 11  # along an axis, for a kernel of half width 1
 _STARS = (Component.BULGE, Component.STARS)
 _PARSECS = 1e3  # per kpc
-_PAD = 1  # pixels around each picture, which its enlargement reads at the rim
+_PAD = 1  # pixels around each image that its enlargement reads at the edges
 
 
 def _cache_place() -> bool:
-    """Say whether numba can keep compiled code; read-only installations and homes have no place."""
+    """Return whether numba can cache compiled code, which needs a writable folder."""
     try:
         numba.njit(cache=True)(_cache_place)
     except RuntimeError:
@@ -66,20 +66,20 @@ def _cache_place() -> bool:
     return True
 
 
-# Threads render at the same time, and a second process need not compile again.
+# Threads render concurrently, and further processes need not compile again.
 _COMPILE = {"nogil": True, "cache": _cache_place(), "error_model": "numpy"}
 
 
 def render(snapshot: Snapshot, preview: Preview) -> NDArray[np.uint8]:
-    """Draw a snapshot as the preview asks.
+    """Draw a snapshot as requested by a preview.
 
     Parameters
     ----------
     snapshot : Snapshot
-        The particles; ``preview.snap_id`` is not looked at.
+        The particles; ``preview.snap_id`` is ignored.
     preview : Preview
-        View, size and components. ``halo`` and ``quantity`` are not looked at either: a library
-        has no halo particles and no other quantity.
+        View, size and components. ``halo`` and ``quantity`` are ignored too: a library has no halo
+        particles and no other quantity.
 
     Returns
     -------
@@ -102,7 +102,7 @@ def surface_density(snapshot: Snapshot, preview: Preview) -> NDArray[np.float32]
     -------
     ndarray, shape (nbins, nbins), float32
         Solar masses per square parsec; the first row is the top. Its sum times the area of a pixel
-        is the mass of the particles whose bumps lie inside the picture.
+        is the mass of the particles whose kernels lie inside the image.
     """
     wanted = (_STARS if preview.stars else ()) + ((Component.GAS,) if preview.gas else ())
     drawn = np.isin(snapshot.component, wanted)
@@ -120,7 +120,7 @@ def surface_density(snapshot: Snapshot, preview: Preview) -> NDArray[np.float32]
 
 
 def image_axes(theta: float, phi: float) -> NDArray[np.float64]:
-    """Return the directions that are right and up in the picture.
+    """Return the directions to the right and upwards in the image.
 
     Parameters
     ----------
@@ -158,15 +158,15 @@ def _spread(
     position : ndarray, shape (N, 3), float32
         kpc.
     mass, width : ndarray, shape (N,), float32
-        Mass, and half width of the bump in kpc.
+        Mass, and half width of the kernel in kpc.
     axes : ndarray, shape (2, 3), float64
-        As of `image_axes`.
+        From `image_axes`.
     origin : ndarray, shape (2,), float64
         Column and row of the origin of positions; pixel centres are whole numbers.
     bins : float
         kpc per pixel.
     nbins : int
-        Pixels a side.
+        Pixels per side.
 
     Returns
     -------
@@ -174,7 +174,7 @@ def _spread(
     """
     count = len(mass)
     column, row, radius = np.empty(count), np.empty(count), np.empty(count)  # pixels
-    level = np.empty(count, np.int64)  # a picture of level l has pixels of 2**l
+    level = np.empty(count, np.int64)  # an image of level l has pixels of 2**l
     for i in range(count):
         x, y, z = position[i, 0], position[i, 1], position[i, 2]
         column[i] = origin[0] + (axes[0, 0] * x + axes[0, 1] * y + axes[0, 2] * z) / bins
@@ -183,12 +183,14 @@ def _spread(
         level[i] = 0
         while radius[i] > LARGEST_KERNEL_PX * 2.0 ** level[i]:
             level[i] += 1
-        # Enlarging will add (4^level - 1) / 4 to the bump's variance: draw it narrower by that.
+        # Enlarging adds (4^level - 1) / 4 to the variance: draw the kernel narrower.
         radius[i] = np.sqrt(radius[i] ** 2 - (4.0 ** level[i] - 1.0) / 4.0 / _KERNEL_VARIANCE)
 
     top = max(level) if count else 0
     image = np.zeros((0, 0), np.float32)
-    weights = np.empty((2, int(2 * LARGEST_KERNEL_PX) + 1), np.float32)  # of a bump's columns, rows
+    weights = np.empty(
+        (2, int(2 * LARGEST_KERNEL_PX) + 1), np.float32
+    )  # of a kernel's columns, rows
     for step in range(top, -1, -1):
         pixel = 2**step
         side = -(-nbins // pixel) + 2 * _PAD
@@ -211,11 +213,11 @@ def _add_bump(
     mass: float,
     weights: NDArray[np.float32],
 ) -> None:
-    """Add a mass to a picture, spread over ``(1 - dx^2 / r^2)^4 (1 - dy^2 / r^2)^4``.
+    """Add a mass to an image, spread over ``(1 - dx^2 / r^2)^4 (1 - dy^2 / r^2)^4``.
 
-    The product is round to the eye (a Gaussian in the limit of high powers) and needs one
-    polynomial a row and a column. It is normalised by its sum over pixels, those outside the
-    picture included: no mass is lost or made wherever between the pixels the particle lies.
+    The product is nearly round (a Gaussian in the limit of high powers) and needs one polynomial
+    per row and column. It is normalised by its sum over pixels, including those outside the image,
+    so that mass is conserved wherever the particle lies between pixels.
     """
     rows, columns = image.shape
     left, right = int(np.ceil(x - radius)), int(np.floor(x + radius))
@@ -234,7 +236,7 @@ def _add_bump(
 def _fill(
     weights: NDArray[np.float32], first: int, last: int, centre: float, radius: float
 ) -> float:
-    """Write the bump's height at the whole numbers first..last, and return the sum."""
+    """Write the kernel at the integers first..last, and return its sum."""
     total = 0.0
     for k in range(first, last + 1):
         q = (k - centre) / radius
@@ -246,14 +248,14 @@ def _fill(
 
 @numba.njit(**_COMPILE)
 def _enlarged(coarse: NDArray[np.float32], side: int) -> NDArray[np.float32]:
-    """Return a picture with pixels of half the size and the same mass, interpolated linearly.
+    """Return an image with pixels of half the size and the same mass, interpolated linearly.
 
-    A fine pixel lies a quarter of a coarse one from the nearest centre. Repeated, this draws
-    quadratic B-splines (Chaikin's subdivision): no blocks, no corners.
+    A fine pixel is a quarter of a coarse one from the nearest centre. Repeated, this gives
+    quadratic B-splines (Chaikin's subdivision), without visible blocks.
     """
     fine = np.empty((side, side), np.float32)
     half = np.empty((len(coarse), side), np.float32)
-    near, far = np.float32(0.75 / 2), np.float32(0.25 / 2)  # a half of the mass along each axis
+    near, far = np.float32(0.75 / 2), np.float32(0.25 / 2)  # half of the mass along each axis
     for j in range(side):
         inner, outer = _sources(j)
         for k in range(len(coarse)):
@@ -267,7 +269,7 @@ def _enlarged(coarse: NDArray[np.float32], side: int) -> NDArray[np.float32]:
 
 @numba.njit(**_COMPILE)
 def _sources(pixel: int) -> tuple[int, int]:
-    """Return the coarse pixel that a fine one lies in, and the neighbour on its side."""
+    """Return the coarse pixel that contains a fine one, and the neighbour nearest to it."""
     inner = (pixel - _PAD) // 2 + _PAD
     return inner, inner + (1 if (pixel - _PAD) % 2 else -1)
 

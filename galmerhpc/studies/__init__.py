@@ -1,1 +1,1 @@
-"""Studies: one quantity varied, a run for each value, a table and a figure of their errors."""
+"""Studies: one quantity is varied, with one run per value and a table and figure of the errors."""

@@ -1,4 +1,4 @@
-"""Error with each operation of the training's augmentation alone, with none and with all."""
+"""Error with no augmentation, each operation alone, and all of them."""
 
 from galmerhpc.config import Config, OnlineAugment
 from galmerhpc.errors import InputError
@@ -6,11 +6,11 @@ from galmerhpc.studies.study import Point, Study
 
 
 def points(config: Config) -> list[Point]:
-    """Return a point without operations, one for each that has a strength, and one with all."""
+    """Return a point without operations, one per configured operation, and one with all."""
     strengths, off = config.studies.augment.model_dump(mode="json"), OnlineAugment()
     chosen = {k: v for k, v in strengths.items() if v != getattr(off, k)}
     if not chosen:
-        raise InputError("studies.augment: give at least one operation a strength")
+        raise InputError("studies.augment: set at least one operation")
     each = {k.removesuffix("_deg").removesuffix("_px"): {k: v} for k, v in chosen.items()}
     sets = {"none": {}, **each, "all": chosen}
     return [
@@ -21,7 +21,7 @@ def points(config: Config) -> list[Point]:
 
 STUDY = Study(
     name="augmentation",
-    summary="operations on training images, tested on images without any",
+    summary="operations on training images, tested on unchanged images",
     points=points,
     axis="operations in training",
     scale="categories",

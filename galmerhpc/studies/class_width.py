@@ -1,4 +1,4 @@
-"""Error of classification against the width of its classes: the paper's are of 5 deg."""
+"""Error of classification against class width (5 deg in the paper)."""
 
 from galmerhpc.config import Config
 from galmerhpc.studies.classification import as_classification
@@ -6,7 +6,7 @@ from galmerhpc.studies.study import Point, Study
 
 
 def points(config: Config) -> list[Point]:
-    """Return a point for each width."""
+    """Return one point per width."""
     classification = as_classification(config)
     return [
         Point(f"{width:g}", width, {**classification, "model.class_width_deg": width})
@@ -16,7 +16,7 @@ def points(config: Config) -> list[Point]:
 
 STUDY = Study(
     name="class-width",
-    summary="width of the classes of azimuth and viewing angle; a class counts as its centre",
+    summary="class width of azimuth and viewing angle; a class is scored as its centre",
     points=points,
     axis="class width (deg)",
     scale="log",

@@ -9,7 +9,7 @@ _REGRESSION_ONLY = {"model.sine_cosine": [], "model.spin": "number"}
 
 
 def as_classification(config: Config) -> dict[str, Any]:
-    """Return the changes that make a configuration one of classification, if it is not."""
+    """Return the changes that turn a configuration into a classification, if it is not one."""
     if config.model.task == "classification":
         return {}
     loss = {"training.loss": "binary_crossentropy"}  # the paper's
@@ -17,7 +17,7 @@ def as_classification(config: Config) -> dict[str, Any]:
 
 
 def points(config: Config) -> list[Point]:
-    """Return a point for each network."""
+    """Return one point per network."""
     classification = as_classification(config)
     return [
         Point(name, name, {**classification, "model.architecture": name})

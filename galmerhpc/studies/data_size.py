@@ -5,7 +5,7 @@ from galmerhpc.studies.study import Point, Study, epochs_for
 
 
 def points(config: Config) -> list[Point]:
-    """Return a point for each share; each has seen as many images at its end."""
+    """Return one point per share; all see the same number of images in training."""
     whole = config.split.training_fraction or 1.0
     return [
         Point(
@@ -22,7 +22,7 @@ def points(config: Config) -> list[Point]:
 
 STUDY = Study(
     name="data-size",
-    summary="training images drawn from the same views, with as many steps",
+    summary="number of training images drawn from the same views, for the same number of steps",
     points=points,
     axis="training images",
     scale="log",

@@ -1,4 +1,4 @@
-"""A study's figure: the average errors, as the paper's figures 6 and 7, and each parameter's."""
+"""A study's figure: average errors, as the paper's figures 6 and 7, and those of each parameter."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
-from galmerhpc.evaluation.figures import PREDICTOR_STYLES, STYLE, VERMILION, finish
+from galmerhpc.evaluation.figures import PREDICTOR_STYLES, STYLE, VERMILION, save
 from galmerhpc.evaluation.summary import PREDICTORS
 from galmerhpc.parameters import named
 from galmerhpc.studies import power_law
@@ -26,20 +26,20 @@ _COLUMNS = 3
 def draw(
     study: Study, rows: Sequence[Row], parameters: Sequence[str], path: Path, note: str
 ) -> None:
-    """Draw errors against what a study varies.
+    """Draw errors against the quantity that a study varies.
 
     Parameters
     ----------
     study : Study
         The study.
     rows : sequence of dict
-        Its table; at least one row.
+        Its table, with at least one row.
     parameters : sequence of str
-        Labels with a panel each; a point may lack one.
+        Labels, with one panel each; a point may lack one.
     path : Path
-        Where to write, without suffix.
+        File to write, without suffix.
     note : str
-        Lines under the figure.
+        Lines below the figure.
     """
     panels = [("mae", "", "average MAE"), ("mse", "", "average MSE")]
     panels += [("mae", f"_{name}", f"MAE of {name.replace('_', ' ')}") for name in parameters]
@@ -56,13 +56,13 @@ def draw(
             axes.set(title=f"{title} {unit}".strip(), xlabel=study.axis)
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-        finish(figure, path, note)
+        save(figure, path, note)
 
 
 def _panel(axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: str) -> None:
-    """Draw one measure of the network and of the look-up.
+    """Draw one measure for the network and the look-up.
 
-    Not of the mean predictor, beside which the differences between points could not be seen.
+    The mean predictor is left out, since it would hide the differences between points.
     """
     categories = study.scale == "categories"
     places = list(range(len(rows))) if categories else [row[study.column] for row in rows]
@@ -75,7 +75,7 @@ def _panel(axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: 
         axes.plot(places, _column(rows, f"training_{measure}"), **(_TRAINING | line))
     errors = _column(rows, f"network_{measure}{suffix}")
     if study.law:
-        axes.set_yscale("log")  # where a power law is a straight line
+        axes.set_yscale("log")  # makes a power law a straight line
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter("{x:g}")
@@ -83,7 +83,7 @@ def _panel(axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: 
         axes.set_ylim(0, None)
     if study.law and (law := power_law.fit(places, errors)):
         x = np.geomspace(min(places), max(places), 50)
-        label = "power law, fitted to the network's"
+        label = "power law fitted to the network"
         axes.plot(x, [law.at(v) for v in x], color="black", linewidth=0.8, label=label)
         text = rf"${law.amplitude:.3g}\,x^{{{law.exponent:.2f}\pm{law.exponent_error:.2f}}}$"
         axes.text(0.97, 0.95, text, transform=axes.transAxes, ha="right", va="top")

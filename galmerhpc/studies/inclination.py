@@ -1,11 +1,11 @@
-"""Error at inclinations that training never saw: the paper's claim that it reads those between."""
+"""Error at inclinations never seen in training: the paper claims that it interpolates."""
 
 from galmerhpc.config import Config
 from galmerhpc.studies.study import Point, Study
 
 
 def points(config: Config) -> list[Point]:
-    """Return a point for each inclination that is left out of training and tested."""
+    """Return one point per inclination that is held out of training and tested."""
     shared = config.split.shared()
     return [
         Point(
@@ -19,7 +19,7 @@ def points(config: Config) -> list[Point]:
 
 STUDY = Study(
     name="inclination",
-    summary="the inclination that is tested and was left out of training",
+    summary="inclination that is tested and held out of training",
     points=points,
-    axis="inclination never trained (deg)",
+    axis="inclination held out (deg)",
 )

@@ -6,14 +6,14 @@ from galmerhpc.studies.study import Point, Study
 
 
 def points(config: Config) -> list[Point]:
-    """Return a point for each share of the particles, with a snapshot library of its own.
+    """Return one point per share of the particles, each with its own snapshot library.
 
-    What it is tested on has as few particles as what it was trained on.
+    Training and test encounters have the same number of particles.
     """
     if config.library == "shipped":
         raise InputError(
-            "the study particles needs a library of its own: name it, and give the section "
-            "simulate whose snapshots the catalogue lists, as configs/particles.yaml does"
+            "the study particles needs its own library: set library, and the section simulate "
+            "that makes the catalogue's snapshots, as in configs/particles.yaml"
         )
     made = []
     for share in config.studies.particle_fractions:
@@ -27,7 +27,7 @@ def points(config: Config) -> list[Point]:
 
 
 def _library(config: Config, particles: dict[str, int]) -> str:
-    """Return the file of a library: the configuration's own where it has as many particles."""
+    """Return the library file: the configuration's own if it has the same number of particles."""
     if particles == config.simulate.particles.model_dump():
         return config.library
     settings = config.simulate.model_dump(mode="json") | {"particles": particles}
@@ -36,9 +36,9 @@ def _library(config: Config, particles: dict[str, int]) -> str:
 
 STUDY = Study(
     name="particles",
-    summary="particles of a galaxy, in training and in test alike",
+    summary="particles per galaxy, both in training and in test",
     points=points,
-    axis="particles a galaxy",
+    axis="particles per galaxy",
     scale="log",
     simulates=True,
 )

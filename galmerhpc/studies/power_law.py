@@ -1,4 +1,4 @@
-"""A power law through errors: what more data would bring, if the law held."""
+"""Power-law fit to errors: what more data would bring if the law continued to hold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 
 FEWEST = 3
-"""Points of a fit; through two of them any law goes."""
+"""Least number of points for a fit; two points fit any law."""
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """``error = amplitude * x ** exponent``, by least squares in the logarithms of both.
+    """``error = amplitude * x ** exponent``, fitted by least squares to the logarithms.
 
     Attributes
     ----------
     amplitude, exponent : float
-        Of the law.
+        Parameters of the law.
     exponent_error : float
-        Standard error of the exponent, from the scatter about the law; of three points it is
-        itself uncertain by a factor of some 2.
+        Standard error of the exponent, from the scatter about the law; with three points it is
+        itself uncertain by a factor of about 2.
     """
 
     amplitude: float
@@ -27,16 +27,16 @@ class PowerLaw:
     exponent_error: float
 
     def at(self, x: float) -> float:
-        """Return the error at x, which beyond the fitted range is no more than a guess."""
+        """Return the error at x; an extrapolation outside the fitted range."""
         return float(self.amplitude * x**self.exponent)
 
     def __str__(self) -> str:
-        """Write the law."""
+        """Return the law as text."""
         return f"{self.amplitude:.3g} x^({self.exponent:.2f} ± {self.exponent_error:.2f})"
 
 
 def fit(x: Sequence[float], error: Sequence[float]) -> PowerLaw | None:
-    """Fit the law; None where fewer than `FEWEST` points have positive, finite values.
+    """Fit the law; None if fewer than `FEWEST` points are positive and finite.
 
     Parameters
     ----------

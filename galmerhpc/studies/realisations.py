@@ -1,4 +1,4 @@
-"""Error on realisations never seen against the number of those trained on."""
+"""Error on unseen realisations against the number of training realisations."""
 
 import numpy as np
 
@@ -8,11 +8,11 @@ from galmerhpc.studies.study import Point, Study, epochs_for
 
 
 def points(config: Config) -> list[Point]:
-    """Return a point for each number; each has seen as many images at its end.
+    """Return one point per number of realisations; all see the same number of images in training.
 
-    Validation and test are the same realisations at every point.
+    Validation and test realisations are the same at every point.
     """
-    from galmerhpc.catalogue import Views  # here, since every command loads this module
+    from galmerhpc.catalogue import Views  # imported here, since every command loads this module
     from galmerhpc.dataset.split import TEST, TRAIN, VALIDATION, ViewTable, assign
 
     if config.split.kind != "simulation":
@@ -25,13 +25,13 @@ def points(config: Config) -> list[Point]:
     )
     if set(trained) & set(validated):
         raise InputError(
-            "the study realisations needs some for validation alone: set "
-            "split.validation_simulations, or take a catalogue of three realisations or more"
+            "the study realisations needs realisations for validation only: set "
+            "split.validation_simulations, or use a catalogue of three or more realisations"
         )
     if max(config.studies.realisations) > len(trained):
         raise InputError(
-            f"studies.realisations: {max(config.studies.realisations)} is more than there are to "
-            f"train on, {len(trained)}"
+            f"studies.realisations: {max(config.studies.realisations)} exceeds the {len(trained)} "
+            "available for training"
         )
     return [
         Point(
@@ -50,7 +50,7 @@ def points(config: Config) -> list[Point]:
 
 STUDY = Study(
     name="realisations",
-    summary="realisations of each encounter to train on, with as many steps",
+    summary="training realisations of each encounter, for the same number of steps",
     points=points,
     axis="training realisations",
     scale="log",

@@ -1,14 +1,14 @@
-"""The same views divided in every way: what a split that leaks makes of an error."""
+"""Error with each kind of split of the same views: the effect of leakage."""
 
 from galmerhpc.config import SIMULATION_KEYS, Config, Split
 from galmerhpc.studies.study import Point, Study
 
 
 def points(config: Config) -> list[Point]:
-    """Return a point for each kind of split.
+    """Return one point per kind of split.
 
-    Realisations are divided as the configuration says, where its own split does so; all else is
-    the same at every point.
+    Realisations are divided as configured if the configuration's own split is of that kind;
+    everything else is the same at every point.
     """
     shared = config.split.shared()
     shared["test_fraction"] = shared["test_fraction"] or Split().test_fraction

@@ -1,4 +1,4 @@
-"""What a study is: its name, its points, and what its figure shows them against."""
+"""Definition of a study: its name, its points, and the axis of its figure."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ class Point:
     Attributes
     ----------
     name : str
-        Name of its run folder, and its tick where the axis has categories.
+        Name of its run folder, and its tick label on an axis of categories.
     value : float or str
-        What is varied.
+        Value of the varied quantity.
     changes : dict
-        Values by key in which its configuration differs from the study's.
+        Changes to the study's configuration, by key.
     """
 
     name: str
@@ -28,24 +28,24 @@ class Point:
 
 @dataclass(frozen=True)
 class Study:
-    """A quantity that is varied while all else stays.
+    """A study that varies one quantity.
 
     Attributes
     ----------
     name : str
         As on the command line.
     summary : str
-        What is varied, in one sentence; says also what moves along with it.
+        What is varied, and what changes with it.
     points : callable
-        Returns the points for a configuration; raises InputError where it has none.
+        Returns the points for a configuration; raises InputError if it has none.
     axis : str
         The figure's horizontal axis.
     scale : str
-        ``linear``, ``log``, or ``categories``: one place a point, in order.
+        ``linear``, ``log``, or ``categories`` (points equally spaced, in order).
     column : str
-        Column of the table along that axis.
+        Column of the table shown on that axis.
     simulates : bool
-        Whether each point needs a snapshot library of its own.
+        Whether each point needs its own snapshot library.
     law : bool
         Whether a power law is fitted to the errors (`power_law`).
     """
@@ -61,14 +61,14 @@ class Study:
 
 
 def points_of(key: str, values: Sequence[float]) -> list[Point]:
-    """Return a point for each value of one key."""
+    """Return one point per value of a key."""
     return [Point(f"{value:g}", value, {key: value}) for value in values]
 
 
 def epochs_for(config: Config, share: float) -> dict[str, int]:
-    """Return the keys with which a share of the training images is seen as often as all of them.
+    """Return the keys with which training on a share of the images takes as many steps as on all.
 
-    More data then means more different images, not more steps, and not more of them with frozen
+    More data then means more different images, not more steps, nor more steps with frozen
     statistics.
     """
     epochs = max(round(config.training.epochs / share), 1)

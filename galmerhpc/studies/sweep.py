@@ -1,9 +1,9 @@
-"""One sweep for every study: its points one by one, each an ordinary run, then table and figure.
+"""Execution of studies: the points one by one, each an ordinary run, then table and figure.
 
-``RUN/studies/NAME/POINT`` is a point's run folder. ``config.yaml``, what the points have in common,
-lies beside them, with ``results.csv`` and ``figure``, which are written anew after each. Pictures
-and shards that points share are made once: they lie in the run's own ``raw`` and ``shards`` where
-its configuration makes the same ones, else in ``RUN/studies/raw`` and ``RUN/studies/shards``, and a
+``RUN/studies/NAME/POINT`` is a point's run folder. Beside these folders are ``config.yaml``, with
+what the points have in common, and ``results.csv`` and ``figure``, rewritten after each point.
+Images and shards that points share are made once: in the run's own ``raw`` and ``shards`` if its
+configuration makes the same ones, otherwise in ``RUN/studies/raw`` and ``RUN/studies/shards``; a
 point's folders are links to them.
 """
 
@@ -26,37 +26,38 @@ from galmerhpc.studies.study import Point, Study
 log = logging.getLogger(__name__)
 
 SHARED: dict[str, Stage] = {"raw": "scrape", "shards": "preprocess"}
-"""Folders that points may have in common, and the stages that make them."""
+"""Folders that points may share, and the stages that make them."""
 
 Command = Callable[[str, Path], None]
-"""Runs a command of galmerhpc on a run folder: ``command("train", folder)``."""
+"""Runs a galmerhpc command on a run folder: ``command("train", folder)``."""
 
 
 def sweep(study: Study, config: Config, command: Command, number: int | None = None) -> None:
-    """Do a study's points that are not finished. Collective.
+    """Run the unfinished points of a study. Collective.
 
-    A point that fails on all ranks alike, as a training that diverges does, is named, and the
-    others go on. What fails on one rank alone ends the job, since the others wait for it.
+    If a point fails identically on all ranks, for example because training diverges, it is reported
+    and the other points are still run. A failure on a single rank ends the job, since the other
+    ranks wait for it.
 
     Parameters
     ----------
     study : Study
         The study.
     config : Config
-        What its points have in common.
+        Configuration that its points have in common.
     command : callable
         Runs a command on a point's run folder, on all ranks.
     number : int, optional
-        Do this point alone, counted from 1.
+        Run only this point, counted from 1.
 
     Raises
     ------
     InputError
         The study has no such point, or the configuration does not fit it.
     GalmerhpcError
-        Points failed; the message names them, its class is that of the first one's failure.
+        Points failed; the message names them, and the class is that of the first failure.
     InterruptedRunError
-        A signal or a time limit came; the same command goes on from there.
+        A signal or time limit interrupted the study; the same command resumes it.
     """
     points = point_configs(study, config)
     if number is not None and not 1 <= number <= len(points):
@@ -90,7 +91,7 @@ def sweep(study: Study, config: Config, command: Command, number: int | None = N
         first, *_ = failures.values()
         raise type(first)(
             f"study {study.name}: of its {len(points)} points these failed: "
-            f"{', '.join(failures)}; what is wrong with each stands above"
+            f"{', '.join(failures)}; the reasons are given above"
         )
 
 
@@ -99,14 +100,14 @@ def _place(study: Study, point: Point) -> str:
 
 
 def _check(study: Study, points: Sequence[tuple[Point, Config]]) -> None:
-    """Refuse points that could only fail, before hours are spent on those before them."""
+    """Refuse points that are bound to fail, before hours are spent on earlier points."""
     faults = [f"{_place(study, point)}: {fault}" for point, own in points if (fault := _fault(own))]
     if faults:
         raise InputError("\n".join(faults))
 
 
 def _fault(own: Config) -> str:
-    """Return what keeps a point that is not finished from being done, as far as can be seen."""
+    """Return why an unfinished point is bound to fail; empty if no reason is known."""
     batch_size, ranks = own.training.batch_size, parallel.size()
     try:
         if is_finished(own):
@@ -117,16 +118,16 @@ def _fault(own: Config) -> str:
     if batch_size < ranks:
         return (
             f"training.batch_size {batch_size} leaves some of the {ranks} ranks without images: "
-            "leave the point out, or start fewer ranks"
+            "leave out the point, or start fewer ranks"
         )
     return ""
 
 
 def open_study(study: Study, config: Config) -> None:
-    """Write what a study's points have in common into its folder.
+    """Write the configuration that a study's points have in common into its folder.
 
-    The run's own folder gets it too where it has none: `status` and `check` look for it there. One
-    that is there may be of the run itself, with other epochs, say, and stays.
+    If the run folder has none, it is also written there, for `status` and `check`. An existing one
+    is kept: it may be of the run itself, for example with another number of epochs.
     """
     files.write_text(study_folder(study, config) / RESOLVED, dump(config))
     if not (config.run_dir / RESOLVED).exists():
@@ -134,12 +135,12 @@ def open_study(study: Study, config: Config) -> None:
 
 
 def point_configs(study: Study, config: Config) -> list[tuple[Point, Config]]:
-    """Return a study's points with their configurations, all of them checked.
+    """Return a study's points with their validated configurations.
 
     Raises
     ------
     InputError
-        The configuration does not fit the study, or a point's is impossible.
+        The configuration does not fit the study, or that of a point is invalid.
     """
     folder = study_folder(study, config)
     return [
@@ -161,12 +162,12 @@ def study_folder(study: Study, config: Config) -> Path:
 
 
 def is_finished(own: Config) -> bool:
-    """Say whether a point has been evaluated.
+    """Return whether a point has been evaluated.
 
     Raises
     ------
     InputError
-        It has been, with another configuration.
+        It has been evaluated with another configuration.
     """
     return record_of(own).complete
 
@@ -186,7 +187,7 @@ def _do(study: Study, config: Config, own: Config, command: Command) -> None:
 
 
 def _link_shared(config: Config, own: Config) -> None:
-    """Make links in a point's folder to where the pictures and shards are that it needs."""
+    """Make links in a point's folder to the images and shards that it needs."""
     for name, stage in SHARED.items():
         inputs = own.inputs(stage)
         home = config.run_dir / name
@@ -195,13 +196,13 @@ def _link_shared(config: Config, own: Config) -> None:
         home.mkdir(parents=True, exist_ok=True)
         link = own.run_dir / name
         if not link.exists():
-            link.unlink(missing_ok=True)  # it may lead to where something has been removed
+            link.unlink(missing_ok=True)  # it may be a dangling link
             link.symlink_to(os.path.relpath(home, own.run_dir), target_is_directory=True)
 
 
 @contextlib.contextmanager
 def _one_at_a_time(config: Config) -> Iterator[None]:
-    """Let one task of a job array at a time make what points may have in common."""
+    """Let one task of a job array at a time make what points may share."""
     with contextlib.ExitStack() as stack:
         if parallel.rank() == 0:
             stack.enter_context(files.lock(config.run_dir / "studies" / "data.lock", wait=True))
@@ -211,7 +212,7 @@ def _one_at_a_time(config: Config) -> Iterator[None]:
 
 
 def write_results(study: Study, config: Config) -> None:
-    """Write table and figure of the points that are finished; called by rank 0."""
+    """Write table and figure of the finished points; called by rank 0."""
     folder = study_folder(study, config)
     with files.lock(folder / "results.lock", wait=True):
         points = point_configs(study, config)
@@ -224,7 +225,7 @@ def write_results(study: Study, config: Config) -> None:
 
 
 def _note(config: Config, rows: Sequence[table.Row], points: int) -> str:
-    """Say under the figure what was evaluated."""
+    """Return the note below the figure: what was evaluated."""
     samples = {
         f"{row['evaluated_images']:,.0f} {row['evaluated']} images "
         f"(split {row['split']}: {WHAT_IS_NEW[row['split']]})"

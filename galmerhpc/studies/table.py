@@ -1,4 +1,4 @@
-"""A study's table: a row a finished point, read from what its evaluation measured."""
+"""A study's table: one row per finished point, read from its evaluation."""
 
 import csv
 import io
@@ -15,10 +15,10 @@ from galmerhpc.studies.study import Point
 Row = dict[str, Any]
 
 MEASURES = ("mae", "mse", "r2", "accuracy")
-"""Of each parameter; columns are named ``network_mae_azimuth``, the averages' ``network_mae``."""
+"""Measures of each parameter, such as ``network_mae_azimuth`` (averages: ``network_mae``)."""
 
 CLASS_SHARES = ("accuracy", "all_accuracy", "binary_accuracy", "trivial_binary_accuracy")
-"""Of classification; columns are named ``network_class_accuracy_spin``."""
+"""Measures of classification, in columns such as ``network_class_accuracy_spin``."""
 
 
 def row_of(point: Point, run_dir: Path) -> Row:
@@ -34,7 +34,7 @@ def row_of(point: Point, run_dir: Path) -> Row:
     Returns
     -------
     dict
-        Text and numbers by column; None where something is not defined.
+        Text and numbers by column; None if undefined.
     """
     metrics = files.read_json(run_dir / "evaluation" / "metrics.json")
     run, training = metrics["run"], metrics["training"]
@@ -73,13 +73,13 @@ def _scores(part: Row, predictor: str) -> Row:
 
 
 def _bias(entries: Sequence[Row], predictor: str, name: str) -> float:
-    """Return the mean of predicted - true over all images, from its means by realisation."""
+    """Return the mean of predicted - true over all images, from the means per realisation."""
     images = sum(entry["images"] for entry in entries)
     return sum(entry["images"] * entry[predictor][name]["bias"] for entry in entries) / images
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """Write the table as CSV; what is not defined, or no point's, is left empty."""
+    """Write the table as CSV, with empty cells for undefined or missing values."""
     text = io.StringIO()
     columns = list(dict.fromkeys(column for row in rows for column in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -90,7 +90,7 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """Read a table back: text and numbers by column, None where a cell is empty.
+    """Read a table back: text and numbers by column, None for empty cells.
 
     Raises
     ------

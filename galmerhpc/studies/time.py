@@ -1,4 +1,4 @@
-"""Error against the time since pericentre at which the pair is seen."""
+"""Error against the time since pericentre."""
 
 from galmerhpc.config import Config, require_catalogue
 from galmerhpc.errors import InputError
@@ -6,11 +6,11 @@ from galmerhpc.studies.study import Point, Study
 
 
 def points(config: Config) -> list[Point]:
-    """Return a point for each time of the catalogue, trained and tested at that time alone."""
+    """Return one point per time in the catalogue, with training and test at that time only."""
     catalogue = require_catalogue(config)
     times = sorted({s.time_myr for run in catalogue.runs for s in run.all_snapshots()})
     if len(times) < 2:
-        raise InputError("the study time needs a catalogue with snapshots of two times or more")
+        raise InputError("the study time needs a catalogue with snapshots at two or more times")
     made = []
     for time in times:
         runs = [
@@ -25,7 +25,7 @@ def points(config: Config) -> list[Point]:
 
 STUDY = Study(
     name="time",
-    summary="time since pericentre, in training and in test alike",
+    summary="time since pericentre, both in training and in test",
     points=points,
     axis="time since pericentre (Myr)",
 )

@@ -1,9 +1,9 @@
-"""Checkpoints: folders ``step-00000123`` that are whole and verified, or not there.
+"""Checkpoints: folders ``step-00000123`` that are complete and verified, or absent.
 
-A folder holds ``state.npz`` (arrays, no pickle) and ``manifest.json`` (position, what it was made
-from, SHA-256 of the state and of all this). An epoch that is finished and validated has a
-checkpoint of its own, ``step-00000123-epoch-0001``, in place of that of its last step, from which a
-training whose validation was cut short goes on.
+A folder holds ``state.npz`` (arrays, no pickle) and ``manifest.json`` (position, provenance, and
+the SHA-256 of both files). An epoch that is finished and validated has a checkpoint of its own,
+``step-00000123-epoch-0001``, which replaces that of its last step; a training whose validation was
+cut short resumes from the latter.
 """
 
 import contextlib
@@ -35,25 +35,25 @@ _ORDER_KEYS = ("training.batch_size", "training.seed")
 
 
 def changeable(config: Config) -> list[str]:
-    """Return the keys that may differ from those the checkpoints were made with."""
+    """Return the keys that may differ from the checkpoints'."""
     keys = config.inputs("train")
     return [key for key in keys if key.startswith("training.") and key not in _ORDER_KEYS]
 
 
 def check_changes(config: Config, allow_change: Sequence[str]) -> None:
-    """Refuse to let a key differ that never can.
+    """Refuse keys that may never differ.
 
     Raises
     ------
     InputError
-        The message lists those that can.
+        The message lists those that may.
     """
     allowed = changeable(config)
     for key in allow_change:
         if key not in allowed:
             raise InputError(
-                f"--allow-change {key}: it decides the data, their order or the network; on the "
-                f"way only these can change: {', '.join(allowed)}"
+                f"--allow-change {key}: it decides the data, their order or the network; only "
+                f"these can change: {', '.join(allowed)}"
             )
 
 
@@ -65,13 +65,13 @@ def checkpoint_name(step: int, epoch: int | None = None) -> str:
     step : int
         Steps done since the start of training.
     epoch : int, optional
-        Epochs finished, where the step was the last of one and that epoch has been validated.
+        Epochs finished, if the step was the last of an epoch that has been validated.
     """
     return f"step-{step:08d}" + ("" if epoch is None else f"-epoch-{epoch:04d}")
 
 
 def step_of(path: Path) -> int | None:
-    """Return the steps that a checkpoint holds; None for what is no checkpoint."""
+    """Return a checkpoint's step; None if it is not a checkpoint."""
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else None
 
@@ -79,32 +79,32 @@ def step_of(path: Path) -> int | None:
 def save(
     folder: Path, name: str, arrays: Arrays, meta: dict[str, Any], keep: int, best: str | None
 ) -> None:
-    """Write a checkpoint and read it back, then remove those that are not to be kept.
+    """Write a checkpoint and read it back, then remove old ones.
 
-    An epoch's end replaces the checkpoint of its last step.
+    The checkpoint of an epoch's end replaces that of its last step.
 
     Parameters
     ----------
     folder : Path
         The run's ``checkpoints``.
     name : str
-        What `checkpoint_name` returns.
+        As `checkpoint_name` returns it.
     arrays : dict of ndarray
         The state.
     meta : dict
         JSON values: position and provenance.
     keep : int
-        Newest checkpoints that stay.
+        Number of newest checkpoints to keep.
     best : str or None
-        Name of another one that stays.
+        Name of another one to keep.
 
     Raises
     ------
     GalmerhpcError
-        It cannot be written, or reads back as something else; the earlier ones are as they were.
+        It cannot be written, or reads back differently; earlier ones are left alone.
     """
     path = folder / name
-    if path.exists():  # damaged, or the training would have gone on from it
+    if path.exists():  # an elastic training may do a step twice
         files.remove_folder(path)
     with files.atomic_path(path) as temporary:
         temporary.mkdir()
@@ -112,8 +112,8 @@ def save(
             np.savez(file, **arrays)  # type: ignore[arg-type]
         if files.sha256(temporary / _STATE) != file.sha256:
             raise GalmerhpcError(
-                f"{path / _STATE}: reads back as something else than was written: the disk or "
-                "its file system is at fault; choose another run_dir"
+                f"{path / _STATE}: reads back differently from what was written: the disk or its "
+                "file system is at fault; choose another run_dir"
             )
         manifest = {**meta, "sha256": file.sha256}
         files.write_json(temporary / _MANIFEST, {**manifest, _OWN_SHA256: digest(manifest)})
@@ -126,7 +126,10 @@ def save(
 
 
 def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
-    """Read the newest checkpoint that is whole; a damaged one is named and the one before is used.
+    """Read the newest intact checkpoint.
+
+    Damaged ones after it are logged and renamed to ``*.bad``: they would count as progress, and
+    push out what is saved next.
 
     Returns
     -------
@@ -136,17 +139,22 @@ def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
     Raises
     ------
     InputError
-        There are checkpoints, but all of them are damaged.
+        There are checkpoints, but all of them are damaged; they keep their names.
     """
-    found = listed(folder)
+    found, damaged = listed(folder), []
     for path in reversed(found):
         try:
-            return load(path)
-        except InputError as error:  # noqa: PERF203
+            latest = load(path)
+        except InputError as error:
             log.warning("%s; the checkpoint before it is used", error)
+            damaged.append(path)
+            continue
+        for bad in damaged:
+            files.set_aside(bad)
+        return latest
     if found:
         raise InputError(
-            f"{folder}: every checkpoint is damaged; remove the folder to train from the start"
+            f"{folder}: every checkpoint is damaged; remove the folder to train from scratch"
         )
     return None
 
@@ -195,7 +203,7 @@ def listed(folder: Path) -> list[Path]:
 
 
 class _HashingFile:
-    """A file that is written once from start to end and knows the SHA-256 of what was meant."""
+    """A file written once from start to end, with the SHA-256 of what was to be written."""
 
     def __init__(self, path: Path) -> None:
         self._file: IO[bytes] = path.open("wb")
@@ -203,20 +211,20 @@ class _HashingFile:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of all that was written, hexadecimal."""
+        """SHA-256 of everything written, hexadecimal."""
         return self._hasher.hexdigest()
 
     def write(self, data: bytes) -> int:
-        """Write; there is no seek, so that zipfile writes straight on."""
+        """Write; there is no seek, so that zipfile writes sequentially."""
         self._hasher.update(data)
         return self._file.write(data)
 
     def read(self, _size: int = -1) -> bytes:
         """Refuse; numpy asks for the method to tell a file from a path."""
-        raise OSError("this file is written only")
+        raise OSError("this file is write-only")
 
     def flush(self) -> None:
-        """Hand everything to the operating system."""
+        """Pass everything to the operating system."""
         self._file.flush()
 
     def __enter__(self) -> "_HashingFile":
@@ -224,7 +232,7 @@ class _HashingFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Put it on disk, and out of memory, so that what is read back is what the disk holds."""
+        """Write it to disk and drop it from the page cache, so that reading back reads the disk."""
         with self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -232,30 +240,30 @@ class _HashingFile:
 
 
 class Writer:
-    """Context that writes one thing at a time in a thread, and brings its error to the caller."""
+    """Context that writes one thing at a time in a thread, and raises its error in the caller."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
     def start(self, write: Callable[[], None]) -> None:
-        """Begin to write, once what is being written is done.
+        """Begin to write, once the previous write is done.
 
         Raises
         ------
         GalmerhpcError
-            The last one could not be written.
+            The previous write failed.
         """
         self.wait()
         self._writing = self._thread.submit(write)
 
     def check(self) -> None:
-        """Raise the error of what was being written, if it has ended in one."""
+        """Raise the error of the current write, if it has failed."""
         if self._writing and self._writing.done():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for what is being written; raises its error."""
+        """Wait for the current write; raise its error."""
         writing, self._writing = self._writing, None
         if writing:
             writing.result()
@@ -270,7 +278,7 @@ class Writer:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Finish what is being written; its error does not hide another one."""
+        """Finish the current write; its error does not hide another one."""
         with contextlib.suppress(*([] if kind is None else [GalmerhpcError])):
             self.wait()
         self._thread.shutdown()

@@ -1,4 +1,4 @@
-"""What a training would be: network, memory, steps; and whether one batch goes through."""
+"""A preview of a training: network, memory, steps; and whether one batch runs."""
 
 import math
 import time
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _BYTES = {"float32": 4, "mixed_bfloat16": 2, "mixed_float16": 2}
 _OPTIMIZER_COPIES = {"adam": 2, "adamw": 2, "sgd": 1}
 
-# What TensorFlow 2.21 holds of a compiled step beside numbers, measured on CPU.
+# Memory of a compiled step in TensorFlow 2.21 beside its numbers, measured on CPU.
 _GRAPH_BYTES, _LAYER_BYTES = 40_000_000, 1_200_000
 
 
@@ -32,7 +32,7 @@ def dry_run(config: Config) -> None:
     Parameters
     ----------
     config : Config
-        The run; its shards must be there.
+        The run; its shards must exist.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def dry_run(config: Config) -> None:
     reader = SplitReader(dataset, "train", config.data)
     check_batch_size(training, reader.count)
     steps = steps_per_epoch(reader.count, training.batch_size)
-    import tensorflow as tf  # noqa: F401 - a library is no part of what a training takes
+    import tensorflow as tf  # noqa: F401 - libraries do not count as the training's memory
 
     before = resident_bytes()
     network = Network(
@@ -57,7 +57,7 @@ def dry_run(config: Config) -> None:
         network.model.summary(print_fn=print)
         print(describe_memory(network.model, training))
         print(
-            f"{reader.count:,} training images: {steps:,} steps an epoch of {training.batch_size} "
+            f"{reader.count:,} training images: {steps:,} steps per epoch of {training.batch_size} "
             f"images over {horovod.size()} ranks, {steps * training.epochs:,} steps in "
             f"{training.epochs} epochs"
         )
@@ -81,14 +81,14 @@ def dry_run(config: Config) -> None:
 
 
 def describe_memory(model: "keras.Model", training: Training) -> str:
-    """Return the line that `dry_run` prints of a rank's memory."""
+    """Return the line that `dry_run` prints about a rank's memory."""
     parts = memory_estimate(model, training)
     listed = ", ".join(f"{name} {nbytes / 1e9:.2f}" for name, nbytes in parts.items())
-    return f"memory of a rank, estimated: {sum(parts.values()) / 1e9:.2f} GB ({listed})"
+    return f"estimated memory per rank: {sum(parts.values()) / 1e9:.2f} GB ({listed})"
 
 
 def grown_bytes(before: int) -> int:
-    """Return the most that a rank has taken on its GPU, or since then of its node's memory."""
+    """Return a rank's peak memory on its GPU or, on a CPU, its growth since `before`."""
     import tensorflow as tf
 
     if tf.config.list_logical_devices("GPU"):
@@ -97,20 +97,20 @@ def grown_bytes(before: int) -> int:
 
 
 def memory_estimate(model: "keras.Model", training: Training) -> dict[str, int]:
-    """Estimate the bytes that training takes of a rank, beside libraries and the data.
+    """Estimate a rank's memory in training, beside libraries and the data.
 
     Parameters
     ----------
     model : keras.Model
         The network.
     training : Training
-        Batch size, micro-batch, precision, optimiser and averages decide.
+        Batch size, micro-batch, precision, optimiser and averages are used.
 
     Returns
     -------
     dict
-        Bytes of weights, gradients, optimiser, activations of the images that go through at once,
-        and of the compiled graph, which stands in the node's memory also where there is a GPU.
+        Bytes of weights, gradients, optimiser, activations of the images of one pass, and of the
+        compiled graph, which is in host memory even if there is a GPU.
     """
     weights = 4 * sum(math.prod(v.shape) for v in model.variables)
     trained = 4 * sum(math.prod(v.shape) for v in model.trainable_variables)
@@ -128,10 +128,10 @@ def memory_estimate(model: "keras.Model", training: Training) -> dict[str, int]:
 
 
 def kept_numbers(model: "keras.Model") -> int:
-    """Return how many numbers an image leaves behind on its way forward for the way back.
+    """Return how many numbers per image the forward pass keeps for the backward pass.
 
-    A layer with weights needs again what it was given, an activation what it gave, a maximum both;
-    sums, padding and other shapes need nothing.
+    A layer with weights needs its input, an activation its output, a maximum both; sums, padding
+    and reshapes need nothing.
     """
     import keras
 

@@ -1,4 +1,4 @@
-"""What a user reads of a training: a row an epoch in metrics.csv, and TensorBoard's files."""
+"""The record of a training: one row per epoch in metrics.csv, and TensorBoard's files."""
 
 import io
 from pathlib import Path
@@ -19,7 +19,7 @@ MONTAGE_IMAGES = MONTAGE_ROWS * MONTAGE_COLUMNS
 def metric_columns(name: str, sums: Sums, parameters: tuple[str, ...]) -> Row:
     """Return the columns of metrics.csv for one split: means over parameters, then each parameter.
 
-    R2 is None where it is not defined: for labels that are all equal.
+    R2 is None if it is undefined: if all labels are equal.
     """
     metrics = sums.metrics()
     columns = {f"{name}_{key}": np.mean(value) for key, value in metrics.items()}
@@ -30,12 +30,12 @@ def metric_columns(name: str, sums: Sums, parameters: tuple[str, ...]) -> Row:
 
 
 def larger_is_better(metric: str) -> bool:
-    """Tell whether a column of metrics.csv counts what is right, and not what is wrong."""
+    """Return whether a column of metrics.csv is better if it is larger."""
     return "accuracy" in metric or "_r2" in metric
 
 
 def write_metrics(folder: Path, history: list[Row]) -> None:
-    """Write metrics.csv into a run folder; what is not defined is left empty."""
+    """Write metrics.csv into a run folder; undefined values are left empty."""
     rows = [["" if value is None else f"{value:.9g}" for value in row.values()] for row in history]
     lines = [",".join(cells) for cells in [list(history[0]), *rows]]
     files.write_text(folder / "metrics.csv", "\n".join(lines) + "\n")
@@ -44,8 +44,8 @@ def write_metrics(folder: Path, history: list[Row]) -> None:
 def write_tensorboard(folder: Path, row: Row, montage: NDArray[np.uint8] | None) -> None:
     """Write one epoch's scalars, and the montage, for TensorBoard.
 
-    Each epoch has a file of its own, whole or not there; an epoch that is done again after a kill
-    replaces it, so that no curve runs twice. TensorBoard reads them in the order of their names.
+    Each epoch has a file of its own, written atomically; an epoch that is repeated after a kill
+    replaces it, so that no curve is doubled. TensorBoard reads them in the order of their names.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def write_tensorboard(folder: Path, row: Row, montage: NDArray[np.uint8] | None)
     row : dict
         A row of metrics.csv.
     montage : ndarray, shape (H, W, C), uint8, optional
-        A picture.
+        An image.
     """
     import tensorflow as tf
 
@@ -87,7 +87,7 @@ def write_tensorboard(folder: Path, row: Row, montage: NDArray[np.uint8] | None)
 
 
 def montage_of(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return up to 24 images (N, H, W, C) as one picture, row by row."""
+    """Return up to 24 images (N, H, W, C) as one image, row by row."""
     count = min(len(images), MONTAGE_IMAGES)
     rows = -(-count // MONTAGE_COLUMNS)
     _, height, width, channels = images.shape
@@ -97,15 +97,15 @@ def montage_of(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return grid.reshape(rows * height, MONTAGE_COLUMNS * width, channels)
 
 
-def png(picture: NDArray[np.uint8]) -> bytes:
-    """Return a picture (H, W, 1 or 3) as a PNG file's bytes."""
+def png(image: NDArray[np.uint8]) -> bytes:
+    """Return an image (H, W, 1 or 3) as a PNG file's bytes."""
     buffer = io.BytesIO()
-    Image.fromarray(picture if picture.shape[-1] == 3 else picture[..., 0]).save(buffer, "PNG")
+    Image.fromarray(image if image.shape[-1] == 3 else image[..., 0]).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def describe(row: Row, epochs: int, images_left: int) -> str:
-    """Return the line that an epoch ends with; without a rate it tells no time that is left."""
+    """Return the line logged after an epoch; without a rate, it has no remaining time."""
     parts = [
         f"loss {row['training_loss']:.4f} (validation {row['validation_loss']:.4f})",
         f"MAE {row['training_mae']:.3f} ({row['validation_mae']:.3f})",

@@ -1,7 +1,7 @@
-"""The one door to Horovod. A process without a launcher behaves as one rank without Horovod.
+"""The only module that uses Horovod. Without a launcher, a process is one rank without Horovod.
 
 Keras 3 with ``hvd.DistributedOptimizer`` ends with different weights on the ranks and exit code 0,
-so gradients are summed here explicitly. Keras variables are passed as their ``.value``, the
+so gradients are summed explicitly here. Keras variables are passed as their ``.value``, the
 ``tf.Variable`` behind them, which is what Horovod's broadcast understands.
 """
 
@@ -17,20 +17,20 @@ from galmerhpc.errors import InputError
 
 T = TypeVar("T")
 
-# Set by horovodrun, also where it uses Gloo instead of MPI.
+# Set by horovodrun, also if it uses Gloo instead of MPI.
 _HOROVODRUN_VARIABLES = ("HOROVOD_SIZE", "HOROVOD_ELASTIC")
 
 _hvd: Any = None
 
 
 def init(stall_limit_s: float) -> None:
-    """Start Horovod where a launcher started several ranks.
+    """Start Horovod if a launcher started several ranks.
 
     Parameters
     ----------
     stall_limit_s : float
-        Seconds after which a rank that does not answer ends the job (`watchdog`); Horovod names it
-        and what is waited for at half of them.
+        Seconds after which a rank that does not answer ends the job (`watchdog`); after half of
+        them Horovod names it and the pending operation.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def sum_tensors(tensors: Sequence[Any], compression: str = "none") -> list[Any]:
     tensors : sequence of Tensor
         Of the same shapes on all ranks.
     compression : str
-        ``fp16`` sends and adds them as such.
+        ``fp16`` sends and adds them as float16.
     """
     if not _hvd:
         return list(tensors)
@@ -103,7 +103,7 @@ def sum_array(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def broadcast(variables: Sequence[Any]) -> None:
-    """Give every rank the values that rank 0's Keras variables have."""
+    """Give every rank the values of rank 0's Keras variables."""
     if _hvd:
         _hvd.broadcast_variables([v.value for v in variables], root_rank=0)
 
@@ -119,10 +119,10 @@ def gather_objects(value: T) -> list[T]:
 
 
 def elastic_state(variables: Sequence[Any], **values: Any) -> Any:
-    """Return what an elastic run commits and goes back to: Keras variables, and values by name.
+    """Return the state that an elastic run commits and restores: Keras variables, named values.
 
-    Horovod's own ``TensorFlowState`` shares variables once, when it is made; this one shares rank
-    0's whenever ranks have changed.
+    Horovod's own ``TensorFlowState`` broadcasts variables once, on creation; this one broadcasts
+    rank 0's whenever ranks have changed.
 
     Raises
     ------
@@ -156,21 +156,21 @@ def elastic_state(variables: Sequence[Any], **values: Any) -> Any:
 
 
 def run_elastic(state: Any, work: Callable[[Any], None]) -> None:
-    """Do `work` with a state: again from its last commit, each time that ranks are lost or come."""
+    """Call `work` with a state, again from its last commit whenever ranks are lost or join."""
     import tensorflow as tf
     from horovod.common.exceptions import HorovodInternalError
 
     @_hvd.elastic.run
-    def go_on(state: Any) -> None:
+    def attempt(state: Any) -> None:
         try:
             work(state)
         except tf.errors.UnknownError as error:
-            # Horovod's wrapper knows no grouped all-reduce, and drops every error unknown to it.
+            # Horovod's wrapper does not know grouped all-reduce, and drops errors unknown to it.
             if "Horovod" in error.message:
                 raise HorovodInternalError(error.message) from None
             raise RuntimeError(error.message) from error
 
-    go_on(state)
+    attempt(state)
 
 
 def barrier() -> None:

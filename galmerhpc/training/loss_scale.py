@@ -1,8 +1,8 @@
-"""A factor on the loss, without which small gradients would vanish in float16.
+"""A factor on the loss, without which small gradients would underflow in float16.
 
-It grows while gradients stay finite, and falls where they overflow; that step is then left out
+It grows while gradients stay finite, and falls when they overflow; that step is then skipped
 (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2). All ranks decide on the summed gradients,
-so that they decide the same.
+and so alike.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ GROWTH_STEPS = 2000
 
 
 class LossScale:
-    """The factor and how long it has been right.
+    """The factor, and for how many steps it has been adequate.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What training makes small: the loss of each sample, from the network's last layer."""
+"""The loss of each sample, from the network's last layer."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,9 @@ Losses = Callable[[Any, Any], Any]
 def make_losses(training: Training, targets: Targets) -> Losses:
     """Return the function from targets and last-layer outputs (B, R) to each sample's loss (B,).
 
-    It is the mean over the losses' terms, weighted by their parameters' weights. A parameter has
-    one term, but under binary cross-entropy one a class: with all weights 1 that is the mean over
-    the paper's 60 outputs. Errors count in units of the targets (`models.targets`).
+    It is the mean of the losses' terms, weighted by their parameters' weights. A parameter has one
+    term, or with binary cross-entropy one per class: with all weights 1 that is the mean over the
+    paper's 60 outputs. Errors are in units of the targets (`models.targets`).
 
     Parameters
     ----------

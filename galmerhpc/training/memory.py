@@ -1,17 +1,17 @@
-"""What memory this process has, and has had at most (Linux, proc(5))."""
+"""Resident memory of this process, now and at its peak (Linux, proc(5))."""
 
 from pathlib import Path
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process has now."""
+    """Return the resident memory of this process."""
     return _status_bytes("VmRSS")
 
 
 def peak_bytes() -> int:
-    """Return the largest memory that this process has had.
+    """Return the peak resident memory of this process.
 
-    getrusage's ru_maxrss does not tell: a program inherits in it the peak of what started it.
+    Not getrusage's ru_maxrss, in which a program inherits the peak of its parent.
     """
     return _status_bytes("VmHWM")
 

@@ -48,9 +48,9 @@ class Network:
     step : Step
         Does a step of training.
     predict : callable
-        As `make_predict` makes it.
+        From `make_predict`.
     losses : callable
-        As `make_losses` makes it.
+        From `make_losses`.
     """
 
     def __init__(
@@ -77,14 +77,14 @@ class Network:
         self._statistics = StatisticsEstimator(self.model, self._augment, training.micro_batch)
 
     def augmented(self, batch: Batch, epoch: int, count: int) -> NDArray[np.uint8]:
-        """Return the first images of a batch as the training sees them in an epoch."""
+        """Return the first images of a batch as training sees them in an epoch."""
         images, rows = batch.images[:count], batch.rows[:count]
         return np.asarray(self._augment(images, np.int64(epoch), rows))
 
-    def settle(self, batches: Iterator[Batch]) -> None:
-        """Set batch normalisation's statistics to those of the weights as they are.
+    def reestimate_batchnorm(self, batches: Iterator[Batch]) -> None:
+        """Set batch normalisation's statistics to those of the present weights.
 
-        They are estimated afresh on training batches, or are the mean of the ranks' moving ones.
+        They are estimated on training batches, or are the mean of the ranks' moving statistics.
 
         Parameters
         ----------
@@ -100,18 +100,18 @@ class Network:
             variable.assign(mean)
 
     @contextlib.contextmanager
-    def evaluated(self, batches: Iterator[Batch], frozen: bool) -> Iterator[None]:
-        """Context in which the model is what is evaluated; afterwards it is, to the bit, as it was.
+    def evaluation_weights(self, batches: Iterator[Batch], frozen: bool) -> Iterator[None]:
+        """Context in which the model has the weights to evaluate; afterwards, its own again.
 
-        The weights are the moving averages where these are kept.
+        The weights to evaluate are the moving averages, if these are kept.
 
         Parameters
         ----------
         batches : iterator of Batch
-            As in `settle`.
+            As in `reestimate_batchnorm`.
         frozen : bool
             Whether the weights were learnt with batch normalisation's present statistics, which
-            then stay; else they are settled.
+            then stay; else they are re-estimated.
         """
         variables = [*self.model.trainable_variables, *self.model.non_trainable_weights]
         before = [v.numpy() for v in variables]
@@ -121,7 +121,7 @@ class Network:
             ):
                 weight.assign(average)
             if not frozen:
-                self.settle(batches)
+                self.reestimate_batchnorm(batches)
             yield
         finally:
             for variable, value in zip(variables, before, strict=True):
@@ -154,13 +154,13 @@ def set_up_tensorflow(training: Training) -> None:
     import keras
     import tensorflow as tf
 
-    keras.backend.clear_session()  # a study trains one network after the other
+    keras.backend.clear_session()  # a study trains one network after another
     keras.utils.set_random_seed(training.seed)
     keras.config.set_dtype_policy(training.precision)
     if training.deterministic:
         tf.config.experimental.enable_op_determinism()
     threads = training.threads or parallel.cpus_per_rank(horovod.local_size())
-    with contextlib.suppress(RuntimeError):  # TensorFlow runs already, with the threads it has
+    with contextlib.suppress(RuntimeError):  # TensorFlow already runs, with the threads it has
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
     devices.refuse_misfit(horovod.local_size())

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     import keras
 
 NOT_DECAYED = ("bias", "gamma", "beta")
-"""Variables without weight decay: nothing that they do is undone by another's size."""
+"""Variables without weight decay, as is usual for biases and normalisation."""
 
 
 def make_optimizer(training: Training, steps: int) -> "keras.optimizers.Optimizer":
     """Return the optimiser with its schedule, clipping and averaging.
 
-    Its `apply` takes gradients that are summed over ranks: their norm, and so the clipping, is then
-    the same on all of them.
+    Its `apply` takes gradients summed over ranks, so that their norm, and with it the clipping, is
+    the same on all ranks.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def make_optimizer(training: Training, steps: int) -> "keras.optimizers.Optimize
         "learning_rate": learning_rate(training, steps),
         "global_clipnorm": settings.clip_norm,
         "use_ema": training.ema_momentum > 0,
-        "ema_momentum": training.ema_momentum or 0.99,  # Keras wants one also where it is not used
+        "ema_momentum": training.ema_momentum or 0.99,  # Keras wants one even if unused
     }
     if settings.kind == "sgd":
         return keras.optimizers.SGD(momentum=settings.momentum, **common)

@@ -27,7 +27,7 @@ def learning_rate(
     return keras.optimizers.schedules.CosineDecay(
         initial_learning_rate=0.0 if warmup else peak,
         decay_steps=steps - warmup,
-        # The share of the peak that is left at the end: all of it makes a constant.
+        # The final fraction of the peak; 1 makes the rate constant.
         alpha=1.0 if training.schedule.kind == "constant" else 0.0,
         warmup_target=peak if warmup else None,
         warmup_steps=warmup,

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: where the training stands, and every number the next step depends on."""
+"""What a checkpoint holds: the training's position, and every number the next step depends on."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     import keras
 
 
-GO_ON = (
-    "the last checkpoint is sound: go on from it with a lower training.learning_rate "
+RESUME = (
+    "the last checkpoint is sound: resume from it with a lower training.learning_rate "
     "(train CONFIG --allow-change training.learning_rate training.learning_rate=...)"
 )
 
 
 @dataclass
 class Progress:
-    """Where the training stands.
+    """Position of the training.
 
     Attributes
     ----------
@@ -40,8 +40,8 @@ class Progress:
     seconds : float
         Seconds of training so far, over all sessions.
     settled : bool
-        Whether the last steps kept batch normalisation's statistics as `network.Network.settle`
-        had left them.
+        Whether batch normalisation's statistics were frozen in the last steps, as set by
+        `network.Network.reestimate_batchnorm`.
     loss : float
         Sum of the losses of the epoch's images so far, over all ranks.
     best : float, optional
@@ -49,7 +49,7 @@ class Progress:
     best_name : str, optional
         Checkpoint of that epoch.
     epochs_since_best : int
-        What ``training.patience`` is compared with.
+        Compared with ``training.patience``.
     history : list of dict
         The finished epochs' rows of metrics.csv.
     """
@@ -66,7 +66,7 @@ class Progress:
     history: list[Row] = field(default_factory=list)
 
     def meta(self) -> dict[str, Any]:
-        """Return all but the sums as JSON values."""
+        """Return everything but the sums as JSON values."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[1:]}
 
     @classmethod
@@ -77,7 +77,7 @@ class Progress:
 
 
 def was_settled(meta: dict[str, Any]) -> bool:
-    """Return ``Progress.settled`` of a checkpoint; older ones tell it by their keys."""
+    """Return ``Progress.settled`` of a checkpoint; in older ones it follows from the keys."""
     if "settled" in meta:
         return bool(meta["settled"])
     epoch = meta["epoch"] - (meta["step"] == 0)  # of the last step
@@ -128,7 +128,7 @@ class State:
         return {name: variable.numpy() for name, variable in self.shared.items()}
 
     def check(self) -> None:
-        """Look whether the weights are finite, and the same on all ranks; collective.
+        """Check that the weights are finite, and the same on all ranks; collective.
 
         Raises
         ------
@@ -142,7 +142,7 @@ class State:
                 "and do not use this run's later checkpoints"
             )
         if not np.isfinite(norm):
-            raise GalmerhpcError(f"the weights are not finite any more; {GO_ON}")
+            raise GalmerhpcError(f"the weights are no longer finite; {RESUME}")
 
     def gather_own(self) -> Arrays:
         """Return the statistics of all ranks; collective."""
@@ -154,22 +154,22 @@ class State:
         }
 
     def restore(self, arrays: Arrays | None, ranks: int, path: Path) -> None:
-        """Take the numbers of a checkpoint; collective.
+        """Restore the numbers of a checkpoint; collective.
 
         Parameters
         ----------
         arrays : dict, or None
             Its arrays on rank 0; None elsewhere.
         ranks : int
-            Number of ranks that wrote it. As many take each its own statistics, another number
-            takes the mean.
+            Number of ranks that wrote it. The same number of ranks take each their own statistics,
+            another number take the mean.
         path : Path
             The checkpoint, for messages.
 
         Raises
         ------
         InputError
-            It is of another network or optimiser.
+            It belongs to another network or optimiser.
         """
         statistics = [] if arrays is None else self.take(arrays, ranks, path)
         self.broadcast()
@@ -179,7 +179,7 @@ class State:
                 variable.assign(value)
 
     def take(self, arrays: Arrays, ranks: int, path: Path) -> list[list[NDArray[Any]]]:
-        """Take the numbers of a checkpoint on this rank alone, with the mean of the statistics.
+        """Restore the numbers of a checkpoint on this rank only, with the mean of the statistics.
 
         Returns
         -------
@@ -206,7 +206,7 @@ class State:
 
 
 def averages_of(optimizer: "keras.optimizers.Optimizer") -> list[Any]:
-    """Return the weights' moving averages, in the weights' order; none where none are kept."""
+    """Return the weights' moving averages, in the weights' order; empty if none are kept."""
     return list(optimizer._model_variables_moving_average) if optimizer.use_ema else []
 
 
@@ -218,17 +218,17 @@ def mean_of(statistics: list[list[NDArray[Any]]]) -> list[NDArray[Any]]:
 
 
 def make_checksum(variables: list[Any]) -> Any:
-    """Return the function from nothing to a sum over the variables' bits, and their norm.
+    """Return a function that computes a bitwise checksum and the global norm of the variables.
 
-    Another sum means other weights; a norm that is not finite, weights that are not. Both run at
-    the speed of memory, where a hash would hold the training up.
+    Different sums mean different weights; the norm is finite only if all weights are. Both run at
+    memory speed, where a hash would hold the training up.
     """
     import tensorflow as tf
 
     @tf.function(autograph=False)
-    def look() -> tuple[Any, Any]:
+    def checksum() -> tuple[Any, Any]:
         values = [tf.cast(v.value, tf.float32) for v in variables]
         sums = [tf.reduce_sum(tf.bitcast(value, tf.int32)) for value in values]
         return tf.add_n(sums), tf.linalg.global_norm(values)
 
-    return look
+    return checksum

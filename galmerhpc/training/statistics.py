@@ -1,7 +1,7 @@
-"""Batch normalisation's statistics for evaluation, estimated afresh over training batches.
+"""Batch normalisation's statistics for evaluation, re-estimated on training batches.
 
-The moving statistics of a short training, or of weights that are an average over many steps, lag
-behind the weights that are evaluated; a short run then validates as garbage.
+The moving statistics of a short training, or of weights averaged over many steps, lag behind the
+evaluated weights; the validation of a short run is then meaningless.
 """
 
 import itertools
@@ -26,10 +26,10 @@ class StatisticsEstimator:
     model : keras.Model
         The model to evaluate. Its moving statistics are replaced by `estimate`.
     augment : callable
-        The training's augmentation: the weights were learnt under it, and the statistics of
-        unchanged images are not those that the weights expect.
+        The training's augmentation: the weights were learnt with it, and do not fit the statistics
+        of unchanged images.
     micro_batch : int, optional
-        Images that pass through the model at once, in training as here.
+        Images per pass through the model, in training as here.
     """
 
     def __init__(self, model: "keras.Model", augment: sky.Augment, micro_batch: int | None) -> None:
@@ -51,7 +51,7 @@ class StatisticsEstimator:
         )
         def observe(images: "tf.Tensor", epoch: "tf.Tensor", rows: "tf.Tensor") -> None:
             # With momentum 0 the moving statistics become those of these images. The momentum is
-            # read while the function is traced, so it is put back for every other use.
+            # read during tracing, so it is restored for all other uses.
             for layer in self._layers:
                 layer.momentum = 0.0
             model(augment(images, epoch, rows), training=True)
@@ -61,9 +61,9 @@ class StatisticsEstimator:
         self._observe = observe
 
     def estimate(self, batches: Iterable[Batch], epoch: int, count: int) -> None:
-        """Set the moving statistics to the mean of those that the training's passes would have.
+        """Set the moving statistics to the mean of those of training passes.
 
-        A pass is a rank's share of a batch, or a piece of that (`micro_batch`).
+        A pass is a rank's share of a batch, or a piece of it (`micro_batch`).
 
         Parameters
         ----------

@@ -2,7 +2,7 @@
 
 The gradient of a step is that of the loss over the GLOBAL batch: each rank divides its sum of
 losses by the global batch size, and gradients are summed over ranks, so that uneven shares
-(25 images on 2 ranks: 13 + 12) weigh right.
+(25 images on 2 ranks: 13 + 12) have the right weights.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a step; `predicted` and `finite_here` are this rank's, the others all ranks'.
+    """Result of a step; `predicted` and `finite_here` are this rank's, the others all ranks'.
 
     Attributes
     ----------
@@ -37,11 +37,11 @@ class Outcome:
     stop : bool
         Whether a rank was asked to stop.
     failed : bool
-        Whether loss or gradients were not finite and scaling the loss does not help.
+        Whether loss or gradients were not finite, and a smaller loss scale cannot help.
     finite_here : bool
-        Whether this rank's own loss and gradients were.
+        Whether this rank's own loss and gradients were finite.
     predicted : ndarray, shape (n, ...)
-        Predictions for this rank's images, made on the way.
+        Predictions for this rank's images, from the same forward pass.
     """
 
     loss: float
@@ -57,17 +57,17 @@ class Step:
     Parameters
     ----------
     model : keras.Model
-        As `models.build` makes it.
+        From `models.build`.
     optimizer : keras.optimizers.Optimizer
         Built for the model's trainable variables.
     loss_scale : LossScale
         Factor on the loss.
     losses : callable
-        As `make_losses` makes it.
+        From `make_losses`.
     targets : Targets
         What the last layer learns.
     augment : callable
-        As `sky.make_augment` makes it.
+        From `sky.make_augment`.
     training : Training
         `micro_batch`, `compression`, `sync_batchnorm`, `xla` and `seed` are used.
     """
@@ -116,7 +116,7 @@ class Step:
             if not count and not self._training.sync_batchnorm:
                 continue
             images, labels, rows = batch.images[piece], batch.labels[piece], batch.rows[piece]
-            if not count:  # it weighs nothing, but the other ranks wait for its statistics
+            if not count:  # weight 0, but the other ranks wait for its statistics
                 images = np.zeros((1, *images.shape[1:]), np.uint8)
                 labels, rows = np.zeros((1, labels.shape[1]), np.float32), np.zeros(1, np.int64)
             encoded = self._targets.encode(labels) if count else self._no_targets()
@@ -129,7 +129,7 @@ class Step:
             predicted.append(answers[:count])
         if not total:
             total = [np.zeros(v.shape, v.dtype) for v in self._model.trainable_variables]
-        # Tensors to the end: the all-reduce is under way before anybody waits for a number.
+        # Tensors to the end: the all-reduce starts before anything waits for a number.
         numbers = tf.stack([share, float(stop), 1.0 - tf.cast(finite, tf.float32)])
         loss, stops, failed = np.asarray(self._update(total, numbers))
         return Outcome(
@@ -141,7 +141,7 @@ class Step:
         return np.zeros((1, self._targets.width), np.float32)
 
     def _dropout_key(self, step: int, piece: int) -> NDArray[np.uint32]:
-        """Return what decides which values are dropped; no two pieces of a training share it."""
+        """Return the seed of dropout, unique to a piece of a training."""
         entropy = [self._training.seed, step, horovod.rank(), piece]
         return np.random.SeedSequence(entropy).generate_state(2).astype(np.uint32)
 
@@ -157,9 +157,9 @@ def make_gradients(
     """Return the compiled function from images to their part of the gradient.
 
     It takes images (n, H, W, C) uint8, targets (n, R) float32, the images' rows in the data set
-    (n,) int64, the epoch, a weight (1, or 0 where the images only stand in for none), the global
-    batch size and dropout's key (2,) uint32; it returns gradients times the loss scale, the part of
-    the mean loss, whether all of these are finite, and the predictions. Where it is `frozen`, batch
+    (n,) int64, the epoch, a weight (1, or 0 for placeholders of an empty share), the global batch
+    size and dropout's key (2,) uint32; it returns gradients times the loss scale, the part of the
+    mean loss, whether all of these are finite, and the predictions. If `frozen`, batch
     normalisation keeps its statistics.
     """
     import tensorflow as tf
@@ -181,7 +181,7 @@ def make_gradients(
         with counting(weight):
             return model(images, training=True)
 
-    # Without autograph, which rewrites what has nothing to rewrite: half the tracing.
+    # Without autograph, which has nothing to rewrite here: half the tracing time.
     @tf.function(
         autograph=False,
         jit_compile=compile_it or None,
@@ -213,7 +213,7 @@ def make_gradients(
             share = tf.reduce_sum(each) * tf.cast(weight / global_size, each.dtype)
             scaled = share * tf.cast(loss_scale.factor, share.dtype)
         result = tape.gradient(scaled, variables)
-        # The norm is finite only where every number is, and costs one pass over them.
+        # The norm is finite only if every number is, and costs one pass over them.
         finite = tf.math.is_finite(share) & tf.math.is_finite(tf.linalg.global_norm(result))
         return result, tf.cast(share, tf.float32), finite, predicted
 
@@ -225,7 +225,7 @@ def frozen_batchnorm(model: "keras.Model") -> Iterator[None]:
     """Let batch normalisation, while a step is traced, use its statistics and keep them.
 
     A layer that is not trainable does so (Keras, "About setting layer.trainable = False on a
-    BatchNormalization layer"); its scale and shift go on learning, as the step knows them.
+    BatchNormalization layer"); its scale and shift still learn, since the step has them.
     """
     import keras
 
@@ -249,8 +249,9 @@ def make_update(
     """Return the compiled update: the ranks' gradients are summed and the optimiser applies them.
 
     It takes this rank's gradients times the loss scale and three numbers: its part of the loss,
-    whether it was asked to stop, whether something of it is not finite. It returns loss, ranks
-    asked to stop, and 1 where something is not finite that scaling the loss does not explain.
+    whether it was asked to stop, whether any of its numbers is not finite. It returns the loss, the
+    number of ranks asked to stop, and 1 if a number is not finite that the loss scale does not
+    explain.
     """
     import tensorflow as tf
 
@@ -274,7 +275,7 @@ def make_update(
     @tf.function(autograph=False)
     def update(gradients: list[Any], numbers: "tf.Tensor") -> Any:
         if compression == "none":
-            # Loss and flags travel with the gradients, as such: no message of their own.
+            # Loss and flags travel with the gradients: no message of their own.
             numbers = tf.cast(numbers, gradients[0].dtype)
             *gradients, numbers = horovod.sum_tensors([*gradients, numbers])
             numbers = tf.cast(numbers, tf.float32)
@@ -293,7 +294,7 @@ def make_update(
 
 
 def make_predict(model: "keras.Model") -> Any:
-    """Return the compiled prediction: images (B, H, W, C) uint8 to what `build` says, a pair."""
+    """Return the compiled prediction: images (B, H, W, C) uint8 to `build`'s two outputs."""
     import tensorflow as tf
 
     @tf.function(

@@ -1,6 +1,6 @@
 """Batch normalisation over the images of all ranks.
 
-Keras's own ``synchronized=True`` works under tf.distribute only. These layers are swapped in for
+Keras's own ``synchronized=True`` works only with tf.distribute. These layers replace Keras's in
 training and hold the same weights in the same order, so that the exported model has plain ones.
 """
 
@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from galmerhpc.training import horovod
 
-# While a step is traced: 1 where this rank's images count, 0 where they only stand in for none.
+# During tracing: 1 if this rank's images count, 0 if they are placeholders for an empty share.
 _counting: list[Any] = []
 
 
@@ -23,7 +23,7 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
     def _moments(self, inputs: Any, mask: Any) -> tuple[Any, Any]:  # noqa: ARG002 - no masks here
         counts = tf.cast(_counting[-1], inputs.dtype) if _counting else 1
         axes = self._reduction_axes
-        # Counted from about the mean: the difference of squares would lose digits otherwise. The
+        # Relative to about the mean: the difference of squares would lose digits otherwise. The
         # moving mean is the same on all ranks.
         origin = tf.stop_gradient(tf.cast(self.moving_mean.value, inputs.dtype))
         shifted = inputs - origin
@@ -46,7 +46,7 @@ class SyncBatchNormalization(keras.layers.BatchNormalization):
 
 @contextlib.contextmanager
 def counting(weight: "tf.Tensor") -> Iterator[None]:
-    """Say, while a step is traced, whether this rank's images count: a scalar 1 or 0."""
+    """Set, while a step is traced, whether this rank's images count: a scalar 1 or 0."""
     _counting.append(weight)
     try:
         yield

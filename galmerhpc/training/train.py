@@ -23,7 +23,7 @@ from galmerhpc.dataset.batches import (
     steps_per_epoch,
     training_batches,
 )
-from galmerhpc.dataset.records import StageRecord, stage_record
+from galmerhpc.dataset.records import stage_record
 from galmerhpc.dataset.shards import Dataset, Rows
 from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
 from galmerhpc.interrupt import StopRequest
@@ -32,17 +32,17 @@ from galmerhpc.models.targets import make_targets
 from galmerhpc.training import checkpoint, history, horovod
 from galmerhpc.training.memory import peak_bytes
 from galmerhpc.training.network import Network
-from galmerhpc.training.state import GO_ON, Progress, was_settled
+from galmerhpc.training.state import RESUME, Progress, was_settled
 from galmerhpc.training.step import Outcome
 from galmerhpc.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 SMALL_LOCAL_BATCH = 8
-"""Images at once below which a rank's batch normalisation sees too few."""
+"""Images per pass below which a rank's batch normalisation sees too few."""
 
 SLOWEST_READ_BYTES_PER_S = 20e6
-"""A disk slower than this counts as one that hangs."""
+"""A disk slower than this counts as hanging."""
 
 _NAMED_VIEWS = 4
 
@@ -50,32 +50,33 @@ _NAMED_VIEWS = 4
 def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = False) -> None:
     """Train the configured network on the run's shards; called by every rank.
 
-    Writes ``checkpoints/``, ``metrics.csv``, ``tensorboard/`` and ``model.keras`` into the run
-    folder, from rank 0. Goes on from the newest checkpoint, and returns at once where the training
-    is finished.
+    Rank 0 writes ``checkpoints/``, ``metrics.csv``, ``tensorboard/`` and ``model.keras`` into the
+    run folder. Resumes from the newest checkpoint, and returns at once if the training is finished.
 
     Parameters
     ----------
     config : Config
         The run.
     allow_change : sequence of str
-        Keys of `training` that may differ from those the checkpoints were made with.
+        Keys of `training` that may differ from the checkpoints'.
     elastic : bool
-        Go on with the ranks that are left when some are lost; under an elastic horovodrun.
+        Continue with the remaining ranks when some are lost; under an elastic horovodrun.
 
     Raises
     ------
     InputError
-        The configuration, the shards or the checkpoints do not fit each other or the ranks.
+        The configuration, the shards or the checkpoints do not fit each other or the ranks, or a
+        key may differ that never can.
     InterruptedRunError
         A signal or the time limit came; the work is saved.
     GalmerhpcError
-        Loss or gradients are not finite any more, or the ranks' weights differ.
+        Loss or gradients are no longer finite, or the ranks' weights differ.
     """
     training = config.training
     with StopRequest(training.time_limit_s) as stop:
-        record = open_record(config, allow_change)
-        if parallel.broadcast(record.complete):  # as rank 0 sees it: a network's disk may lag
+        checkpoint.check_changes(config, allow_change)
+        record = stage_record(config, "train", may_differ=allow_change)
+        if parallel.broadcast(record.complete):  # as rank 0 sees it: a shared disk may lag
             log.info("train: complete, nothing to do")
             return
         horovod.init(training.stall_limit_s)
@@ -112,24 +113,12 @@ def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = Fals
             horovod.barrier()
 
 
-def open_record(config: Config, allow_change: Sequence[str] = ()) -> StageRecord:
-    """Return the record of the run's training.
-
-    Raises
-    ------
-    InputError
-        The checkpoints were made with another configuration, or a key may differ that never can.
-    """
-    checkpoint.check_changes(config, allow_change)
-    return stage_record(config, "train", may_differ=allow_change)
-
-
 def _bytes_of(dataset: Dataset) -> int:
     return len(dataset) * math.prod(dataset.image_shape)
 
 
 class Trainer:
-    """One rank's network and data, and where its training stands.
+    """One rank's network and data, and the position of its training.
 
     Parameters
     ----------
@@ -149,11 +138,11 @@ class Trainer:
     network : Network
         What is trained.
     progress : Progress
-        Where the training stands.
+        Position of the training.
     saving_s : float
-        Seconds for which checkpoints have held up this rank.
-    saved : callable
-        Called on every rank at each checkpoint with the progress of all.
+        Seconds that this rank has waited for checkpoints.
+    on_checkpoint : callable
+        Called on every rank at each checkpoint, with the progress of all ranks.
     """
 
     def __init__(
@@ -173,13 +162,13 @@ class Trainer:
         self._traced, self._timed_seconds, self._timed_images = False, 0.0, 0
         self._shown: NDArray[np.uint8] | None = None
         self.saving_s = 0.0
-        self.saved: Callable[[Progress], None] = lambda _: None
+        self.on_checkpoint: Callable[[Progress], None] = lambda _: None
 
     # --- the loop ---------------------------------------------------------------------------------
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or nothing has become better for too long."""
+        """Whether all epochs are done, or there was no improvement for `patience` epochs."""
         patience, progress = self._training.patience, self.progress
         impatient = patience is not None and progress.epochs_since_best >= patience
         return progress.epoch >= self._training.epochs or impatient
@@ -197,7 +186,7 @@ class Trainer:
             self.finish_epoch()
 
     def run_epoch(self, stop: StopRequest) -> None:
-        """Do the rest of the epoch's steps, if any is left, and checkpoint.
+        """Do the remaining steps of the epoch, if any, and checkpoint.
 
         Raises
         ------
@@ -205,7 +194,7 @@ class Trainer:
             A rank was asked to stop; all ranks stop after the same step, with a checkpoint.
         """
         training, progress = self._training, self.progress
-        self._settle()
+        self._reestimate_batchnorm()
         bar = tqdm(
             desc=f"epoch {progress.epoch + 1}/{training.epochs}",
             total=self.reader.count, initial=progress.step * training.batch_size, unit="img",
@@ -222,31 +211,31 @@ class Trainer:
                 if stopped:
                     self.save()
                     self._writer.wait()
-                    horovod.barrier()  # a rank that leaves with an exit code takes the others along
+                    horovod.barrier()  # the first rank to exit with a code would end the others
                     reason = stop.reason or "a signal to another rank"
                     raise InterruptedRunError(
                         f"stopped by {reason} after epoch {progress.epoch}, step {progress.step}; "
-                        "the work is saved: the same command goes on from there"
+                        "the work is saved: the same command resumes from there"
                     )
                 every = training.checkpoint_every_steps or self._steps
                 if progress.step % every == 0 or progress.step == self._steps:
-                    self.save()  # the last step too: a validation may be cut short
+                    self.save()  # after the last step too: validation may be cut short
                 self._writer.check()
                 start = time.perf_counter()
 
-    def _settle(self) -> None:
-        """Settle batch normalisation's statistics, where the epoch keeps them and has not begun.
+    def _reestimate_batchnorm(self) -> None:
+        """Re-estimate batch normalisation's statistics before the first epoch that freezes them.
 
-        It may also keep them from here on, where a resumed training has other epochs.
+        A training that resumes with another number of epochs may freeze them in mid-epoch.
         """
         training, progress = self._training, self.progress
         kept = progress.epoch >= training.epochs - training.freeze_batchnorm_epochs
         if kept and not (progress.step and progress.settled):
-            self.network.settle(self._statistics_batches())
+            self.network.reestimate_batchnorm(self._statistics_batches())
         progress.settled = kept
 
     def _statistics_batches(self) -> Iterator[Batch]:
-        """Return batches of an epoch that no training has: they are nobody's next ones."""
+        """Return batches of an epoch after the last one: no step trains on them next."""
         return self._watchdog.watched(self._batches(self._training.epochs))
 
     def _batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -275,16 +264,16 @@ class Trainer:
 
     def _fail(self, batch: Batch, outcome: Outcome) -> None:
         """Name the ranks and views whose loss or gradient is not finite."""
-        self._writer.wait()  # the last checkpoint is sound, and no rank ends the job before it is
+        self._writer.wait()  # the last checkpoint is sound: no rank may exit before it is written
         where = self._named(batch.rows[:0] if outcome.finite_here else batch.rows)
         raise GalmerhpcError(
             f"loss or gradient is not finite at epoch {self.progress.epoch + 1}, "
-            f"step {self.progress.step} ({where or 'the sum over ranks'}); {GO_ON}, or look at "
+            f"step {self.progress.step} ({where or 'the sum over ranks'}); {RESUME}, or look at "
             "these views"
         )
 
     def _named(self, rows: Rows) -> str:
-        """Return the ranks and their views of these rows of the data set; collective."""
+        """Return the ranks and the views of these rows of the data set; collective."""
         views = self._dataset.view[rows].tolist()
         at_fault = {k: ids for k, ids in enumerate(horovod.gather_objects(views)) if ids}
         return "; ".join(
@@ -293,9 +282,9 @@ class Trainer:
         )
 
     def _count_time(self, seconds: float, images: int) -> None:
-        """Add the time of a step and of waiting for its images.
+        """Add the time of a step, including the wait for its images.
 
-        The first step of a session traces, and is left out of the rate.
+        The first step of a session traces, and does not count for the rate.
         """
         self.progress.seconds += seconds
         if self._traced:
@@ -307,7 +296,7 @@ class Trainer:
         """Validate, add a row to the history, checkpoint."""
         progress = self.progress
         training_sums = merged(progress.sums)
-        with self.network.evaluated(self._statistics_batches(), progress.settled):
+        with self.network.evaluation_weights(self._statistics_batches(), progress.settled):
             validation_sums, validation_loss = self._validate()
         row: history.Row = {
             "epoch": progress.epoch + 1,
@@ -332,16 +321,16 @@ class Trainer:
             log.info(history.describe(row, self._training.epochs, left))
             if self._config.model.task == "classification":
                 log.info("validation: %s", describe_answers(validation_sums.metrics()))
-        self.save()  # last: in an elastic training it may end in an exception that brings workers
+        self.save()  # last: in an elastic training it may raise, to take in new workers
 
     def _rate(self) -> float | None:
-        """Return this session's images a second; None before its second step."""
+        """Return this session's images per second; None before its second step."""
         if not self._timed_images:
             return None
         return round(self._timed_images / max(self._timed_seconds, 1e-9), 2)
 
     def _note_best(self, row: history.Row) -> None:
-        """Note whether this epoch is the best one so far."""
+        """Record whether this epoch is the best so far."""
         metric, progress = self._training.best_metric, self.progress
         value = row[metric] if metric else None
         if metric is None or value is None:
@@ -359,8 +348,8 @@ class Trainer:
         Raises
         ------
         GalmerhpcError
-            A prediction or its loss is not finite. The checkpoint of the epoch's last step is gone
-            then: with it every resume would end here.
+            A prediction or its loss is not finite. The checkpoint of the epoch's last step is then
+            removed: every resume from it would end here.
         """
         sums, loss, at_fault = self.no_sums(), 0.0, np.zeros(0, np.int64)
         batches = evaluation_batches(
@@ -382,7 +371,7 @@ class Trainer:
             horovod.barrier()
             raise GalmerhpcError(
                 f"a prediction is not finite in the validation of epoch {self.progress.epoch + 1} "
-                f"({where}); {GO_ON}, or look at these views"
+                f"({where}); {RESUME}, or look at these views"
             )
         total = horovod.sum_array(np.array([loss]))
         return merged(sums), float(total[0]) / self._validation.count
@@ -397,7 +386,7 @@ class Trainer:
                 (found[1]["ranks"], was_settled(found[1])) if found else (0, False)
             )
             self.network.state.restore(found[0] if found else None, ranks, path)
-        with self.network.evaluated(self._statistics_batches(), settled):
+        with self.network.evaluation_weights(self._statistics_batches(), settled):
             if horovod.rank() == 0:
                 self.network.export(self._config.run_dir / "model.keras")
                 history.write_metrics(self._config.run_dir, self.progress.history)
@@ -421,7 +410,7 @@ class Trainer:
         return checkpoint.checkpoint_name(step, None if progress.step else progress.epoch)
 
     def save(self) -> None:
-        """Begin to write a checkpoint from rank 0: the ranks go on once it is copied."""
+        """Begin to write a checkpoint from rank 0; the ranks continue once it is copied."""
         start = time.perf_counter()
         state, progress = self.network.state, self.progress
         state.check()
@@ -429,7 +418,7 @@ class Trainer:
         if horovod.rank() == 0:
             arrays = {**state.copy(), **own, "sums": sums.as_vector()}
             inputs = self._config.inputs("train")
-            # An epoch that is yet to be validated pushes none out that was.
+            # A checkpoint before validation does not push out one after it.
             keep = self._training.keep_checkpoints + (progress.step == self._steps)
             meta = {
                 **progress.meta(), "ranks": horovod.size(), "configuration": inputs,
@@ -441,11 +430,11 @@ class Trainer:
                     progress.best_name,
                 )
             )  # fmt: skip
-        self.saved(dataclasses.replace(progress, sums=sums))
+        self.on_checkpoint(dataclasses.replace(progress, sums=sums))
         self.saving_s += time.perf_counter() - start
 
     def resume(self) -> None:
-        """Take up the newest checkpoint, agreed on by all ranks, or rank 0's initial weights."""
+        """Restore the newest checkpoint on all ranks, or rank 0's initial weights."""
         found = self._newest() if horovod.rank() == 0 else None
         arrays, meta = found or (None, None)
         meta = horovod.broadcast_object(meta)
@@ -456,13 +445,13 @@ class Trainer:
         self._take_position(meta, arrays)
 
     def resume_alone(self) -> None:
-        """Take up the newest checkpoint on this rank, from which an elastic state shares it."""
+        """Restore the newest checkpoint on this rank only; an elastic state shares it."""
         if found := self._newest():
             self.network.state.take(found[0], found[1]["ranks"], self._folder)
             self._take_position(found[1], found[0])
 
     def _newest(self) -> tuple[checkpoint.Arrays, dict[str, Any]] | None:
-        """Read the newest checkpoint that is whole, and refuse one of other data."""
+        """Read the newest intact checkpoint, and refuse one of other data."""
         files.remove_temporaries(self._folder)
         found = checkpoint.load_latest(self._folder)
         if found and found[1]["dataset"] != self._dataset.fingerprint:
@@ -473,7 +462,7 @@ class Trainer:
         return found
 
     def _take_position(self, meta: dict[str, Any], arrays: checkpoint.Arrays | None) -> None:
-        # The sums of the epoch so far are all ranks'; the one with the arrays goes on with them.
+        # The epoch's sums so far are those of all ranks; only the rank with the arrays keeps them.
         sums = self.no_sums()
         self.progress = Progress.from_meta(
             meta, type(sums).from_vector(arrays["sums"]) if arrays else sums
@@ -493,30 +482,30 @@ def load_best(path: Path) -> tuple[checkpoint.Arrays, dict[str, Any]]:
     Raises
     ------
     InputError
-        It is damaged or gone; the message says how to do without it.
+        It is damaged or missing; the message says how to do without it.
     """
     try:
         return checkpoint.load(path)
     except InputError as error:
         raise InputError(
-            f"{error}, and it holds the best epoch; to go on to the last one's network: "
+            f"{error}, and it holds the best epoch; to continue with the last epoch's network: "
             "galmerhpc train --allow-change training.best_metric --allow-change training.patience "
             "CONFIG training.best_metric=null training.patience=null"
         ) from None
 
 
 def run_elastic(trainer: Trainer, stop: StopRequest) -> None:
-    """Train to the end with the ranks that are left: a lost one costs the steps since a checkpoint.
+    """Train to the end with the remaining ranks: a lost one costs the steps since a checkpoint.
 
-    What is committed at each checkpoint stands in every rank's memory, so that nothing is read from
-    disk and no process starts anew. The global batch stays, and with it the order of samples.
+    The state committed at each checkpoint is in every rank's memory, so that nothing is read from
+    disk and no process restarts. The global batch stays, and with it the order of samples.
 
     Parameters
     ----------
     trainer : Trainer
         Resumed on rank 0.
     stop : StopRequest
-        Asks to stop.
+        The request to stop.
     """
     numbers = [*trainer.network.state.shared.values(), *trainer.network.state.own]
     state = horovod.elastic_state(numbers, progress=trainer.progress)
@@ -525,14 +514,16 @@ def run_elastic(trainer: Trainer, stop: StopRequest) -> None:
         state.progress = progress
         state.commit()
 
-    def go_on(state: Any) -> None:
-        trainer.progress = copy.deepcopy(state.progress)  # what is committed stays as it is
-        if horovod.rank() > 0:  # the sums of the epoch so far are all ranks'; one goes on with them
+    def work(state: Any) -> None:
+        trainer.progress = copy.deepcopy(state.progress)  # the committed one stays as it is
+        if (
+            horovod.rank() > 0
+        ):  # the epoch's sums so far are those of all ranks; only rank 0 keeps them
             trainer.progress.sums = trainer.no_sums()
         trainer.run(stop)
 
-    trainer.saved = commit
-    horovod.run_elastic(state, go_on)
+    trainer.on_checkpoint = commit
+    horovod.run_elastic(state, work)
 
 
 def merged(sums: Sums) -> Sums:
@@ -541,7 +532,7 @@ def merged(sums: Sums) -> Sums:
 
 
 def check_batch_size(training: Training, images: int) -> None:
-    """Refuse a global batch that is smaller than the number of ranks; warn of small pieces."""
+    """Refuse a global batch smaller than the number of ranks; warn of small pieces."""
     batch_size, ranks = training.batch_size, horovod.size()
     if min(batch_size, images) < ranks:
         raise InputError(

@@ -1,15 +1,14 @@
-"""The end of a job in which one rank hangs: the others notice, say so, and end it.
+"""Ends a job in which one rank hangs: the others notice, report it, and end the job.
 
-Horovod's own stall check runs in the hanging process's peers only as long as that process's
-background thread answers. One that is stopped, or swapped out, or on a node that froze, answers
-nothing, and the others wait inside MPI for ever. So every rank watches its own steps.
+Horovod's own stall check works only as long as the hanging process's background thread answers. A
+process that is stopped, swapped out or on a frozen node does not answer, and the others wait inside
+MPI for ever. So every rank watches its own steps.
 """
 
 import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
 from typing import TypeVar
 
 from galmerhpc import parallel
@@ -18,7 +17,7 @@ from galmerhpc.training import horovod
 
 T = TypeVar("T")
 
-# The lowest rank that still runs says it for all: each higher one gives it a second more.
+# The lowest rank that still runs reports for all: each higher one waits a second longer.
 _STAGGER_S, _LONGEST_STAGGER_S = 1.0, 10.0
 _LOOK_S = 1.0
 # An MPI that hangs itself may not return from Abort.
@@ -31,7 +30,7 @@ class Watchdog:
     Parameters
     ----------
     limit_s : float
-        Seconds between two steps after which another rank counts as hanging.
+        Seconds without a step after which another rank counts as hanging.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -40,27 +39,22 @@ class Watchdog:
         self._last = time.monotonic()
 
     def __enter__(self) -> "Watchdog":
-        """Begin to watch; one rank alone waits for nobody and is not watched."""
+        """Begin to watch; a single rank waits for nobody and is not watched."""
         self.beat()
         if horovod.size() > 1:
             threading.Thread(target=self._watch, args=(horovod.rank(),), daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Watch no longer."""
+    def __exit__(self, *_: object) -> None:
+        """Stop watching."""
         self._closed.set()
 
     def beat(self, ahead_s: float = 0.0) -> None:
-        """Note that this rank goes on, and will be busy for so many seconds without a word."""
+        """Record that this rank progresses, and may be silent for `ahead_s` seconds more."""
         self._last = time.monotonic() + ahead_s
 
     def watched(self, steps: Iterable[T]) -> Iterator[T]:
-        """Yield what is given, noting each."""
+        """Yield each of `steps`, with a beat before it."""
         for step in steps:
             self.beat()
             yield step
@@ -72,14 +66,14 @@ class Watchdog:
             if self._closed.wait(min(left, _LOOK_S)):
                 return
             if time.monotonic() - look > _LOOK_S + self._limit_s / 2:
-                self.beat()  # this rank was stopped itself: the others say so, and it does not
+                self.beat()  # this rank was stopped itself: the others report it
         exit_code = int(ExitCode.FAILED)
         end = threading.Timer(_ABORT_S, os._exit, (exit_code,))
         end.daemon = True
         end.start()
         parallel.end_job(
             f"galmerhpc: no step for {self._limit_s:g} s (training.stall_limit_s) on rank {rank}: "
-            "another rank hangs, or its node is lost; run the same command again: it goes on from "
+            "another rank hangs, or its node is lost; run the same command again: it resumes from "
             "the last checkpoint",
             exit_code,
         )

@@ -1,5 +1,6 @@
-"""When a job that was stopped is started again, and when no more."""
+"""When a job that was stopped is started again, and when it is not."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -29,16 +30,37 @@ def checkpoint(config: Config, step: int) -> None:
     (config.run_dir / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
 
 
-def test_lives_without_a_new_step_end_the_job(config):
-    for number in range(1, PATIENCE + 1):
-        task(config, number).begin()
-    with pytest.raises(GalmerhpcError, match="made nothing new in 2 attempts"):
-        task(config, 3).begin()
+@pytest.mark.parametrize(
+    ("status", "warned", "site"),
+    [
+        (ExitCode.INTERRUPTED, True, {}),
+        (ExitCode.FAILED, False, {"REQUEUE_FAILED": "yes"}),
+        (137, False, {"REQUEUE_FAILED": "yes"}),
+    ],
+)
+def test_full_attempts_without_a_new_step_end_the_job(config, status, warned, site):
+    task(config, 1).begin()
+    task(config, 1, **site).end(status, warned)
+    task(config, 2).begin()
+    with pytest.raises(GalmerhpcError, match="made no progress in 2 attempts"):
+        task(config, 2, **site).end(status, warned)
     with pytest.raises(GalmerhpcError, match="raise the job's time limit"):
-        task(config, 2).end(ExitCode.INTERRUPTED, warned=False)
+        task(config, 3).begin()
     checkpoint(config, 1)
-    task(config, 2).end(ExitCode.INTERRUPTED, warned=False)
     task(config, 3).begin()
+    task(config, 3, **site).end(status, warned)
+    task(config, 4).begin()
+
+
+def test_attempts_that_slurm_cut_short_do_not_count_as_idle(config):
+    task(config, 1).begin()
+    task(config, 1).end(ExitCode.INTERRUPTED, warned=True)
+    task(config, 2).begin()  # its node was lost
+    task(config, 3).begin()
+    task(config, 3).end(ExitCode.INTERRUPTED, warned=False)  # preempted before a checkpoint
+    task(config, 4).begin()
+    with pytest.raises(GalmerhpcError, match="made no progress in 2 attempts"):
+        task(config, 4).end(ExitCode.INTERRUPTED, warned=True)
 
 
 def test_an_array_s_tasks_that_find_the_training_done_are_no_failure(config):
@@ -47,6 +69,7 @@ def test_an_array_s_tasks_that_find_the_training_done_are_no_failure(config):
     record.finish({})
     for number in range(1, PATIENCE + 3):
         task(config, number).begin()
+    assert not (config.run_dir / "logs").exists()
 
 
 def test_a_training_may_go_on_with_a_key_that_is_named(config, monkeypatch):
@@ -66,14 +89,32 @@ def test_a_training_may_go_on_with_a_key_that_is_named(config, monkeypatch):
     assert len(list((config.run_dir / "logs").glob("train-*.attempts"))) == 1
 
 
-def test_lives_are_counted(config):
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        ("scrape", ["--retry-failed"]),
+        ("scrape", ["--allow-missing", "scrape.attempts=9"]),
+        ("evaluate", ["--split", "val", "--data", "other"]),
+    ],
+)
+def test_an_attempt_takes_the_options_of_its_stage(config, monkeypatch, stage, options):
+    path = config.run_dir.parent / "run.yaml"
+    path.write_text(f"run_dir: {config.run_dir}\n")
+    for name, value in {**SITE, "SLURM_JOB_ID": "8"}.items():
+        monkeypatch.setenv(name, value)
+    main(["begin", stage, str(path), *options])
+    record = config.run_dir / "logs" / f"{stage}-8.attempts"
+    assert record.read_text() == "nothing yet\n"
+
+
+def test_attempts_are_counted(config):
     for number in range(1, 6):
         checkpoint(config, number)
         task(config, number).begin()
     checkpoint(config, 6)
     with pytest.raises(GalmerhpcError, match="started 5 times"):
         task(config, 6).begin()
-    with pytest.raises(GalmerhpcError, match="step 6 is saved"):
+    with pytest.raises(GalmerhpcError, match="saved: step 6"):
         task(config, 5).end(ExitCode.INTERRUPTED, warned=False)
 
 
@@ -91,7 +132,7 @@ def test_lives_are_counted(config):
         (ExitCode.VIEWS_MISSING, False, {"REQUEUE_FAILED": "yes"}, False),
     ],
 )
-def test_what_another_life_can_mend_gets_one(config, status, warned, site, again):
+def test_what_another_attempt_can_mend_gets_one(config, status, warned, site, again):
     attempts = task(config, 1, **site)
     attempts.begin()
     if again:
@@ -108,7 +149,7 @@ def test_the_last_task_of_an_array_says_that_the_work_is_not_done(config, capsys
     with pytest.raises(SystemExit) as left:
         attempts.end(ExitCode.INTERRUPTED, warned=False)
     assert left.value.code == ExitCode.INTERRUPTED
-    assert "submit again to go on" in capsys.readouterr().err
+    assert "submit again to continue" in capsys.readouterr().err
 
 
 def test_a_slice_that_was_stopped_is_not_left_to_the_next_task(config, capsys):
@@ -118,7 +159,7 @@ def test_a_slice_that_was_stopped_is_not_left_to_the_next_task(config, capsys):
     with pytest.raises(SystemExit) as left:
         attempts.end(ExitCode.INTERRUPTED, warned=True)
     assert left.value.code == ExitCode.INTERRUPTED
-    assert "submit again to go on" in capsys.readouterr().err
+    assert "submit again to continue" in capsys.readouterr().err
 
 
 def test_tasks_of_a_scrape_are_jobs_of_their_own_and_those_of_a_training_one(config):
@@ -152,3 +193,18 @@ def test_a_checkpoint_that_was_set_aside_is_no_step(config):
     (folder / "step-00000005").rename(folder / "step-00000005.bad")
     assert progress(config, "train") == "step 3"
     task(config).begin()
+
+
+def test_a_file_that_another_task_removes_meanwhile_is_left_out(config, monkeypatch):
+    folder = config.run_dir / "raw"
+    folder.mkdir(parents=True)
+    for name in ("raw-1", "raw-2"):
+        (folder / name).write_bytes(b"0" * 1000)
+    stat = Path.stat
+
+    def stat_after_a_sibling_packed(path: Path, **options: bool) -> os.stat_result:
+        (folder / "raw-1").unlink(missing_ok=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat_after_a_sibling_packed)
+    assert progress(config, "scrape") == "1 files, 0.001 MB"

@@ -39,13 +39,13 @@ def test_this_environment_is_healthy():
     for name in ("MPI", "TensorFlow", "Horovod", "CPUs", "HDF5", "N-body", "Library", "Disk"):
         assert any(line.startswith(name) for line in done.stdout.splitlines())
     assert "missing" not in done.stdout
-    assert done.stdout.endswith("Nothing is wrong.\n")
+    assert done.stdout.endswith("No problems found.\n")
 
 
 @pytest.mark.usefixtures("found")
 def test_healthy_answers_make_no_remarks(capsys):
     assert doctor.doctor() == ExitCode.COMPLETE
-    assert "Nothing is wrong" in capsys.readouterr().out
+    assert "No problems found" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["mpi", "tensorflow", "horovod", "hdf5", "library"])
@@ -68,7 +68,7 @@ def test_no_simulation_extra_is_a_note(found):
 def test_the_launcher_of_another_mpi_is_an_error(monkeypatch):
     monkeypatch.setattr(doctor, "_first_line", lambda _: "HYDRA build details:")
     (error,) = examine().errors
-    assert error.startswith("/site/bin/mpirun is not of the MPI that mpi4py uses (Open MPI)")
+    assert error.startswith("/site/bin/mpirun is not the launcher of mpi4py's MPI (Open MPI)")
 
 
 @pytest.mark.usefixtures("found")
@@ -92,7 +92,16 @@ def test_an_untested_tensorflow_is_a_note(found, version):
 def test_gpus_that_tensorflow_does_not_see_are_an_error(monkeypatch):
     monkeypatch.setattr(doctor, "_gpu_cards", lambda: 4)
     (error,) = examine().errors
-    assert "4 NVIDIA GPUs, TensorFlow sees 0" in error
+    assert "4 NVIDIA GPUs, TensorFlow sees none" in error
+
+
+def test_gpus_that_the_job_was_not_given_are_a_note(found, monkeypatch):
+    monkeypatch.setattr(doctor, "_gpu_cards", lambda: 4)
+    found["tensorflow"].facts["gpus"] = 1
+    found["horovod"].facts["operations"] = ["mpi", "nccl"]
+    report = examine()
+    assert not report.errors
+    assert report.notes == ["TensorFlow sees 1 of this node's 4 NVIDIA GPUs, as in part of a node"]
 
 
 def test_gpus_without_nccl_are_a_note(found):
@@ -115,7 +124,7 @@ def test_one_cpu_of_many_is_a_note(monkeypatch):
 def test_little_disk_is_a_note(monkeypatch):
     monkeypatch.setattr(doctor, "LITTLE_DISK_GB", 1e9)
     (note,) = examine().notes
-    assert note.startswith(f"little room in {Path.cwd()}")
+    assert note.startswith(f"little space in {Path.cwd()}")
 
 
 @pytest.mark.parametrize(

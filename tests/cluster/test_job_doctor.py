@@ -46,7 +46,7 @@ def test_nothing_is_wrong_with_a_healthy_job():
     assert not report.notes
     assert "node0 (2), node1 (2)" in str(report)
     # 102.4 MB in 20 ms over 4 ranks: each sends 3/2 of them.
-    assert "102 MB in 20 ms, 7.68 GB/s a rank" in str(report)
+    assert "102 MB in 20 ms, 7.68 GB/s per rank" in str(report)
 
 
 def test_no_gpus_are_nothing_wrong():
@@ -57,7 +57,7 @@ def test_no_gpus_are_nothing_wrong():
     ("changes", "seconds", "message"),
     [
         ({"gpus": 0}, FAST_S, "SLURM gives it GPU 0, TensorFlow sees none on node0: install"),
-        ({"device": "0"}, FAST_S, "2 ranks of node0 share GPU 0"),
+        ({"device": "0"}, FAST_S, "2 ranks of node0 share GPU 0: start one task per GPU"),
         ({"cpus": 1}, FAST_S, "rank 0 has one CPU of 16: raise CPUS_PER_TASK"),
         ({}, 1.0, "all-reduce runs at 0.15 GB/s: set NETWORK_INTERFACE"),
         ({"read_mb_s": 3.0}, FAST_S, "rank 0 reads 3 MB/s: put the run folder on the parallel"),

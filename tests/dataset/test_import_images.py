@@ -247,7 +247,7 @@ def edit(old: str, new: str) -> Callable[[str], str]:
         (edit("azimuth", "azimut"), ":1: no column azimuth (is it 'azimut'?)"),
         (edit(",mass_ratio", ",seeing"), ":1: no column mass_ratio"),
         (edit("time_myr", "time"), ":1: unknown column 'time'"),
-        (edit("snapshot_id", "spin"), ":1: a column is there twice"),
+        (edit("snapshot_id", "spin"), ":1: duplicate column"),
         (edit("prograde", "up"), ":2: spin: 'up' is neither prograde (0) nor retrograde (1)"),
         (edit("45.5", "190"), ":3: inclination: 190 is outside 0..180"),
         (edit("45.5", "nan"), ":3: inclination: nan is outside 0..180"),
@@ -257,7 +257,7 @@ def edit(old: str, new: str) -> Callable[[str], str]:
         (edit("sub/1.png", "../a.png"), ":3: file: '../a.png' is not a file beside or below"),
         (edit("sub/1.png", "/etc/a.png"), ":3: file: '/etc/a.png' is not a file beside"),
         (edit("sub/1.png", "'a\0"), ":3: file: "),
-        (edit("sub/1.png,", ""), ":3: 8 cells, while the header has 9"),
+        (edit("sub/1.png,", ""), ":3: 8 cells, but the header has 9"),
         (edit("0,0,0,0,0,1\n", "0,0,0.5,0,0,1\n"), ":2: simulation: 0.5 is not a whole number"),
         (lambda _: "", ":0: no column file"),
         (lambda text: text.splitlines()[0], ": the table has no rows"),
@@ -333,7 +333,7 @@ def test_a_catalogue_has_runs_or_images(tmp_path: Path) -> None:
         (f"{images}, runs: [{run}]", "leave out runs and views"),
         (f"{images}, views: {{phi_deg: {{start: 0, stop: 9, step: 1}}}}", "leave out runs"),
         ("images: {table: nowhere.csv}", "nowhere.csv: cannot be read: No such file"),
-        ("images: {table: labels.csv, labels: [spin]}", "spin cannot be given again"),
+        ("images: {table: labels.csv, labels: [spin]}", "spin: already defined"),
         (f"runs: [{run}]", "run galmerhpc scrape"),
     ]:
         config.write_text(f"catalogue: {{{catalogue}}}")

@@ -16,7 +16,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Galaxy:
-    """What both services know of one."""
+    """What both services know about a galaxy."""
 
     ra_deg: float
     dec_deg: float
@@ -32,7 +32,7 @@ Answer = tuple[int, str, bytes]
 
 @dataclass
 class Sky:
-    """The galaxies, what was asked for, and how to misbehave.
+    """The galaxies, the requests received, and how to misbehave.
 
     `instead` may take the place of an answer: it gets the request's path and query.
     """
@@ -42,7 +42,7 @@ class Sky:
     instead: Callable[[str, dict[str, str]], Answer | None] = lambda _path, _query: None
 
     def answer(self, path: str, query: dict[str, str]) -> Answer:
-        """Answer as the service of this path does."""
+        """Answer as the service at this path."""
         self.asked.append(path)
         if other := self.instead(path, query):
             return other
@@ -55,7 +55,7 @@ class Sky:
         return 404, "text/html", b"<html>not found</html>"
 
     def sql(self, command: str, form: str) -> str:
-        """Answer the one kind of question that is asked of SkyServer."""
+        """Answer the only kind of query that SkyServer receives."""
         assert form == "csv"
         assert re.match(r"SELECT TOP 1 p\.modelMag_r AS magnitude, s\.z AS redshift FROM ", command)
         assert "WHERE p.type = 3 ORDER BY n.distance" in command
@@ -84,7 +84,7 @@ class Sky:
         return buffer.getvalue()
 
     def leda(self, query: dict[str, str]) -> str:
-        """Answer a selection of HyperLEDA's mean data; right ascension counts in hours."""
+        """Answer a query of HyperLEDA's mean data; right ascension is in hours."""
         assert query["n"] == "meandata"
         assert query["a"] == "csv[,]"
         (low_ra, high_ra), (low_dec, high_dec) = (

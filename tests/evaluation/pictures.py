@@ -1,4 +1,4 @@
-"""Odd, broken and huge files for those who read pictures."""
+"""Odd, broken and huge image files."""
 
 import io
 import os
@@ -52,7 +52,7 @@ def fits_bytes(*hdus: fits.hdu.base.ExtensionHDU) -> bytes:
 
 
 def odd_files() -> dict[str, bytes]:
-    """Return files that are pictures all the same, by name."""
+    """Return unusual but valid image files, by name."""
     picture, linear = Image.fromarray(grey()), (3000 * scene()).astype(np.float32)
     colour = picture.convert("RGB")
     red = np.zeros((SIDE, SIDE, 3), np.uint8)
@@ -112,7 +112,7 @@ def odd_files() -> dict[str, bytes]:
 
 
 def bad_files() -> dict[str, bytes]:
-    """Return files that are no pictures, or none that can be used, by name."""
+    """Return files that are not images, or not usable ones, by name."""
     odd, picture = odd_files(), Image.fromarray(grey())
     other = Image.fromarray(255 - grey())
     table = fits.BinTableHDU.from_columns([fits.Column("x", "E", array=np.arange(5.0))])
@@ -180,7 +180,7 @@ def bad_files() -> dict[str, bytes]:
 
 
 def write_nuisances(folder: Path) -> list[Path]:
-    """Make what has a picture's name and is no file, and return it."""
+    """Make things with an image's name that are not regular files, and return them."""
     made = [
         folder / name
         for name in ("folder.png", "pipe.png", "nowhere.png", "circle.png", "gone.png")
@@ -229,7 +229,7 @@ def _png_head(width: int, height: int) -> bytes:
 
 
 def _png_bomb(side: int) -> bytes:
-    """Return a file of 50 kB that is a black picture of `side` x `side` pixels."""
+    """Return a file of 50 kB that is a black image of `side` x `side` pixels."""
     packer = zlib.compressobj(9)
     row = bytes(side // 8 + 1)
     packed = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()

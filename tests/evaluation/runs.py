@@ -23,7 +23,7 @@ MODEL, EXPECTED, OTHER_MODEL = "model.keras", "expected.npy", "other.keras"
 
 
 def draw_pair(labels: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """Draw two blobs whose place, distance, width and brightness follow from the four labels."""
+    """Draw two blobs whose positions, widths and brightness depend on the four labels."""
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     images = np.empty((len(labels), size, size, 3), np.uint8)
     for image, (spin, inclination, azimuth, viewing_angle) in zip(images, labels, strict=True):
@@ -42,7 +42,7 @@ def grid(phis: np.ndarray, thetas: np.ndarray) -> np.ndarray:
 
 
 def write_run(folder: Path, model_file: Path, **sections: object) -> Config:
-    """Make a run folder that has all that evaluation reads; its configuration is beside it.
+    """Make a run folder with everything that evaluation reads; its configuration is beside it.
 
     Realisation 0 is trained on, realisation 1 is seen from other directions; under split random
     these directions are for validation, and none for test.
@@ -59,7 +59,7 @@ def write_run(folder: Path, model_file: Path, **sections: object) -> Config:
 
 
 def training_and_unseen() -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels of the trained views and of views between them."""
+    """Return the labels of the training views and of views between them."""
     training, unseen = (
         grid(np.arange(start, 181, 30), np.arange(start, 91, 30)) for start in (0, 15)
     )

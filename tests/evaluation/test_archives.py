@@ -1,4 +1,4 @@
-"""What is fetched of real pairs, from stand-ins of SkyServer and HyperLEDA over HTTP."""
+"""Fetching data on real pairs from stand-ins for SkyServer and HyperLEDA over HTTP."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -124,7 +124,7 @@ def test_a_cut_out_is_stored_whole_or_not_at_all(
     for length in (2, 100, 600, len(whole) // 2):
         cut = (200, "image/jpeg", whole[:length])
         sky.instead = lambda path, _, cut=cut: cut if "getjpeg" in path else None
-        with pytest.raises(GalmerhpcError, match="getjpeg: not the picture"):
+        with pytest.raises(GalmerhpcError, match="is not the requested image"):
             fetch([PAIR], tmp_path, archives)
         assert list(tmp_path.iterdir()) == []
 
@@ -139,7 +139,7 @@ def test_a_place_of_which_there_is_no_picture_does_not_stop_the_others(
     other = replace(PAIR, name="b", image="b.jpg", discs=(Disc(sky=(150.3, 60)), PAIR.discs[1]))
     first, second = fetch([PAIR, other], tmp_path, archives)
     assert first.discs[0].pixel is None
-    assert "a.jpg: not made" in caplog.text
+    assert "a.jpg: not written" in caplog.text
     assert second.discs[0].pixel
     assert [path.name for path in tmp_path.glob("*.jpg")] == ["b.jpg"]
 
@@ -155,7 +155,7 @@ def test_a_broken_cut_out_is_fetched_again_and_another_picture_is_not(
     other = whole[:100], encode(Image.new("L", (300, 200)), "JPEG")
     for content in other:
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"a\.jpg is there and not from --fetch"):
+        with pytest.raises(InputError, match=r"a\.jpg exists and is not from --fetch"):
             fetch([PAIR], tmp_path, archives)
         assert path.read_bytes() == content
 

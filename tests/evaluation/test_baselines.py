@@ -1,4 +1,4 @@
-"""The look-up: it finds what it has seen, and knows more than the mean."""
+"""The look-up: it finds known images and beats the mean."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Conformal intervals: what they promise they hold, for groups that nobody has seen."""
+"""Conformal intervals have their nominal coverage for unseen groups."""
 
 import json
 from pathlib import Path

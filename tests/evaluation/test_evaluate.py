@@ -269,7 +269,7 @@ def test_without_a_test_split_validation_serves_and_every_output_says_so(
     assert metrics["run"]["evaluated"] == "validation"
     assert metrics["run"]["samples"]["test"] == 0
     assert {row["split"] for row in predictions_of(config)} == {"validation"}
-    assert "there is no test split, so validation serves" in result_table(metrics)
+    assert "used because there is no test split" in result_table(metrics)
     html = (config.run_dir / "evaluation/report.html").read_text()
     assert "There is no test split" in html
     assert "The split is random" in html
@@ -307,7 +307,7 @@ def test_a_damaged_model_says_to_train_again(model: Path, tmp_path: Path) -> Non
 def test_a_model_of_other_outputs_is_refused(model: Path, tmp_path: Path) -> None:
     config = write_run(tmp_path, model)
     shutil.copy(model.with_name(OTHER_MODEL), config.run_dir / "model.keras")
-    assert "need (32, 32, 3) and (4,)" in refusal(config)
+    assert "needs (32, 32, 3) and (4,)" in refusal(config)
 
 
 def test_shards_of_another_configuration_are_refused(model: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Grad-CAM: it points to what the output comes from."""
+"""Grad-CAM: it points to the origin of the output."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Figures: what stands on them, and that no odd data break them."""
+"""Figures: their content, and that unusual data do not break them."""
 
 from pathlib import Path
 

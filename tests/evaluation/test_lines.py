@@ -1,4 +1,4 @@
-"""The results' lines read what an evaluation writes."""
+"""The lines of the results read the output of evaluations."""
 
 import shutil
 from pathlib import Path
@@ -8,16 +8,16 @@ import pytest
 from galmerhpc import files
 from galmerhpc.config import Config
 from galmerhpc.parameters import NAMES
-from results.lines import LINES, gone_on
+from results.lines import LINES, resumed
 from results.make import json_path, make, write_json, write_page
 
 READ = [line for line in LINES if line.number in (1, 2, 4, 7, 8)]
-"""Those that take one or two evaluations."""
+"""Lines that need one or two evaluations."""
 
 
 @pytest.fixture(scope="module")
 def runs(evaluated: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of runs: one evaluation under all the names that these lines read."""
+    """Return a folder of runs: one evaluation under all names that these lines read."""
     folder = tmp_path_factory.mktemp("runs")
     for run in ("random_split", "never_seen", "never_seen_sky"):
         (folder / run).mkdir()
@@ -76,12 +76,12 @@ def test_figures_are_those_of_the_evaluation(runs: Path, tmp_path: Path) -> None
     assert "| the paper | " in page
 
 
-def test_a_training_that_was_gone_on_with_is_told(runs: Path, tmp_path: Path) -> None:
+def test_a_resumed_training_is_mentioned(runs: Path, tmp_path: Path) -> None:
     table = (runs / "random_split/metrics.csv").read_text().splitlines()
     cells = table[2].split(",")
     cells[table[0].split(",").index("learning_rate")] = "0"
     (tmp_path / "metrics.csv").write_text("\n".join([*table[:2], ",".join(cells), table[3]]) + "\n")
-    (remark,) = gone_on(tmp_path, NAMES)
+    (remark,) = resumed(tmp_path, NAMES)
     assert "after epoch 2" in remark
     assert "to epoch 3" in remark
 

@@ -1,4 +1,4 @@
-"""From a photograph to an image as trained on: sky, place, scale, other objects."""
+"""From a photograph to an image like those trained on: sky, position, scale, other objects."""
 
 import numpy as np
 import pytest
@@ -154,9 +154,9 @@ def test_a_pair_that_its_field_does_not_show_is_refused(
 @pytest.mark.parametrize(
     ("places", "says"),
     [
-        ((PLACES[0], (700.0, 20.0)), "outside the picture of 600 x 500"),
-        ((PLACES[0], PLACES[0]), "both galaxies are in one place"),
-        ((PLACES[0], (590.0, 490.0)), "nothing shines at x2_px, y2_px = 590, 490"),
+        ((PLACES[0], (700.0, 20.0)), "outside the image of 600 x 500"),
+        ((PLACES[0], PLACES[0]), "both galaxies are in the same place"),
+        ((PLACES[0], (590.0, 490.0)), "nothing is detected at x2_px, y2_px = 590, 490"),
         ((PLACES[0], None), "no x1_px, y1_px, x2_px, y2_px"),
     ],
 )

@@ -17,7 +17,7 @@ from galmerhpc.evaluation.pairs import (
     read_pairs,
     write_pairs,
 )
-from galmerhpc.evaluation.real_pairs import PAPER_PAIRS, Answer, paper_pairs, score
+from galmerhpc.evaluation.real_pairs import PAPER_PAIRS, PairEstimate, paper_pairs, score
 
 HEAD = "name,image,x1_px,y1_px,x2_px,y2_px,pa1_deg,pa2_deg,i1_deg,i2_deg"
 ROW = "a,a.jpg,10,20,30,40,15,75,60,45"
@@ -41,7 +41,7 @@ def test_equation_3_gives_the_15_published_relative_inclinations() -> None:
 
 
 def test_the_published_table_s_errors_are_not_those_of_the_paper_s_text() -> None:
-    scores = score([Answer(pair, 0.0, None) for pair in paper_pairs()[0]], 30.0)
+    scores = score([PairEstimate(pair, 0.0, None) for pair in paper_pairs()[0]], 30.0)
     assert scores["constant"] == scores["published_constant"]
     assert scores["published"]["mae"] == pytest.approx(6.59, abs=0.005)
     assert scores["published"]["mse"] == pytest.approx(79.3, abs=0.05)
@@ -62,7 +62,7 @@ def test_a_position_angle_is_known_up_to_half_a_turn() -> None:
         )
         for pa in (-82.0, 98.0)
     ]
-    first, turned = (score([Answer(pair, 10.0, None)], None) for pair in pairs)
+    first, turned = (score([PairEstimate(pair, 10.0, None)], None) for pair in pairs)
     assert first["network"]["mae"] > turned["network"]["mae"] + 10
     assert first["network_within"]["mae"] == pytest.approx(turned["network_within"]["mae"])
 
@@ -122,7 +122,7 @@ def test_columns_that_are_not_looked_at_are_named_once(
     pairs = read(tmp_path, HEAD + ",PA1,incl1", *rows, 11 * ",", " , ,,,,,,,,,, ")
     assert [pair.name for pair in pairs] == ["a", "b"]
     (message,) = caplog.messages
-    assert message == f"{tmp_path / 'pairs.csv'}: columns that are not looked at: PA1, incl1"
+    assert message == f"{tmp_path / 'pairs.csv'}: ignored columns: PA1, incl1"
 
 
 def test_axes_stand_in_for_inclinations_and_names_for_places(tmp_path: Path) -> None:
@@ -143,16 +143,16 @@ def test_a_pair_without_angles_has_no_solution(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ((HEAD, ROW.replace("60", "sixty")), "pairs.csv:2: i1_deg: 'sixty' is no number"),
-        ((HEAD, ROW.replace("60", "nan")), "pairs.csv:2: i1_deg: 'nan' is no number"),
-        ((HEAD, ROW, ROW), "the pair a is there twice"),
+        ((HEAD, ROW.replace("60", "sixty")), "pairs.csv:2: i1_deg: 'sixty' is not a number"),
+        ((HEAD, ROW.replace("60", "nan")), "pairs.csv:2: i1_deg: 'nan' is not a number"),
+        ((HEAD, ROW, ROW), "the pair a is listed more than once"),
         (("name,redshift", "a,-1"), "pairs.csv:2: redshift: must be above 0, not -1"),
         (("name,redshift", "a,6500"), "pairs.csv:2: redshift: 6500 is above 10; is it in km/s?"),
-        (("name,mag1", "a,15", "b,-9999"), "pairs.csv:3: mag1: -9999 is no magnitude; leave"),
-        (("name,pa1_deg", "a,-999"), "pairs.csv:2: pa1_deg: -999 is no angle; leave"),
-        (("name,mag2", "a,99.99"), "pairs.csv:2: mag2: 99.99 is no magnitude; leave"),
-        (("name,x1_px", "a,5"), "x1_px and y1_px go together"),
-        (("name,image", "a,../../etc/passwd"), "is not the name of a file in the folder"),
+        (("name,mag1", "a,15", "b,-9999"), "pairs.csv:3: mag1: -9999 is not a magnitude; leave"),
+        (("name,pa1_deg", "a,-999"), "pairs.csv:2: pa1_deg: -999 is not an angle; leave"),
+        (("name,mag2", "a,99.99"), "pairs.csv:2: mag2: 99.99 is not a magnitude; leave"),
+        (("name,x1_px", "a,5"), "x1_px and y1_px must be given together"),
+        (("name,image", "a,../../etc/passwd"), "must be a file name in the folder"),
         (("x1_px,y1_px", "1,2"), "a pair needs a name"),
         ((HEAD,), "the table has no rows"),
         ((HEAD, 9 * ","), "the table has no rows"),

@@ -1,4 +1,4 @@
-"""Pictures that somebody gives: what is read, what is refused, and what the network sees of it."""
+"""Images from users: what is read, what is refused, and what the network sees."""
 
 import io
 import sys
@@ -31,7 +31,7 @@ def config(size: int = 48, **more: object) -> Config:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of `odd_files` and `bad_files`, and more that is bad."""
+    """Return a folder of `odd_files` and `bad_files`, and more bad ones."""
     folder = tmp_path_factory.mktemp("pictures")
     for name, content in (odd_files() | bad_files()).items():
         (folder / name).write_bytes(content)
@@ -141,7 +141,7 @@ def test_folders_and_patterns_are_expanded_in_order(tmp_path: Path) -> None:
 
 
 def test_a_name_that_stands_for_no_picture_is_refused_by_that_name(tmp_path: Path) -> None:
-    """Root sees everything, unless that power is taken from it."""
+    """Root can read everything, unless it gives up that capability."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "closed").mkdir()
     (tmp_path / "closed/a.png").touch()
@@ -149,9 +149,9 @@ def test_a_name_that_stands_for_no_picture_is_refused_by_that_name(tmp_path: Pat
         "not/there.png": "no such file",
         "*.tiff": "no such file",
         "**.tiff": "no such file",
-        "empty": "a folder with no picture",
+        "empty": "a folder with no readable image",
         "n" * 300: "cannot be read",
-        "closed": "a folder with no picture",
+        "closed": "a folder with no readable image",
         "closed/a.png": "cannot be read",
     }
     code = """

@@ -111,7 +111,7 @@ def test_no_file_stops_the_others(run: Path, tmp_path: Path) -> None:
     assert len(values["predictions"]) == len(good)
     refused = {one["file"].rpartition("/")[2] for one in values["refused"]}
     assert refused == {*bad, *nuisances}
-    assert f"{len(refused)} of {len(given)} files are no pictures" in done.stderr
+    assert f"{len(refused)} of {len(given)} files cannot be used as images" in done.stderr
     assert all(f"{folder}/{name}: refused: " in done.stderr for name in refused)
     with Image.open(montage) as image:
         assert min(image.size) > 400
@@ -120,7 +120,7 @@ def test_no_file_stops_the_others(run: Path, tmp_path: Path) -> None:
 
 def test_a_montage_in_place_of_a_folder_is_refused_before_any_work(tmp_path: Path) -> None:
     for montage in (Path(), tmp_path):
-        with pytest.raises(InputError, match="--montage needs a file's name"):
+        with pytest.raises(InputError, match="is a folder; give the name of a file"):
             predict(tmp_path / "no model", [], montage=montage)
 
 
@@ -132,7 +132,7 @@ def test_a_montage_in_place_of_a_folder_is_refused_before_any_work(tmp_path: Pat
         (lambda run: (run / MODEL).write_bytes(b"PK"), "model.keras: cannot be loaded"),
         (
             lambda run: shutil.copy(run / OTHER_MODEL, run / MODEL),
-            "they are of different runs",
+            "it belongs to another run",
         ),
     ],
 )

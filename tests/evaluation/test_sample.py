@@ -1,4 +1,4 @@
-"""What is known of the evaluated views, and what stays true of a changed picture."""
+"""Properties of the evaluated views, and labels that changed images keep."""
 
 import numpy as np
 import pytest
@@ -7,23 +7,23 @@ from hypothesis import strategies as st
 
 from galmerhpc.config import OnlineAugment
 from galmerhpc.evaluation.conditions import describe, draws, surviving
-from galmerhpc.evaluation.sample import Views, nearest_training_view
+from galmerhpc.evaluation.sample import ViewColumns, nearest_training_view
 from galmerhpc.parameters import NAMES
 
 
 def views(
     theta: np.ndarray, phi: np.ndarray, configuration: str = "P", simulation: int = 0
-) -> Views:
+) -> ViewColumns:
     count, known = len(theta), np.full(len(theta), np.nan)
-    return Views(
+    return ViewColumns(
         np.array([f"x&phi={p:g}&theta={t:g}" for t, p in zip(theta, phi, strict=True)], object),
         np.zeros(count, int), np.full(count, simulation), np.zeros(count, int), np.zeros(count),
         theta, phi, known, known, np.full(count, configuration, object),
     )  # fmt: skip
 
 
-def joined(*parts: Views) -> Views:
-    return Views(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+def joined(*parts: ViewColumns) -> ViewColumns:
+    return ViewColumns(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 @settings(max_examples=50)
@@ -61,7 +61,7 @@ def test_each_view_has_a_draw_of_its_own_wherever_it_stands() -> None:
     every = views(theta, phi)
     numbers = draws(every)
     assert len(np.unique(numbers)) == len(numbers)
-    some = Views(*(column[[3, 1]] for column in every))
+    some = ViewColumns(*(column[[3, 1]] for column in every))
     assert draws(some).tolist() == numbers[[3, 1]].tolist()
 
 

@@ -1,4 +1,4 @@
-"""Scores: against scikit-learn, the sky's weights against the sphere, intervals over groups."""
+"""Scores against scikit-learn, sky weights against the sphere, intervals over groups."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Sky operations: what each does, and that an image comes out the same in any batch."""
+"""Sky operations: the effect of each, and independence of the batch."""
 
 from collections.abc import Callable
 from typing import Any

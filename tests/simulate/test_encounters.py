@@ -1,4 +1,4 @@
-"""The stage: encounters set up right, run live, resumed, and refused where they are wrong."""
+"""The stage: encounters are set up correctly, run, resumed, and refused if invalid."""
 
 import subprocess
 import sys
@@ -119,8 +119,8 @@ def test_variants_are_encounters_of_one_list():
     ("variants", "message"),
     [
         ({"dwarf": {"mas_ratio": 10}}, "simulate: variants.dwarf.mas_ratio"),
-        ({"dwarf": {"spins": []}}, "variants.dwarf: spins: give at least one"),
-        ({"dwarf": {"first_snapshot_id": 7}}, "variants.dwarf.first_snapshot_id: is the same"),
+        ({"dwarf": {"spins": []}}, "variants.dwarf: spins: must be non-empty"),
+        ({"dwarf": {"first_snapshot_id": 7}}, "variants.dwarf.first_snapshot_id: cannot differ"),
         ({"a dwarf": {}}, "only letters, digits"),
     ],
 )
@@ -281,7 +281,7 @@ def test_galaxies_that_never_pass_are_a_failure_that_says_so(monkeypatch):
 
 @pytest.fixture
 def counted(monkeypatch) -> list[str]:
-    """Let encounters cost nothing; return the names of those that are run."""
+    """Make encounters free; return the names of those that are run."""
     names = []
 
     def start_alone(task: Task) -> Encounter:
@@ -371,7 +371,7 @@ def test_another_first_number_renumbers_without_a_run(tmp_path, counted):
         ({"softening_kpc": 0.5}, "softening_kpc = 0.35, not 0.5"),
         ({"particles": FEW | {"gas": 7}}, "particles.gas = 100, not 7"),
         ({"orbit": {"pericentre_kpc": 9}}, "orbit.pericentre_kpc = 8.0, not 9.0"),
-        ({"spins": ["prograde"]}, "holds retrograde-i0-r0, which"),
+        ({"spins": ["prograde"]}, "contains retrograde-i0-r0, which"),
     ],
 )
 def test_what_was_made_otherwise_is_neither_reused_nor_overwritten(
@@ -412,7 +412,7 @@ def test_the_shipped_library_is_not_overwritten(tmp_path):
 
 @pytest.mark.parametrize("folder", [".", "", "/"])
 def test_a_folder_is_no_library_to_make(tmp_path, folder):
-    with pytest.raises(InputError, match=r"is a folder; name a file to make, .*library="):
+    with pytest.raises(InputError, match=r"is a folder; name a file to write, .*library="):
         simulate(load(write(tmp_path), [f"library='{folder}'"]))
 
 
@@ -430,7 +430,7 @@ def test_a_snapshot_from_before_the_start_is_refused_at_once(tmp_path, counted):
         ({"orbit": {"energy_km2_s2": -1}}, "simulate.orbit.energy_km2_s2"),
         ({"pair": ["gSa", "dE0"]}, "no galaxy model 'dE0'"),
         ({"softning_kpc": 1}, "did you mean softening_kpc"),
-        ({"realisations": [0, 0]}, "realisations: give"),
+        ({"realisations": [0, 0]}, "realisations: must be non-empty"),
     ],
 )
 def test_the_command_answers_wrong_input_with_one_line(tmp_path, keys, message):

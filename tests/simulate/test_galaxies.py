@@ -1,4 +1,4 @@
-"""Galaxy models against galpy, and their realisation's equilibrium."""
+"""Galaxy models against galpy, and the equilibrium of their realisations."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""GalMer's FITS snapshots: what comes in, what it looks like, and what is refused."""
+"""GalMer's FITS snapshots: what is imported, what it looks like, and what is refused."""
 
 import io
 import logging
@@ -34,7 +34,7 @@ def shipped() -> Snapshot:
 
 
 def columns(snapshot: Snapshot, length_kpc: float = 1.0) -> dict[str, np.ndarray]:
-    """Return a snapshot of ours in GalMer's columns, with dark matter of which nothing is drawn."""
+    """Return one of our snapshots in GalMer's columns, with dark matter, which is not drawn."""
     dark = np.random.default_rng(0).normal(size=(500, 3)) * 30
     position = np.concatenate([snapshot.position, dark]) / length_kpc
     mass = np.concatenate([snapshot.mass, np.full(500, 1e8)]) / MASS_UNIT_MSUN
@@ -225,7 +225,7 @@ def test_what_is_no_whole_fits_file_is_named(tmp_path: Path) -> None:
         (ROW.replace("retrograde", "up"), "table.csv:2: spin: Input should be 'prograde'"),
         (ROW.replace("500", "-1"), "table.csv:2: id: "),
         (ROW.replace("100", "soon"), "not 'soon'"),
-        (ROW.replace(",2\n", "\n"), "5 cells, while the header has 6"),
+        (ROW.replace(",2\n", "\n"), "5 cells, but the header has 6"),
     ],
 )
 def test_a_wrong_table_is_named_with_its_line(tmp_path: Path, rows: str, expected: str) -> None:
@@ -263,7 +263,7 @@ def test_nothing_that_is_there_is_replaced(tmp_path: Path) -> None:
     path = write_fits(tmp_path / "a.fits", few())
     imported(tmp_path, path)
     before = (tmp_path / "library.h5").read_bytes()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         imported(tmp_path, path)
     assert (tmp_path / "library.h5").read_bytes() == before
 

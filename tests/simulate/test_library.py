@@ -1,4 +1,4 @@
-"""The library's file, and the physics of the one that is shipped."""
+"""The library file, and the physics of the shipped library."""
 
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def test_every_particle_comes_back(tmp_path_factory, position, seed):
 
 
 def table(particles: Snapshot | Encounter, position: np.ndarray) -> np.ndarray:
-    """Return one row a particle, in an order that does not depend on the file's: (N, 6)."""
+    """Return one row per particle, (N, 6), in an order independent of the file's."""
     codes = np.rint(position.astype(np.float64) / 0.02).astype(np.int64)
     columns = (particles.galaxy, particles.component, particles.mass.astype(np.int64), *codes.T)
     return np.stack([columns[k] for k in range(6)], axis=1)[np.lexsort(columns)]
@@ -174,8 +174,8 @@ def wrong_files(folder: Path) -> dict[str, Path]:
     return {
         "no such": folder / "none.h5",
         "damaged, or": folder / "other.h5",
-        "damaged, or no": folder / "text.h5",
-        "no snapshot library": part,
+        "damaged, or not": folder / "text.h5",
+        "not a snapshot library": part,
         "make it again": cut,
         "no such snapshot": folder,
     }
@@ -202,9 +202,9 @@ def test_damage_inside_the_file_is_said_when_it_is_read(made: Path):
 
 def test_an_unknown_snapshot_or_encounter_names_those_that_are_there(made: Path):
     with Library(made) as library:
-        with pytest.raises(InputError, match=r"no snapshot 27436 \(there are 10-13\)"):
+        with pytest.raises(InputError, match=r"no snapshot 27436 \(available: 10-13\)"):
             library.snapshot(27436)
-        with pytest.raises(InputError, match="there are: retrograde-i90-r0, prograde-i0-r0"):
+        with pytest.raises(InputError, match="available: retrograde-i90-r0, prograde-i0-r0"):
             library.attributes("prograde-i60-r0")
 
 

@@ -1,4 +1,4 @@
-"""Forces against direct summation, and what an isolated galaxy keeps."""
+"""Forces against direct summation, and conservation in an isolated galaxy."""
 
 import itertools
 from dataclasses import replace

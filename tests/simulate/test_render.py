@@ -65,7 +65,7 @@ def mass_in(density: NDArray[np.float32], preview: Preview) -> float:
 
 
 def centre_of(density: NDArray[np.float32], preview: Preview) -> NDArray[np.float64]:
-    """Return the centroid, kpc to the right of and above the picture's middle."""
+    """Return the centroid, kpc to the right of and above the image's centre."""
     kpc = (np.arange(preview.nbins) - (preview.nbins - 1) / 2) * preview.bins
     weight = density.astype(np.float64) / density.sum(dtype=np.float64)
     return np.array([(weight.sum(axis=0) * kpc).sum(), -(weight.sum(axis=1) * kpc).sum()])
@@ -106,7 +106,7 @@ def test_the_picture_s_axes_and_the_line_of_sight_are_right_handed(
 
 
 def same_picture(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> bool:
-    """Whether pictures differ by no more than the rounding of a grey level."""
+    """Return whether images differ by no more than the rounding of a grey level."""
     difference = np.abs(one.astype(int) - other)
     return bool(one.std() > 10 and difference.max() <= 1 and (difference > 0).mean() < 0.01)
 

@@ -23,13 +23,14 @@ NODES = ("node1", "node2")
 CPUS = 4  # a node's, as it claims: more than there are, so that no test waits for a core
 MEMORY_MB = 16000
 GPUS, GPU_TYPE = 2, "fake"
+GRACE_S = 60  # between a preemption and its kill; SLURM's default is 0
 MULTI, NETNS = "multi", "netns"
 
 _SYSTEM_PATH = "/usr/sbin:/sbin"
 
 
 def missing() -> str:
-    """Return what is not installed, in one line; empty where all is there."""
+    """Return what is not installed, in one line; empty if nothing is missing."""
     programs = ["slurmctld", "slurmd", "sbatch", "munged", "mungekey"]
     if os.getuid() == 0:
         programs.append("ip")
@@ -42,7 +43,7 @@ def missing() -> str:
 
 
 def can_make_networks() -> bool:
-    """Say whether this process may make nodes of their own: root may, in most containers not."""
+    """Return whether this process may make nodes of their own: root may, in most containers not."""
     if os.getuid() != 0:
         return False
     probe = ["unshare", "--net", "--uts", "--mount", "ip", "link", "add", "probe", "type", "bridge"]
@@ -145,7 +146,7 @@ class Cluster:
             for path in sorted((self.folder / "log").glob("*"))
         )
 
-    # --- its life -----------------------------------------------------------------------------
+    # --- start and end ------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start munge, the controller and the nodes, and wait until all are idle."""
@@ -169,7 +170,7 @@ class Cluster:
         wait_until(self.idle, "all nodes idle")
 
     def idle(self) -> bool:
-        """Say whether all nodes are idle."""
+        """Return whether all nodes are idle."""
         seen = self.run("sinfo", "--noheader", "--Node", "--format=%N %t", check=False)
         return all(f"{node} idle\n" in seen for node in NODES)
 
@@ -308,7 +309,7 @@ SlurmctldTimeout=30
 SlurmdTimeout=15
 GresTypes=gpu
 {chr(10).join(nodes)}
-PartitionName=batch {everywhere} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
+PartitionName=batch {everywhere} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime={GRACE_S}
 PartitionName=urgent {everywhere} PriorityTier=10 PreemptMode=OFF
 """
         )
@@ -329,7 +330,7 @@ def _me() -> str:
 
 
 def _alive(pid: int) -> bool:
-    """Say whether a process runs; one that nobody has reaped is gone."""
+    """Return whether a process runs; one that nobody has reaped is gone."""
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -63,7 +63,7 @@ class Checkout:
             text, count = re.subn(
                 rf"(?m)^#?export {name}=\S*", lambda _, n=name, v=value: f"export {n}={v}", text
             )
-            assert count == 1, f"{name} stands {count} times in the example"
+            assert count == 1, f"{name} is {count} times in the example"
         (self.folder / "slurm" / "site.sh").write_text(text)
 
     @property

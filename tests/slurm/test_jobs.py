@@ -1,4 +1,4 @@
-"""Jobs on a real cluster: how ranks start, and how a job that was stopped goes on."""
+"""Jobs on a real cluster: how ranks start, and how a stopped job resumes."""
 
 import json
 import random
@@ -11,7 +11,7 @@ import yaml
 
 from galmerhpc.dataset.raw import RawStore
 from tests.servers import Reply, Service, gif, serve
-from tests.slurm.cluster import GPU_TYPE, GPUS, NODES, Cluster, wait_until
+from tests.slurm.cluster import GPU_TYPE, GPUS, GRACE_S, NODES, Cluster, wait_until
 from tests.slurm.conftest import Checkout
 from tests.support import ROOT
 
@@ -57,7 +57,7 @@ def test_the_doctor_looks_at_a_job(checkout, cluster):
     assert cluster.wait_for_end(job, timeout_s=300) == "FAILED"
     report = (checkout.folder / "logs" / f"doctor-{job}.out").read_text()
     assert "2 ranks" in report
-    assert "GB/s a rank" in report
+    assert "GB/s per rank" in report
     for rank, node in ((0, "node1"), (1, "node2")):
         fault = f"rank {rank}: SLURM gives it GPU 0, TensorFlow sees none on {node}: install"
         assert fault in report
@@ -117,6 +117,12 @@ def by_preemption(cluster: Cluster, _job: str) -> None:
                 "--wrap=true")  # fmt: skip
 
 
+def by_preemption_without_grace(cluster: Cluster, job: str) -> None:
+    """As is SLURM's default: srun ends the tasks at once, and SLURM itself requeues the job."""
+    cluster.run("scontrol", "update", "PartitionName=batch", "GraceTime=0")
+    by_preemption(cluster, job)
+
+
 def by_a_lost_node(cluster: Cluster, job: str) -> None:
     node = cluster.job(job)["BatchHost"]
     cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
@@ -124,15 +130,18 @@ def by_a_lost_node(cluster: Cluster, job: str) -> None:
 
 @pytest.fixture
 def healed(cluster: Cluster) -> Iterator[None]:
-    """Bring lost nodes back."""
+    """Bring lost nodes and the grace time back."""
     yield
+    cluster.run("scontrol", "update", "PartitionName=batch", f"GraceTime={GRACE_S}")
     for node in NODES:
         cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
     wait_until(cluster.idle, "all nodes idle")
 
 
 @pytest.mark.usefixtures("healed")
-@pytest.mark.parametrize("stop", [by_the_time_limit, by_preemption, by_a_lost_node])
+@pytest.mark.parametrize(
+    "stop", [by_the_time_limit, by_preemption, by_preemption_without_grace, by_a_lost_node]
+)
 def test_a_job_that_is_stopped_goes_on(
     checkout: Checkout, cluster: Cluster, stop: Callable[[Cluster, str], None]
 ):
@@ -150,7 +159,7 @@ def test_a_job_that_is_stopped_goes_on(
     # What had arrived was not asked for again; what was on its way may have been.
     assert FEW <= service.asked.total() <= FEW + 2
     log = checkout.read_log("run", f"scrape-{job}_1.out")
-    assert ("back into the queue" in log) == (stop is not by_a_lost_node)
+    assert ("; requeued" in log) == (stop in (by_the_time_limit, by_preemption))
 
 
 @pytest.mark.soak
@@ -166,7 +175,7 @@ def test_a_scrape_of_several_time_limits_asks_for_each_view_once(checkout, clust
 
 
 def test_a_task_of_an_array_that_is_stopped_comes_back_alone(checkout, cluster):
-    """The last task has the number of the whole array for its own."""
+    """The last task has the array's number as its own."""
     checkout.site(INTERNET_PARTITION="batch", SCRAPE_TASKS=2, SCRAPE_AT_ONCE=2)
     with slow_service(cluster) as (service, go_on):
         job = checkout.submit(harvest(checkout, service.url), "scrape.connections=4")["scrape"]
@@ -282,5 +291,5 @@ def test_an_array_whose_tasks_are_killed_at_random_fetches_each_view(checkout, c
 
 
 def is_over(cluster: Cluster, job: str) -> bool:
-    """Say whether no task of an array runs or waits any more."""
+    """Return whether no task of an array runs or waits any more."""
     return not {"PENDING", "RUNNING", "COMPLETING"} & set(cluster.states(job))

@@ -57,8 +57,11 @@ def test_submitting_again_submits_nothing_and_cancel_ends_it(checkout, cluster, 
     with nothing_starts(cluster):
         jobs = checkout.submit(tiny, "--nodes", "2")
         assert list(jobs) == list(STAGES)
-        again = checkout.galmerhpc("submit", tiny)
+        again = checkout.galmerhpc("submit", tiny, "--nodes", "2")
         assert again.stdout.count("is pending already") == len(STAGES)
+        other = checkout.galmerhpc("submit", tiny, "training.epochs=9")
+        assert other.returncode == ExitCode.WRONG_INPUT
+        assert f"by another command (galmerhpc submit --nodes 2 {tiny}); " in other.stderr
         assert len(cluster.run("squeue", "--noheader").splitlines()) == len(STAGES)
         train = cluster.job(jobs["train"])
         assert train["NumNodes"] == "2-2"
@@ -127,7 +130,7 @@ def test_a_run_folder_of_any_name_is_a_run(checkout, cluster, tiny):
         assert cluster.job(jobs["train"])["JobName"].startswith("train-50-_of--a-run-")
         checkout.run("scancel", jobs["evaluate"])
         status = checkout.galmerhpc("status", name).stdout
-        assert "not in the queue; evaluate goes on with: galmerhpc submit" in status
+        assert "not in the queue; continue evaluate with: galmerhpc submit" in status
         assert list(checkout.submit(tiny, f"run_dir={name}")) == ["evaluate"]
 
 
@@ -147,21 +150,21 @@ def module_of(checkout: Checkout) -> None:
         ),
         ({"CPU_PARTITION": ""}, (), "CPU_PARTITION is empty"),
         ({"CPU_PARTITION": "'a b'"}, (), "CPU_PARTITION must be a name, not 'a b'"),
-        ({"GPUS_PER_NODE": "two"}, (), "GPUS_PER_NODE must be a whole number from 0 on"),
-        ({"TASKS_PER_NODE": 0}, (), "TASKS_PER_NODE must be a whole number from 1 on, not '0'"),
+        ({"GPUS_PER_NODE": "two"}, (), "GPUS_PER_NODE must be an integer >= 0"),
+        ({"TASKS_PER_NODE": 0}, (), "TASKS_PER_NODE must be an integer >= 1, not '0'"),
         ({"LAUNCHER": "mpiexec"}, (), "LAUNCHER must be srun or mpirun, not 'mpiexec'"),
-        ({"MPI_PLUGIN": "pmix99"}, (), "MPI_PLUGIN pmix99: this srun has none of that name"),
+        ({"MPI_PLUGIN": "pmix99"}, (), "MPI_PLUGIN pmix99: srun has no such plugin"),
         ({"GPUS_PER_NODE": 1, "GPU_TYPE": "h100"}, (), "SLURM refuses --partition=batch --nodes=1"),
         (
             {"SCRAPE_TASKS": 3},
             ("scrape.connections=2",),
-            "scrape.connections 2 does not reach for each of 3 array tasks",
+            "scrape.connections 2 is less than one for each of 3 array tasks",
         ),
         ({"SCRAPE_TASKS": 9999}, ("scrape.connections=9999",), "Invalid job array specification"),
         ({"CONTINUATION": "hope"}, (), "CONTINUATION must be requeue or array"),
         ({"CPUS_PER_TASK": 99}, (), "Requested node configuration is not available"),
         ({}, ("--nodes", "9"), "Requested node configuration is not available"),
-        ({}, ("--nodes", "0"), "must be a whole number from 1 on, not '0'"),
+        ({}, ("--nodes", "0"), "must be a positive integer, not '0'"),
         (
             {"GPUS_PER_NODE": GPUS},
             ("--gpus-per-node", "3"),
@@ -172,13 +175,13 @@ def module_of(checkout: Checkout) -> None:
         (
             {},
             ("scrape.source=http://galmer.example",),
-            "slurm/site.sh names no INTERNET_PARTITION: run galmerhpc scrape where there is",
+            "slurm/site.sh names no INTERNET_PARTITION: run galmerhpc scrape on a node with",
         ),
         ({}, ("run_dir=run.yaml/run",), "run.yaml/run"),
         ({}, ("training.epoch=3",), "did you mean epochs?"),
     ],
 )
-def test_what_cannot_work_is_refused_in_a_line(
+def test_what_cannot_work_is_refused_in_one_line(
     checkout, cluster: Cluster, tiny: str, site: dict, arguments: tuple, message: str
 ):
     checkout.site(**site)
@@ -202,6 +205,10 @@ def test_a_missing_site_file_module_or_value_is_named(checkout, cluster, tiny):
     path.write_text(path.read_text().replace("export MPI_PLUGIN=pmix", ""))
     done = checkout.galmerhpc("submit", tiny)
     assert "MPI_PLUGIN is missing; slurm/site.example.sh explains it" in done.stderr
+    with path.open("a") as file:
+        file.write("export MPI_PLUGIN=pmix SBATCH_CLUSTERS=other\n")
+    done = checkout.galmerhpc("submit", tiny)
+    assert "SBATCH_CLUSTERS=other: the jobs of a run are looked for on one cluster" in done.stderr
     path.write_text("export CPU_PARTITION=(\n")
     done = checkout.galmerhpc("submit", tiny)
     assert done.returncode == ExitCode.WRONG_INPUT
@@ -221,9 +228,21 @@ def test_a_job_that_no_partition_would_ever_start_is_refused(checkout, cluster, 
     finally:
         cluster.run("scontrol", "update", "PartitionName=batch", "MaxTime=INFINITE")
     assert done.returncode == ExitCode.WRONG_INPUT
-    asked = "scrape: asks for a time of 24:00:00, and its partition gives 1:30:00 at most"
+    asked = "scrape: asks for a time of 24:00:00, but its partition allows 1:30:00"
     assert f"{asked}: set SBATCH_TIMELIMIT in slurm/site.sh" in done.stderr
     assert fits.returncode == 0, fits.stderr
+
+
+def test_nodes_that_are_down_are_waited_for(checkout, cluster, tiny):
+    cluster.run("scontrol", "update", "NodeName=node1", "State=DRAIN", "Reason=test")
+    try:
+        done = checkout.galmerhpc("submit", tiny, "--nodes", "2", "--dry-run")
+    finally:
+        cluster.run("scontrol", "update", "NodeName=node1", "State=RESUME")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(STAGES)
+    (note,) = done.stderr.splitlines()
+    assert note.startswith("train: waits for nodes that are down or busy now (--partition=batch")
 
 
 def test_a_stage_that_fails_ends_the_chain_and_the_mended_one_goes_on(checkout, cluster, tiny):
@@ -235,18 +254,27 @@ def test_a_stage_that_fails_ends_the_chain_and_the_mended_one_goes_on(checkout, 
     status = checkout.galmerhpc("status", "run").stdout
     assert "FAILED" in status
     assert "library.h5: no such snapshot library" in status
-    assert f"scrape goes on with: galmerhpc submit {tiny}" in status
+    assert f"continue scrape with: galmerhpc submit {tiny}" in status
 
     shutil.copy(library_path("shipped"), checkout.folder / "library.h5")
     jobs = checkout.submit(tiny)
     assert cluster.wait_for_end(jobs["preprocess"], timeout_s=120) == "COMPLETED"
     checkout.galmerhpc("cancel", "run")
     status = checkout.galmerhpc("status", "run").stdout
-    assert "train goes on with" in status
+    assert "continue train with" in status
     assert [line.split()[2] for line in status.splitlines()[1:3]] == ["complete", "complete"]
     with nothing_starts(cluster):
         assert list(checkout.submit(tiny)) == ["train", "evaluate"]
         assert not checkout.submit(tiny, "--from", "train")
+
+
+def test_views_that_failed_are_settled_by_an_option(checkout, cluster, tiny):
+    options = ("--retry-failed", "--allow-missing")
+    dry = checkout.galmerhpc("submit", tiny, *options, "--dry-run").stdout.splitlines()
+    assert dry[0].endswith(f"slurm/scrape.sbatch {tiny} {' '.join(options)}")
+    assert not any("--allow-missing" in line for line in dry[1:])
+    script = checkout.sbatch("-p", "batch", "slurm/scrape.sbatch", tiny, *options)
+    assert cluster.wait_for_end(script, timeout_s=120) == "COMPLETED"
 
 
 def test_a_training_goes_on_with_a_key_that_is_named(checkout, cluster, tiny):
@@ -269,7 +297,7 @@ def test_a_training_goes_on_with_a_key_that_is_named(checkout, cluster, tiny):
         checkout.submit(*more, *change)
         checkout.galmerhpc("cancel", "run")
         status = checkout.galmerhpc("status", "run").stdout
-        assert f"goes on with: galmerhpc submit {' '.join((*change, *more))}" in status
+        assert f"with: galmerhpc submit {' '.join((*change, *more))}" in status
 
 
 def test_a_job_that_slurm_has_forgotten_is_said_to_be(checkout, cluster, tiny):

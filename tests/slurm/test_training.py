@@ -179,7 +179,7 @@ def test_a_training_of_several_time_limits_ends_with_the_same_weights(
     checkout: Checkout, cluster: Cluster, tiny: str, several_minutes: str, continuation: str,
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
-    """Two minutes a attempt, of which TensorFlow's start takes a part; SLURM may signal early."""
+    """Two minutes per attempt, part of which is TensorFlow's start; SLURM may signal early."""
     site = {"SBATCH_TIMELIMIT": 2, "SBATCH_SIGNAL": "B:USR1@10", "CONTINUATION": continuation}
     job = start(checkout, tiny, SEVERAL_MINUTES, **site)
     assert cluster.wait_for_end(job, 3000) == "COMPLETED"

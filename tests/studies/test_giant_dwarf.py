@@ -1,4 +1,4 @@
-"""New parameters are a column of the catalogue and a line of YAML: a tiny giant-dwarf run."""
+"""New parameters need only labels in the catalogue and a line of YAML: a tiny giant-dwarf run."""
 
 import csv
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the studies' points are, and the table, law and figure that come of them."""
+"""The points of the studies, and their table, power law and figure."""
 
 from pathlib import Path
 from typing import Any
@@ -112,14 +112,14 @@ def test_libraries_of_fewer_particles_are_files_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("study", "overrides", "message"),
     [
-        ("time", [], "needs a catalogue with snapshots of two times"),
-        ("realisations", ["studies.realisations=[13]"], "13 is more than there are to train on"),
+        ("time", [], "needs a catalogue with snapshots at two or more times"),
+        ("realisations", ["studies.realisations=[13]"], "13 exceeds the 12 available for training"),
         ("realisations", ["split={kind: random}"], "needs split.kind: simulation"),
-        ("augmentation", ["studies.augment={noise: 0}"], "give at least one operation a strength"),
+        ("augmentation", ["studies.augment={noise: 0}"], "set at least one operation"),
         ("class-width", ["studies.class_widths_deg=[7]"], "study class-width, point 7: "),
-        ("dropout", ["studies.dropout=[0.1, 0.1]"], "give at least one value and none twice"),
-        ("particles", ["library=shipped"], "needs a library of its own"),
-        ("dropout", ["studies.dropout=[]"], "give at least one value and none twice"),
+        ("dropout", ["studies.dropout=[0.1, 0.1]"], "must be non-empty, without duplicates"),
+        ("particles", ["library=shipped"], "needs its own library"),
+        ("dropout", ["studies.dropout=[]"], "must be non-empty, without duplicates"),
     ],
 )
 def test_what_a_study_cannot_do_is_named(study: str, overrides: list[str], message: str) -> None:
@@ -167,7 +167,7 @@ def test_too_few_points_have_no_law(x: list[float], error: list[float]) -> None:
 
 
 def metrics(mae: float) -> dict[str, Any]:
-    """Return what evaluation writes, as far as a table reads it."""
+    """Return the part of an evaluation that a table reads."""
     each = {"mae": mae, "mse": mae**2, "r2": None}
     scores = {"parameters": {name: dict(each) for name in NAMES}, "average": dict(each)}
     scores["parameters"]["spin"]["accuracy"] = 0.75

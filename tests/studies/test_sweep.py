@@ -1,4 +1,4 @@
-"""Points on real ranks: what they share, what is skipped, and a line of the results of them."""
+"""Points on real ranks: what they share, what is skipped, and a line of the results."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, and a damaged one never used."""
+"""Checkpoints: complete or absent, and a damaged one is never used."""
 
 import logging
 import threading
@@ -71,12 +71,12 @@ def test_an_epoch_s_end_replaces_its_last_step_and_pushes_no_other_out(tmp_path:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000011", name]
 
 
-def test_what_reads_back_as_something_else_is_no_checkpoint_and_the_older_ones_stay(
+def test_what_reads_back_differently_is_no_checkpoint_and_the_older_ones_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(tmp_path, range(1, 3), keep=2)
     monkeypatch.setattr(checkpoint.files, "sha256", lambda _: "another")
-    with pytest.raises(GalmerhpcError, match=r"step-00000003/state\.npz: reads back as something"):
+    with pytest.raises(GalmerhpcError, match=r"step-00000003/state\.npz: reads back differently"):
         fill(tmp_path, range(3, 4), keep=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
@@ -123,6 +123,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert found[1]["step"] == 1
     assert "step-00000003" in caplog.text
     assert "step-00000002" in caplog.text
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "step-00000001", "step-00000002.bad", "step-00000003.bad",
+    }  # fmt: skip
 
 
 def test_a_manifest_that_says_another_position_is_damaged(
@@ -135,13 +138,16 @@ def test_a_manifest_that_says_another_position_is_damaged(
     assert "the SHA-256 of manifest.json" in caplog.text
 
 
-def test_a_damaged_checkpoint_is_written_anew_before_an_older_one_goes(tmp_path: Path) -> None:
-    fill(tmp_path, range(1, 4), keep=2)
-    (tmp_path / "step-00000003/state.npz").write_bytes(b"damaged")
+def test_a_damaged_checkpoint_pushes_no_later_one_out(tmp_path: Path) -> None:
+    fill(tmp_path, range(2, 5, 2), keep=2)
+    (tmp_path / "step-00000004/state.npz").write_bytes(b"damaged")
     assert checkpoint.load_latest(tmp_path)[1]["step"] == 2  # type: ignore[index]
     fill(tmp_path, range(3, 4), keep=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
     assert checkpoint.load_latest(tmp_path)[1]["step"] == 3  # type: ignore[index]
+    fill(tmp_path, range(4, 5), keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step-00000004", "step-00000004.bad",
+    ]  # fmt: skip
 
 
 def test_no_checkpoint_is_a_start_but_only_damaged_ones_are_an_error(tmp_path: Path) -> None:
@@ -150,6 +156,7 @@ def test_no_checkpoint_is_a_start_but_only_damaged_ones_are_an_error(tmp_path: P
     (tmp_path / "step-00000001/state.npz").unlink()
     with pytest.raises(InputError, match="every checkpoint is damaged"):
         checkpoint.load_latest(tmp_path)
+    assert (tmp_path / "step-00000001").exists()  # set aside, it would be a start too
 
 
 def test_what_a_killed_writer_left_is_no_checkpoint(tmp_path: Path) -> None:

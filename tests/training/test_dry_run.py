@@ -12,7 +12,7 @@ from tests.support import galmerhpc
 
 def assert_estimate_is_near(printed: str) -> None:
     """Compare the memory that was estimated with the memory that one batch took."""
-    estimated = re.search(r"memory of a rank, estimated: ([\d.]+) GB", printed)
+    estimated = re.search(r"estimated memory per rank: ([\d.]+) GB", printed)
     measured = re.search(r"memory measured: ([\d.]+) GB", printed)
     assert estimated
     assert measured
@@ -23,7 +23,7 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(tiny_run: Path) -> None
     done = galmerhpc("train", str(tiny_run), "--dry-run", "model.architecture=table1_cnn")
     assert done.returncode == 0, done.stderr
     assert "Total params" in done.stdout
-    assert re.search(r"training images: 2 steps an epoch of 25 images over 1 ranks", done.stdout)
+    assert re.search(r"training images: 2 steps per epoch of 25 images over 1 ranks", done.stdout)
     assert "gradients finite" in done.stdout
     assert "training on 1 ranks: no GPU and 1 threads each" in done.stderr
     assert "few for batch normalisation" not in done.stderr

@@ -62,7 +62,7 @@ def test_weights_that_are_not_finite_are_refused(value: float) -> None:
     state.check()
     weights = state.shared["weights/0"]
     weights.assign(np.where(np.eye(3, 4), value, weights.numpy()))
-    with pytest.raises(GalmerhpcError, match="not finite any more; the last checkpoint is sound"):
+    with pytest.raises(GalmerhpcError, match="no longer finite; the last checkpoint is sound"):
         state.check()
 
 

@@ -181,7 +181,7 @@ def train(out: Path, config: str, fault: str = "", *more: str) -> None:
             else:
                 strike()
 
-    do_step, evaluated, replace = Step.__call__, Network.evaluated, files.write_json
+    do_step, evaluation, replace = Step.__call__, Network.evaluation_weights, files.write_json
     save_it = checkpoint.save
 
     def step(self: Step, batch: Batch, epoch: int, number: int, *more: Any) -> Any:
@@ -192,7 +192,7 @@ def train(out: Path, config: str, fault: str = "", *more: str) -> None:
 
     def evaluate(self: Network, *more: Any) -> Any:
         reached("evaluation")
-        return evaluated(self, *more)
+        return evaluation(self, *more)
 
     def write(path: Path, value: Any) -> None:
         if path.name == "manifest.json":  # the state is there, its manifest and name are not
@@ -206,7 +206,7 @@ def train(out: Path, config: str, fault: str = "", *more: str) -> None:
 
     with (
         mock.patch.object(Step, "__call__", step),
-        mock.patch.object(Network, "evaluated", evaluate),
+        mock.patch.object(Network, "evaluation_weights", evaluate),
         mock.patch.object(checkpoint, "save", save),
         mock.patch.object(checkpoint.files, "write_json", write),
     ):
