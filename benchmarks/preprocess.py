@@ -35,6 +35,7 @@ from galmerhpc.catalogue import Views
 from galmerhpc.config import load, require_catalogue
 from galmerhpc.dataset.preprocess import preprocess
 from galmerhpc.dataset.raw import RawWriter, Response
+from galmerhpc.dataset.records import StageRecord
 from galmerhpc.preview import Preview
 from galmerhpc.simulate.library import Library, library_path
 from galmerhpc.simulate.render import render
@@ -73,7 +74,7 @@ def write_run(folder: Path, views: int, bodies: list[bytes]) -> Path:
     }
     path.write_text(yaml.safe_dump(values))
     config = load(path)
-    record = files.StageRecord(config.run_dir / "raw", config.inputs("scrape"))
+    record = StageRecord(config.run_dir / "raw", config.inputs("scrape"))
     record.begin()
     writer = RawWriter(config.run_dir / "raw", 0, config.scrape.views_per_shard)
     responses = []

@@ -71,8 +71,9 @@ from machine import write_results
 
 from galmerhpc import files, parallel
 from galmerhpc.config import Data, digest
-from galmerhpc.dataset import shards
+from galmerhpc.dataset import hdf5, shards
 from galmerhpc.dataset.batches import SplitReader, training_batches
+from galmerhpc.dataset.records import StageRecord
 from galmerhpc.dataset.shards import Dataset
 
 SIZES = (64, 128, 256, 400)
@@ -126,7 +127,7 @@ def write_all(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
 
 def write_shards(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Write training shards of about 100 MB."""
-    record = files.StageRecord(folder, {})
+    record = StageRecord(folder, {})
     record.begin()
     made = {}
     per_shard = max(int(SHARD_BYTES / images[0].nbytes), 1)
@@ -136,7 +137,7 @@ def write_shards(folder: Path, images: np.ndarray, labels: np.ndarray) -> None:
         zeros = np.zeros(len(block), np.int64)
         columns = {
             "labels": labels[first : first + per_shard], "split": np.ones(len(block), np.uint8),
-            "view": shards.text_column(texts, 8), "group": shards.text_column(texts, 8),
+            "view": hdf5.text_column(texts, 8), "group": hdf5.text_column(texts, 8),
             "copy": zeros.astype(np.int32), "simulation": zeros, "snapshot_id": zeros,
             "time_myr": zeros.astype(np.float64),
         }  # fmt: skip
@@ -159,7 +160,7 @@ def write_black_shards(folder: Path, total: float) -> None:
         with h5py.File(path, "r+") as file:
             file.attrs.modify("first_sample", number * count)
         made[path.name] = "unknown"
-    files.StageRecord(folder, {}).finish(made)
+    StageRecord(folder, {}).finish(made)
 
 
 def image_file(folder: Path, row: int) -> Path:

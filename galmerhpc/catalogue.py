@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, overload
 from urllib.parse import quote
 
 import numpy as np
@@ -31,10 +31,12 @@ from galmerhpc.errors import InputError
 from galmerhpc.parameters import AZIMUTH, INCLINATION, NAMES, SPIN, SPINS, VIEWING_ANGLE, named
 from galmerhpc.preview import Preview, number_text
 
+_FEW = 8  # values or snapshots that are listed one by one
+
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One picture to fetch: a snapshot of a run seen from a direction.
+    """One image to fetch: a snapshot of a run seen from a direction.
 
     Attributes
     ----------
@@ -45,9 +47,9 @@ class View:
     theta, phi : float
         Line of sight, degrees.
     render : Render
-        Options of the picture.
+        Options of the image.
     file : Path or None
-        The picture, where it comes from a table of images.
+        The image, where it comes from a table of images.
     name : str
         Its name in that table.
     """
@@ -67,9 +69,9 @@ class View:
 
     @property
     def id(self) -> str:
-        """Identity of the view, wherever in a list it stands.
+        """Identity of the view, independent of its place in a list.
 
-        Realisation and query string; or a picture's name in its table, and its line of sight.
+        Realisation and query string; or an image's name in its table, and its line of sight.
         """
         if self.file:
             return _id_of_picture(self.name, self.theta, self.phi)
@@ -93,7 +95,7 @@ def preview(render: Render, snap_id: int, theta: float, phi: float) -> Preview:
     Parameters
     ----------
     render : Render
-        Options of the picture.
+        Options of the image.
     snap_id : int
         The service's number of the snapshot.
     theta, phi : float
@@ -168,19 +170,6 @@ class Views(Sequence[View]):
         """Return a label, or ``simulation``, of all views in order, shape (V,)."""
         return np.concatenate([block.column(name) for block in self._blocks])
 
-    def table(self) -> dict[str, NDArray[Any]]:
-        """Return what tells views from each other, by name, each of shape (V,), in order.
-
-        They are ``simulation`` (int64) and ``inclination``, ``theta`` and ``phi`` (float64,
-        degrees).
-        """
-        return {
-            "simulation": self.column("simulation").astype(np.int64),
-            "inclination": self.column(INCLINATION.name),
-            "theta": self.column(VIEWING_ANGLE.name),
-            "phi": self.column(AZIMUTH.name),
-        }
-
 
 class _Grid:
     """The views of one snapshot on a grid of directions."""
@@ -224,7 +213,7 @@ def _of_run(run: Run, name: str) -> float:
 
 
 class _Table:
-    """The views of a table of images, one a row."""
+    """The views of a table of images, one per row."""
 
     def __init__(self, images: Images, render: Render) -> None:
         self._folder, self._render = images.table.parent, render
@@ -257,12 +246,12 @@ class _Table:
 
 
 def _id_of_picture(name: str, theta: float, phi: float) -> str:
-    """Write a picture's id: like a query string, since evaluation reads the line of sight there."""
+    """Write an image's id: like a query string, since evaluation reads the line of sight there."""
     return f"file={quote(name)}&phi={number_text(phi)}&theta={number_text(theta)}"
 
 
 class _RunOfRow(NamedTuple):
-    """What pictures of one snapshot have in common; millions of rows share few of them."""
+    """What images of one snapshot have in common; millions of rows share few of them."""
 
     spin: Spin
     inclination: float
@@ -350,12 +339,12 @@ def _number(name: str, text: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise ValueError(f"{name}: {text!r} is no number") from None
+        raise ValueError(f"{name}: {text!r} is not a number") from None
     low, high = _RANGES.get(name, (-math.inf, math.inf))
     if not (math.isfinite(number) and low <= number <= high):
         raise ValueError(f"{name}: {text} is outside {low:g}..{high:g}")
     if name in _WHOLE and number != int(number):
-        raise ValueError(f"{name}: {text} is no whole number")
+        raise ValueError(f"{name}: {text} is not a whole number")
     return number
 
 
@@ -368,10 +357,10 @@ def _spin(text: str) -> Spin:
 
 
 def _file(text: str) -> str:
-    """Return a picture's name in one spelling: its identity, on whatever machine."""
+    """Return an image's name in one spelling: its identity, on whatever machine."""
     path = PurePosixPath(text)
     if not text or not text.isprintable() or path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"file: {text!r} names no file beside or below the table")
+        raise ValueError(f"file: {text!r} is not a file beside or below the table")
     return str(path)
 
 
@@ -383,7 +372,7 @@ def require_classes(config: Config, views: Views) -> None:
     Raises
     ------
     InputError
-        There are such labels; the message names the first picture.
+        There are such labels; the message names the first image.
     """
     catalogue = require_catalogue(config)
     if config.model.task != "classification" or not catalogue.images:
@@ -395,7 +384,7 @@ def require_classes(config: Config, views: Views) -> None:
             raise InputError(
                 f"{catalogue.images.table}: {views[first].name}: model.task: classification has "
                 f"no class for {parameter.name} {values[first]:g} (it has them for "
-                f"{parameter.span}), as for {np.count_nonzero(~good)} of {len(views)} pictures; "
+                f"{parameter.span}), as for {np.count_nonzero(~good)} of {len(views)} images; "
                 f"take them out of the table, or leave {parameter.name} out of parameters"
             )
 
@@ -418,17 +407,14 @@ def describe(catalogue: Catalogue) -> str:
         lines = [*_run_lines(catalogue), ""]
         lines += [f"views   {_grid_text(grid)}" for grid in _grids(catalogue)]
     r = catalogue.render
-    lines += [f"picture {r.nbins} x {r.nbins} pixels", "", "label           values"]
+    lines += [f"image   {r.nbins} x {r.nbins} pixels", "", "label           values"]
     for name in (*NAMES, *catalogue.label_names):
         values = _values(catalogue, views, name)
         few = ", ".join(f"{value:g}" for value in values[:_FEW])
         span = f"{values[0]:g} to {values[-1]:g} ({len(values)} values)"
         lines.append(f"{name:15} {few if len(values) <= _FEW else span}")
-    what = "pictures to import" if catalogue.images else "requests"
+    what = "images to import" if catalogue.images else "requests"
     return "\n".join([*lines, "", f"{len(views):,} views, as many {what}"])
-
-
-_FEW = 8  # values or snapshots that are listed one by one
 
 
 def _values(catalogue: Catalogue, views: Views, name: str) -> NDArray[np.float64]:
@@ -472,10 +458,10 @@ def _grid_text(grid: ViewGrid) -> str:
 
 
 class Places:
-    """Where ids stand in a list of millions; of one that stands twice, the first place.
+    """Places of ids in a list of millions; of a repeated one the first.
 
-    Ids are compared by a hash of 64 bits, which takes 16 bytes an id; whoever reads what stands at
-    a place compares the ids themselves.
+    Ids are compared by a hash of 64 bits, which takes 16 bytes per id; whoever reads what is at a
+    place compares the ids themselves.
 
     Parameters
     ----------
@@ -491,7 +477,7 @@ class Places:
         self._hashes = hashes[self._order]
 
     def of(self, ids: Iterable[str], count: int) -> NDArray[np.int64]:
-        """Return the places of so many ids, shape (count,); -1 where one is not in the list."""
+        """Return the places of `count` ids, shape (count,); -1 where one is not in the list."""
         wanted = np.fromiter(map(hash, ids), np.int64, count)
         if not len(self._hashes):
             return np.full(count, -1)

@@ -1,7 +1,7 @@
-"""Verify a run folder: every shard, checkpoint and record. Say what is bad, and set it aside.
+"""Verify a run folder: every shard, checkpoint and record; set aside what is bad.
 
 What is set aside is renamed to ``*.bad`` and its stage's record is opened again, so that the next
-run makes just that anew. Training shards outlive the raw shards that they were made from: should a
+run makes only that again. Training shards outlive the raw shards that they were made from: should a
 view that is fetched again come with other bytes, the next check finds the shards of the old ones.
 """
 
@@ -20,7 +20,7 @@ from galmerhpc import files, parallel
 from galmerhpc.catalogue import Places, View, Views
 from galmerhpc.config import Config, Stage, require_catalogue
 from galmerhpc.dataset import hdf5, shards
-from galmerhpc.dataset.missing import list_path, missing_views
+from galmerhpc.dataset.missing import list_path
 from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.preprocess import (
     Plan,
@@ -29,7 +29,14 @@ from galmerhpc.dataset.preprocess import (
     sources_of,
 )
 from galmerhpc.dataset.raw import RawShard, open_store
-from galmerhpc.dataset.records import FOLDERS, stage_record
+from galmerhpc.dataset.records import (
+    FOLDERS,
+    LEFT_OUT,
+    RECORD,
+    missing_views,
+    read_record,
+    stage_record,
+)
 from galmerhpc.dataset.split import SPLITS, TRAIN
 from galmerhpc.errors import InputError, brief
 from galmerhpc.training import checkpoint
@@ -37,12 +44,10 @@ from galmerhpc.training import checkpoint
 T = TypeVar("T")
 R = TypeVar("R")
 
-_RECORD = "stage.json"
-
 
 @dataclass(frozen=True, order=True, slots=True)
 class Fault:
-    """Something that is not as it was written, or not as it should be.
+    """A file that is not as it was written, or not as it should be.
 
     Attributes
     ----------
@@ -51,7 +56,7 @@ class Fault:
     why : str
         What is wrong with it.
     repairable : bool
-        Making it anew helps.
+        Making it again helps.
     """
 
     path: Path
@@ -80,7 +85,7 @@ class Report:
 
 @dataclass(slots=True)
 class _Inventory:
-    """The files of a run: what is there, and what its records say of them."""
+    """The files of a run, and what its records say about them."""
 
     raw: list[Path] = field(default_factory=list)
     training: list[Path] = field(default_factory=list)
@@ -90,12 +95,12 @@ class _Inventory:
 
 
 def check(config: Config) -> Report:
-    """Verify all there is of a run. Collective; all ranks return the same.
+    """Verify all files of a run. Collective; all ranks return the same.
 
-    Raw shards: checksums, that every picture decodes, and labels against the catalogue. Training
+    Raw shards: checksums, that every image decodes, and labels against the catalogue. Training
     shards: checksums, every column against catalogue, split and raw shards, and that no group is
-    both trained on and held out. ``dataset.h5``: that its sources are these shards. All else that
-    a stage's record or a checkpoint's manifest lists: its SHA-256.
+    both trained on and held out. ``dataset.h5``: that its sources are these shards. Every other
+    file that a stage's record or a checkpoint's manifest lists: its SHA-256.
 
     Parameters
     ----------
@@ -122,7 +127,14 @@ def _check_training(config: Config, there: _Inventory, report: Report) -> list[F
         report.notes.append(f"{lost}: without it the training shards cannot be verified")
         return []
     plan, faults = parallel.from_rank_0(lambda: _plan(config, there, report))
-    results = _each("shards", there.training, lambda path: _check_shard(path, there, plan))
+    if plan is None:
+        return faults
+    numbers = {shards.shard_name(number): number for number in plan.shards}
+    results = _each(
+        "shards",
+        there.training,
+        lambda path: _check_shard(path, numbers.get(path.name), there, plan),
+    )
     for found, _ in results:
         faults += found
     if config.split.kind != "random":
@@ -133,11 +145,11 @@ def _check_training(config: Config, there: _Inventory, report: Report) -> list[F
 def _lost(raw: Path, report: Report) -> Path | None:
     """Return what says which views there should be, where it cannot be read."""
     bad = {fault.path for fault in report.faults}
-    return next((path for path in (raw / _RECORD, list_path(raw)) if path in bad), None)
+    return next((path for path in (raw / RECORD, list_path(raw)) if path in bad), None)
 
 
 def set_aside(config: Config, faults: Iterable[Fault]) -> dict[Path, Path]:
-    """Rename what is bad and open its stage's record again, so that the next run makes it anew.
+    """Rename what is bad and open its stage's record again, so that the next run makes it again.
 
     Returns
     -------
@@ -156,12 +168,12 @@ def set_aside(config: Config, faults: Iterable[Fault]) -> dict[Path, Path]:
     for path in {fault.path for fault in faults if fault.repairable}:
         if path.exists():
             moved[path] = files.set_aside(path)
-    for record in sorted(config.run_dir.glob(f"*/{_RECORD}")):
+    for record in sorted(config.run_dir.glob(f"*/{RECORD}")):
         content = files.read_json(record)
         listed = {_listed(record, name) for name in content.get("files") or ()}
         if any(not path.exists() for path in listed):
             files.write_json(record, content | {"files": None})
-            # It would show the missing shard's images as zeros; preprocessing writes it anew.
+            # It would show the missing shard's images as zeros; preprocessing writes it again.
             (record.parent / shards.VIRTUAL).unlink(missing_ok=True)
     return dict(sorted(moved.items()))
 
@@ -177,13 +189,13 @@ def _each(what: str, items: Sequence[T], verify: Callable[[T], R]) -> list[R]:
     return parallel.broadcast([results[number] for number in sorted(results)])
 
 
-# --- what is there --------------------------------------------------------------------------------
+# --- the files --------------------------------------------------------------------------------
 
 
 def _take_stock(config: Config) -> tuple[Report, _Inventory]:
     """List the files and read the records."""
     report, there, run = Report(), _Inventory(), config.run_dir
-    for record in sorted(run.glob(f"*/{_RECORD}")):
+    for record in sorted(run.glob(f"*/{RECORD}")):
         _read_record(record, report, there)
     _read_list(run / "raw", report)
     if _belongs(config, "scrape", report):
@@ -193,7 +205,13 @@ def _take_stock(config: Config) -> tuple[Report, _Inventory]:
             for spool in sorted((run / "raw").glob("raw-*.spool"))
         ]
     if not _lost(run / "raw", report) and _belongs(config, "preprocess", report):
-        there.training = sorted((run / "shards").glob("shard-*.h5"))
+        if _lacks_unknown_views(run, report):
+            report.notes.append(
+                f"{run / 'shards'}: made without views that the scrape may still bring; verified "
+                "once the scrape is finished"
+            )
+        else:
+            there.training = sorted((run / "shards").glob("shard-*.h5"))
     there.checkpoints = checkpoint.listed(run / "checkpoints")
     known = {*there.raw, *there.training, *(fault.path for fault in report.faults)}
     there.others = sorted(path for path in there.sha256 if path not in known and path.exists())
@@ -203,13 +221,14 @@ def _take_stock(config: Config) -> tuple[Report, _Inventory]:
 def _read_record(path: Path, report: Report, there: _Inventory) -> None:
     """Take a stage's record into the inventory."""
     try:
-        recorded = files.read_json(path)["files"]
-        sha256 = {_listed(path, name): str(value) for name, value in (recorded or {}).items()}
-    except (InputError, KeyError, TypeError, AttributeError):
-        report.faults.append(Fault(path, "damaged"))
+        recorded = read_record(path.parent)
+    except InputError as error:
+        report.faults.append(_fault(path, error))
         return
-    if recorded is None:
+    if recorded is None or recorded.files is None:
         report.notes.append(f"{path.parent}: not finished; run the stage again")
+        return
+    sha256 = {_listed(path, name): str(value) for name, value in recorded.files.items()}
     there.sha256 |= sha256
     report.faults += [Fault(file, "missing") for file in sha256 if not file.exists()]
 
@@ -230,28 +249,42 @@ def _listed(record: Path, name: str) -> Path:
 
 
 def _belongs(config: Config, stage: Stage, report: Report) -> bool:
-    """Tell whether a stage's folder is this configuration's."""
+    """Return whether a stage's folder is this configuration's."""
     folder = config.run_dir / FOLDERS[stage]
-    if not folder.is_dir() or any(fault.path.name == _RECORD for fault in report.faults):
+    if not folder.is_dir() or any(fault.path.name == RECORD for fault in report.faults):
         return folder.is_dir()  # what the configuration was cannot be told
     try:
         stage_record(config, stage)
     except InputError as error:
-        report.faults.append(Fault(folder / _RECORD, str(error), repairable=False))
+        report.faults.append(Fault(folder / RECORD, str(error), repairable=False))
         return False
     return True
 
 
-def _plan(config: Config, there: _Inventory, report: Report) -> tuple[Plan, list[Fault]]:
-    """Lay out what the training shards must hold, from the raw shards that are good."""
+def _lacks_unknown_views(run: Path, report: Report) -> bool:
+    """Return whether shards lack views of which an unfinished scrape does not tell."""
+    if any(fault.path.name == RECORD for fault in report.faults):
+        return False
+    scraped, made = read_record(run / "raw"), read_record(run / "shards")
+    unfinished = scraped is None or scraped.files is None
+    return unfinished and made is not None and LEFT_OUT in made.inputs
+
+
+def _plan(config: Config, there: _Inventory, report: Report) -> tuple[Plan | None, list[Fault]]:
+    """Look for every view in the good raw shards; lay out what the training shards must hold.
+
+    Where there are no training shards there is no plan: the split may be an impossible one.
+    """
     folder, bad = config.run_dir / "raw", [fault.path for fault in report.faults]
-    plan = lay_out(config, open_store(config, without=bad))
+    store, faults = open_store(config, without=bad), []
     finished = any(path in there.sha256 for path in there.raw)
-    lost = np.unique(plan.samples.view[plan.rows[plan.samples.view] < 0])
-    if not finished or any(path.parent == folder for path in bad) or not len(lost):
-        return plan, []
-    first = plan.views[int(lost[0])].id
-    return plan, [Fault(folder / _RECORD, f"{len(lost)} views are in no shard; {first} is one")]
+    if finished and not any(path.parent == folder for path in bad):
+        views, absent = Views(require_catalogue(config)), missing_views(folder)
+        rows = zip(views.ids(), store.find(views.ids(), len(views)).tolist(), strict=True)
+        if lost := [view for view, row in rows if row < 0 and view not in absent]:
+            why = f"{len(lost)} views are in no shard; {lost[0]} is one"
+            faults.append(Fault(folder / RECORD, why))
+    return (lay_out(config, store) if there.training else None), faults
 
 
 # --- raw shards -----------------------------------------------------------------------------------
@@ -283,14 +316,15 @@ def _check_raw(path: Path, there: _Inventory, catalogue: _Catalogue) -> list[Fau
         for view, (body, _) in zip(known, shard.read(range(len(ids)), ids), strict=True):
             if why := _undecodable(body, view):
                 return [Fault(path, f"view {view.id}: {why}")]
+        names = shard.parameters()
+        if {*names} != known[0].labels.keys():
+            return [Fault(path, "its labels have other names than the catalogue's")]
         wanted = {
-            "labels": np.array([list(view.labels.values()) for view in known]),
+            "labels": np.array([[view.labels[name] for name in names] for view in known]),
             "simulation": np.array([view.run.simulation for view in known]),
             "snapshot_id": np.array([view.snapshot.id for view in known]),
             "time_myr": np.array([view.snapshot.time_myr for view in known]),
         }
-        if shard.parameters() != tuple(known[0].labels):
-            return [Fault(path, "its labels have other names than the catalogue's")]
         for name, values in wanted.items():
             if row := _first_difference(shard.column(name), values):
                 return [Fault(path, f"{name} of view {ids[row - 1]} is not the catalogue's")]
@@ -300,7 +334,7 @@ def _check_raw(path: Path, there: _Inventory, catalogue: _Catalogue) -> list[Fau
 
 
 def _undecodable(body: bytes, view: View) -> str:
-    """Say what is wrong with a picture; nothing where it decodes."""
+    """Return what is wrong with an image; nothing if it decodes."""
     try:
         decode(body, view.render.nbins)
     except PictureError as error:
@@ -326,10 +360,9 @@ def _fault(path: Path, error: InputError) -> Fault:
 
 
 def _check_shard(
-    path: Path, there: _Inventory, plan: Plan
+    path: Path, number: int | None, there: _Inventory, plan: Plan
 ) -> tuple[list[Fault], dict[str, set[int]]]:
-    """Verify a training shard; return also the splits in which each of its groups stands."""
-    number = next((n for n in plan.shards if shards.shard_name(n) == path.name), None)
+    """Verify a training shard; return also the splits that each of its groups is in."""
     if number is None:
         return [Fault(path, "no shard of this configuration has this number")], {}
     samples, groups = plan.samples_of(number), defaultdict(set)
@@ -365,7 +398,7 @@ def _leaks(
     """Name the shards with a group that is trained on, there or elsewhere, and also held out.
 
     These shards are as the split says, else they have a fault of their own: it is the split that is
-    wrong, and making them anew helps nothing.
+    wrong, and making them again does not help.
     """
     sides = {
         path: groups for path, (found, groups) in zip(paths, results, strict=True) if not found
@@ -390,13 +423,13 @@ def _check_file(path: Path, there: _Inventory) -> list[Fault]:
     recorded = there.sha256.get(path)
     try:
         if recorded and files.sha256(path) != recorded:
-            return [Fault(path, f"its SHA-256 is not the one in {_RECORD}")]
+            return [Fault(path, f"SHA-256 does not match {RECORD}")]
     except OSError as error:
         return [_fault(path, files.unreadable(path, error))]
     if path.name != shards.VIRTUAL:
         return []
     beside = [other.name for other in there.sha256 if other.parent == path.parent]
-    return _check_virtual(path, sorted({*beside} - {path.name}))
+    return _check_virtual(path, shards.in_order({*beside} - {path.name}))
 
 
 def _check_virtual(path: Path, names: list[str]) -> list[Fault]:
@@ -406,7 +439,7 @@ def _check_virtual(path: Path, names: list[str]) -> list[Fault]:
             for name, dataset in file.items():
                 sources = [source.file_name for source in dataset.virtual_sources()]
                 if sources != names:
-                    return [Fault(path, f"the sources of {name} are not the shards of {_RECORD}")]
+                    return [Fault(path, f"the sources of {name} are not the shards of {RECORD}")]
     except hdf5.ERRORS as error:
         return [Fault(path, brief(error))]
     return []

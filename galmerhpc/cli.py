@@ -5,6 +5,7 @@ import contextlib
 import io
 import logging
 import os
+import socket
 import subprocess
 import sys
 import traceback
@@ -489,8 +490,15 @@ def read_config(given: argparse.Namespace) -> Config:
     return load(given.config, given.overrides)
 
 
-def open_run(config: Config, allow_change: Sequence[str] = ()) -> Config:
+def open_run(config: Config, may_differ: Sequence[str] = ()) -> Config:
     """Write the resolved configuration into the run folder.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    may_differ : sequence of str
+        Keys with which a stage there may have been made otherwise.
 
     Raises
     ------
@@ -501,7 +509,7 @@ def open_run(config: Config, allow_change: Sequence[str] = ()) -> Config:
 
     stages: tuple[Stage, ...] = ("scrape", "preprocess", "train")
     for stage in stages:
-        stage_record(config, stage, may_differ=allow_change)
+        stage_record(config, stage, may_differ)
     if parallel.launched_rank() == 0:
         files.write_text(config.run_dir / RESOLVED, dump(config))
     return config
@@ -531,7 +539,11 @@ def log_file(run_dir: Path, stage: str) -> Iterator[None]:
 
 def run(given: argparse.Namespace) -> None:
     """Do all stages."""
+    from galmerhpc.dataset.preprocess import require_split
+
     config = read_config(given)
+    if parallel.rank() == 0:
+        require_split(config)
     of_images = config.catalogue is not None and config.catalogue.images is not None
     first = images_import if of_images else scrape
     for stage in (first, preprocess, train, evaluate, report):
@@ -569,6 +581,7 @@ def simulate(given: argparse.Namespace) -> None:
 def scrape(given: argparse.Namespace) -> None:
     """Fetch the previews, from a mirror of our own where the configuration says so."""
     from galmerhpc.dataset import scrape
+    from galmerhpc.dataset.records import LEFT_OUT
     from galmerhpc.dataset.slices import Slice
 
     config, part = read_config(given), Slice.parse(given.slice)
@@ -581,19 +594,20 @@ def scrape(given: argparse.Namespace) -> None:
         from galmerhpc.simulate import agreement
     if done and not given.dry_run:  # it needs no library any more
         if draws and agreement.has_changed(raw, config.library, catalogue):
-            log.warning("scrape: %s was drawn before %s was made anew", raw, config.library)
+            log.warning("scrape: %s was drawn before %s was made again", raw, config.library)
         log.info("scrape: complete, nothing to do")
         return
     if draws and not done:
-        agreement.require_snapshots(config.library, catalogue)
-        agreement.require_same(raw, config.library, catalogue)
+        agreement.require(raw, config.library, catalogue)
     if given.dry_run:
         if parallel.rank() == 0:
             print(scrape.forecast(config, part, given.retry_failed), flush=True)
         return
-    config = open_run(config)
+    # Views that come later than the shards that were made without them are fetched all the same.
+    config = open_run(config, may_differ=[LEFT_OUT])
     if draws:
-        agreement.note(raw, config.library, catalogue)
+        with scrape.stage_lock(raw):
+            agreement.note(raw, config.library, catalogue)
     with preview_service(config) as source:
         scrape.scrape(
             config,
@@ -644,8 +658,17 @@ def mirror_process(library: str) -> Iterator[str]:
         try:
             listening = process.stdout.readline() if process.stdout else ""
             if not listening:
-                raise GalmerhpcError("the mirror did not start; its message stands above")
-            yield listening.split()[2]  # listening on ADDRESS (library FILE)
+                raise GalmerhpcError("the mirror did not start; its message is above")
+            try:
+                yield listening.split()[2]  # listening on ADDRESS (library FILE)
+            except GalmerhpcError as error:
+                code = process.poll()
+                if code is None or error.exit_code != ExitCode.FAILED:
+                    raise
+                raise GalmerhpcError(
+                    f"the mirror on {socket.gethostname()} ended with exit code {code}; run the "
+                    "same command again"
+                ) from error
         finally:
             process.terminate()
 
@@ -728,8 +751,7 @@ def catalogue_show(given: argparse.Namespace) -> None:
     views = Views(catalogue)
     if len(views) > MOST_SPLIT_VIEWS:
         return
-    table = ViewTable(**views.table())
-    counts = assign(table, config.split, config.preprocess.copies).counts()
+    counts = assign(ViewTable.of(views), config.split, config.preprocess.copies).counts()
     sizes = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     print(f"split {config.split.kind}, samples with their copies: {sizes}")
 

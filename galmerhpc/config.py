@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import os
 import re
 import reprlib
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -42,6 +44,18 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Number = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 """Number of a snapshot or realisation, as in the preview protocol and the shards."""
 
+
+def _expand(path: Any) -> Any:
+    """Replace ``~`` and environment variables in a path, as a shell does."""
+    if not isinstance(path, str | Path):
+        return path
+    expanded = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - leaves others be
+    if "$" in expanded:
+        raise ValueError(f"{path} names an environment variable that is not set")
+    return expanded
+
+
+EXPANDED = BeforeValidator(_expand)
 
 MAX_SNAPSHOTS = 200_000
 """Most snapshots in a catalogue: three times as many as GalMer has."""
@@ -482,10 +496,10 @@ class Scrape(Section):
     rate_per_s: Positive | None = None
     """Limit on requests started per second, over all ranks and slices; null for no limit. Default:
     2 for an address; no limit for the mirror, which is our own process."""
-    connections: Count = 8
+    connections: Annotated[int, Field(strict=True, ge=1, le=1024)] = 8
     """Concurrent requests, over all ranks and slices."""
     timeout_s: Positive = 60.0
-    """Seconds without an answer after which a request is retried; also the longest pause."""
+    """Seconds that a whole answer may take before it is requested again; also the longest pause."""
     attempts: Count = 5
     """Attempts per view before it counts as failed."""
     backoff_s: Positive = 0.5
@@ -614,7 +628,7 @@ class Data(Section):
     stage: bool = False
     """First copy the shards of a split larger than memory_gb to node-local storage, once per
     node."""
-    stage_dir: Path | None = None
+    stage_dir: Annotated[Path, EXPANDED] | None = None
     """Folder on node-local storage. Default: TMPDIR, or /tmp if that is not set. Later jobs on the
     node reuse the copy, so choose a folder that outlives the job if there is one."""
     threads: Count = 2
@@ -894,9 +908,9 @@ class Studies(Section):
 class Config(Section):
     """A whole run."""
 
-    run_dir: Path
+    run_dir: Annotated[Path, EXPANDED]
     """Folder of all output of the run. Default: `runs/<name of the configuration file>`."""
-    library: str = "shipped"
+    library: Annotated[str, EXPANDED] = "shipped"
     """Snapshot library, written by `simulate` and rendered by the mirror; `shipped` is the
     package's own. Like run_dir, it is relative to the current folder."""
     parameters: tuple[str, ...] = NAMES

@@ -1,5 +1,6 @@
 """Errors shown to users, and their exit codes."""
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 
@@ -20,6 +21,21 @@ _LONGEST = 120
 def brief(what: object) -> str:
     """Return the text of another library's error, or any text, as one short line."""
     return " ".join(str(what).split())[:_LONGEST]
+
+
+_NAMED = 3
+
+
+def first_few(items: Sequence[str], separator: str = ", ") -> str:
+    """Return the first items of a list that a message may not give in full.
+
+    Examples
+    --------
+    >>> first_few(["a", "b", "c", "d", "e"])
+    'a, b, c, and 2 more'
+    """
+    more = [f"and {len(items) - _NAMED} more"] if len(items) > _NAMED else []
+    return separator.join([*items[:_NAMED], *more])
 
 
 class GalmerhpcError(Exception):

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, checksums, and the record of a stage."""
+"""Files that are complete or absent: atomic writes, checksums and locks."""
 
 import contextlib
 import errno
@@ -11,12 +11,10 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from galmerhpc import __version__
-from galmerhpc.config import default_inputs
 from galmerhpc.errors import GalmerhpcError, InputError
 
 log = logging.getLogger(__name__)
@@ -29,7 +27,7 @@ _LEASE_S, _LOOK_S = 240.0, 1.0
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path` that becomes it once it is written, synced and closed.
+    """Yield a temporary path beside `path`; written and synced, it is renamed to `path`.
 
     A file or a folder may be made there. On an error the temporary is removed and `path` is as it
     was; after a kill only the temporary is left, which no reader looks at.
@@ -55,13 +53,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.rename(path)
         sync(path.parent)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     finally:
         _remove(temporary)
 
 
-def _unwritable(path: Path, error: OSError) -> GalmerhpcError:
-    # HDF5 puts a whole page into strerror.
+def unwritable(path: Path, error: OSError) -> GalmerhpcError:
+    """Return the error of a file that cannot be written, on a full disk for example."""
+    # HDF5 puts a page of text into strerror.
     why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
     return GalmerhpcError(
         f"{path}: cannot be written: {why}; make room or choose another run_dir, then run again"
@@ -82,13 +81,13 @@ def sync(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path, chosen: Callable[[Path], bool] = lambda _: True) -> None:
-    """Remove what killed writers left in a folder; nobody may be writing the chosen files."""
+    """Remove what killed writers left in a folder; the chosen files must have no writer."""
     for path in filter(chosen, folder.glob(f"{_TEMPORARY}*")):
         _remove(path)
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder that a reader finds whole or not at all, also after a kill on the way."""
+    """Remove a folder so that a reader finds it complete or absent, even after a kill midway."""
     going = path.with_name(f"{_TEMPORARY}removed-{path.name}")
     _remove(going)
     path.rename(going)
@@ -128,13 +127,15 @@ def read_json(path: Path) -> Any:
     Raises
     ------
     InputError
-        It is missing or damaged.
+        It is missing, damaged or cannot be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged ({error}); remove it and run the stage again") from None
 
 
@@ -153,8 +154,8 @@ def hold(file: IO[Any], wait: bool = False) -> bool:
     Returns
     -------
     held : bool
-        False where another process has it. True also where the file system knows no locks, which
-        is logged: there the care of whoever starts jobs has to do.
+        False if another process has it. True also where the file system has no locks, which is
+        logged: there the user must start one job at a time.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -174,15 +175,15 @@ def _warn_of_no_locks(folder: Path) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Be the only process, on whatever node, that is in here for this path.
+    """Be the only process, on any node, that is in here for this path.
 
-    The file says who it is, for people; what counts is the system's lock on it, so that a killed
-    job leaves nothing that has to be removed.
+    The file names the holder, for people; what counts is the system's lock on it, so that a killed
+    job leaves nothing to remove.
 
     Parameters
     ----------
     path : Path
-        Lock file; it is there only meanwhile, or after a kill.
+        Lock file; it exists only meanwhile, or after a kill.
     wait : bool
         Wait for another process to leave, instead of refusing.
 
@@ -194,7 +195,7 @@ def lock(path: Path, wait: bool = False) -> Iterator[None]:
     try:
         file = _take(path, wait)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     try:
         yield
     finally:
@@ -259,7 +260,7 @@ def _outlive(file: IO[str]) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Say whether a process is in `lock` for this path."""
+    """Return whether a process is in `lock` for this path."""
     try:
         with path.open("r+") as file:
             return not hold(file)
@@ -268,114 +269,12 @@ def is_locked(path: Path) -> bool:
 
 
 class UnreadableError(InputError):
-    """A file that may be whole but cannot be reached: permissions, a disk or a server."""
+    """A file that may be intact but cannot be read: permissions, a disk or a server."""
 
 
 def unreadable(path: Path, error: OSError) -> UnreadableError:
     """Return the error of a file that the system refuses to read; nothing says it is damaged."""
     return UnreadableError(
-        f"{path}: cannot be read: {os.strerror(error.errno or 0)}; see to its permissions, or "
-        "to the file system"
+        f"{path}: cannot be read: {os.strerror(error.errno or 0)}; check its permissions and "
+        "the file system"
     )
-
-
-class StageRecord:
-    """The record of a stage in its folder, ``stage.json``: what it was made from, and what it made.
-
-    Parameters
-    ----------
-    folder : Path
-        Folder of the stage's files.
-    inputs : dict
-        ``Config.inputs`` of the stage: flat keys and JSON values.
-    may_differ : sequence of str
-        Keys that may have had another value; the stage is then not complete.
-
-    Raises
-    ------
-    InputError
-        The folder was made from other inputs; the message names the keys that differ.
-    """
-
-    def __init__(
-        self, folder: Path, inputs: dict[str, Any], may_differ: Sequence[str] = ()
-    ) -> None:
-        self._path = folder / "stage.json"
-        # Through JSON, so that a tuple equals the list that was read back.
-        self._inputs = json.loads(json.dumps(inputs))
-        self._files: dict[str, str] | None = None
-        if self._path.exists():
-            record = read_json(self._path)
-            if not (
-                isinstance(record, dict)
-                and isinstance(record.get("inputs"), dict)
-                and isinstance(record.get("files"), dict | None)
-            ):
-                raise InputError(f"{self._path}: damaged; remove {folder} and run the stage again")
-            recorded = self._completed(record["inputs"])
-            self._compare(recorded, may_differ)
-            self._files = record.get("files") if recorded == self._inputs else None
-
-    def _completed(self, recorded: dict[str, Any]) -> dict[str, Any]:
-        """Return recorded inputs with the defaults of keys that came into being after them."""
-        defaults = json.loads(json.dumps(default_inputs()))
-        new = {
-            key: defaults[key]
-            for key in self._inputs
-            if key in defaults and not any(f"{key}.".startswith(f"{old}.") for old in recorded)
-        }
-        return new | recorded
-
-    def _compare(self, recorded: dict[str, Any], may_differ: Sequence[str]) -> None:
-        keys = sorted(
-            k
-            for k in recorded.keys() | self._inputs.keys()
-            if recorded.get(k) != self._inputs.get(k) and k not in may_differ
-        )
-        if keys:
-            first = keys[0]
-            more = (
-                f" (and {', '.join(keys[1:4])}{' ...' if len(keys) > 4 else ''})"
-                if keys[1:]
-                else ""
-            )
-            raise InputError(
-                f"{self._path.parent}: made with another {first}{more}: "
-                f"{_short(recorded.get(first))} there, {_short(self._inputs.get(first))} now; "
-                "choose another run_dir or remove that folder"
-            )
-
-    @property
-    def complete(self) -> bool:
-        """Whether the stage has been finished and its files are still there."""
-        return self._files is not None and all(
-            (self._path.parent / name).is_file() for name in self._files
-        )
-
-    @property
-    def files(self) -> dict[str, str]:
-        """The finished stage's files and their SHA-256."""
-        return dict(self._files or {})
-
-    def begin(self) -> None:
-        """Write down the inputs before the first file is made."""
-        self._write(None)
-
-    def finish(self, files: dict[str, str]) -> None:
-        """Declare the stage complete.
-
-        Parameters
-        ----------
-        files : dict
-            SHA-256 by file name, relative to the stage's folder.
-        """
-        self._write(files)
-
-    def _write(self, files: dict[str, str] | None) -> None:
-        self._files = files
-        write_json(self._path, {"version": __version__, "inputs": self._inputs, "files": files})
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -223,7 +223,7 @@ class ClassifierSums:
 
 
 def describe_answers(metrics: dict[str, Any]) -> str:
-    """Say in one phrase how often a classifier is right, beside what says nothing.
+    """Return in one phrase how often a classifier is right, beside one that always says no.
 
     Parameters
     ----------

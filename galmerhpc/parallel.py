@@ -1,4 +1,4 @@
-"""MPI: who am I, hand out work, agree, stop everybody. Without a launcher there is one rank.
+"""MPI: ranks, work distribution, agreement, ending the job. Without a launcher there is one rank.
 
 mpi4py is imported only where a launcher has started this process, so that a command on a login
 node, or the mirror, starts without MPI.
@@ -49,7 +49,7 @@ def communicator() -> "MPI.Intracomm | None":
     Raises
     ------
     InputError
-        A launcher started several ranks that MPI does not know of: each would do the whole work.
+        A launcher started several ranks that MPI does not know of: each would do all the work.
     """
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
     if not any(name in os.environ for name in LAUNCHER_VARIABLES):
@@ -68,8 +68,8 @@ def communicator() -> "MPI.Intracomm | None":
     started = max(*map(int, sizes), tasks if by_srun else 1)
     if MPI.COMM_WORLD.Get_size() == 1 < started:
         raise InputError(
-            f"{started} ranks were started, and MPI knows of this one only: mpirun has been "
-            "killed, or it (or srun --mpi) is not of the MPI that mpi4py was built with"
+            f"{started} ranks were launched, but MPI sees only this one: mpirun was killed, or it "
+            "(or srun --mpi) belongs to a different MPI than mpi4py's"
         )
     return MPI.COMM_WORLD
 
@@ -188,7 +188,7 @@ def cpus_per_rank(ranks: int) -> int:
     Parameters
     ----------
     ranks : int
-        Ranks on this node, for a launcher that MPI does not know of: they share what there is.
+        Ranks on this node, for a launcher that MPI does not know of: they share the CPUs.
     """
     mine = os.sched_getaffinity(0)
     node = _node()
@@ -215,7 +215,7 @@ def node_barrier() -> None:
 
 
 def node_broadcast(value: T) -> T:
-    """Return, on all ranks of a node, the value of its local rank 0, which may be at work on it."""
+    """Return, on all ranks of a node, the value of its local rank 0, which may take its time."""
     node_barrier()
     node = _node()
     return node.bcast(value) if node else value
@@ -240,16 +240,13 @@ def node_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         return np.ndarray(shape, dtype, mmap.mmap(-1, max(nbytes, 1)))
     path, fault = "", ""
     if node.Get_rank() == 0:
-        descriptor, path = tempfile.mkstemp(prefix="galmerhpc-", dir=SHARED_MEMORY)
         try:
-            os.posix_fallocate(descriptor, 0, max(nbytes, 1))
+            path = _allocate_shared(max(nbytes, 1))
         except OSError as error:
             fault = (
-                f"{SHARED_MEMORY}: no room for {nbytes / 1e9:.1f} GB ({error.strerror}); "
-                "lower data.memory_gb"
+                f"{SHARED_MEMORY}: no room for {nbytes / 1e9:.2f} GB ({error.strerror}); ask for "
+                "more memory, or lower data.memory_gb if it is above 0"
             )
-            Path(path).unlink()
-        os.close(descriptor)
     path, fault = node_broadcast((path, fault))
     _agree_on_room(fault)
     array: NDArray[Any] = np.memmap(path, dtype, "r+", shape=shape)
@@ -259,10 +256,25 @@ def node_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return array
 
 
+def _allocate_shared(nbytes: int) -> str:
+    """Return the path of a new file in shared memory that has its room."""
+    descriptor, path = tempfile.mkstemp(prefix="galmerhpc-", dir=SHARED_MEMORY)
+    try:
+        os.posix_fallocate(descriptor, 0, nbytes)
+    except OSError:
+        Path(path).unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    return path
+
+
 def _agree_on_room(fault: str) -> None:
     if not agree(not fault):
         raise GalmerhpcError(
-            fault or "another node has too little shared memory; lower data.memory_gb"
+            fault
+            or "another node has too little shared memory; ask for more memory, or lower "
+            "data.memory_gb if it is above 0"
         )
 
 
@@ -270,7 +282,7 @@ class Coordinator(Generic[Q, A]):
     """A function on rank 0 that answers the questions of all ranks, one at a time.
 
     A collective context: every rank enters it and leaves it. A thread of rank 0 answers the others
-    while rank 0 does its own part. Nobody waits in a busy loop.
+    while rank 0 does its own part. No rank waits in a busy loop.
 
     Parameters
     ----------
@@ -388,7 +400,7 @@ def work(items: Sequence[T], told: Callable[[T], object] | None = None) -> Itera
 
 
 class Consensus:
-    """Where ranks find out whether all of them have given up the same work, and may go on to other.
+    """Where ranks find out whether all of them have given up the same work and may continue.
 
     Collective, and made before the work: the messages of what was given up cannot meet its own.
     """
@@ -398,7 +410,7 @@ class Consensus:
         self._messages = world.Dup() if world else None
 
     def is_unanimous(self, fault: str) -> bool:
-        """Say whether every rank comes here soon, with the same fault.
+        """Return whether every rank arrives here soon, with the same fault.
 
         If not, the others may be waiting in the midst of the work for this one: the job must end.
         """
@@ -413,7 +425,7 @@ class Consensus:
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
-    """Print one message for the whole job and end every rank of it.
+    """Print one message for the job and end all its ranks.
 
     What is wrong for one rank is mostly wrong for all: the others give rank 0 a moment to say it
     first, and are ended by that.

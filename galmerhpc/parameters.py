@@ -1,6 +1,6 @@
 """The four parameters of a galaxy pair: their order, units, ranges and classes.
 
-Labels stand in one order everywhere: spin, inclination, azimuth, viewing angle, as the paper
+Labels are in one order everywhere: spin, inclination, azimuth, viewing angle, as the paper
 prints them ("P or R, i, phi, theta"; arXiv:2112.12604, figures 4, 8 and 9).
 
 The paper defines the azimuth by the projection of the spin axis on the orbital plane; the preview
@@ -44,7 +44,7 @@ class Parameter:
     values: tuple[float, ...] = ()
 
     def classes(self, width_deg: float) -> int:
-        """Return the number of classes: one a value, or bins of `width_deg` over the range.
+        """Return the number of classes: one per value, or bins of `width_deg` over the range.
 
         Raises
         ------
@@ -62,7 +62,7 @@ class Parameter:
         return round(count)
 
     def in_class(self, values: ArrayLike) -> NDArray[np.bool_]:
-        """Tell of each value whether it is in a class, shape as given."""
+        """Return of each value whether it is in a class, shape as given."""
         values = np.asarray(values, np.float64)
         if self.values:
             return np.isin(values, self.values)

@@ -14,17 +14,17 @@ from urllib.parse import parse_qsl
 PATH = "/get_preview.cgi"
 
 MAX_NBINS = 2048
-"""Widest picture that is served, in pixels; a CGI must not be asked for gigabytes."""
+"""Widest image that is served, in pixels; a CGI must not be asked for gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The parameters of one preview picture, in the order of the service's own query string.
+    """The parameters of one preview image, in the order of the service's own query string.
 
     Attributes
     ----------
     nbins : int
-        Width and height of the picture in pixels.
+        Width and height of the image in pixels.
     snap_id : int
         The service's number of the snapshot.
     phi, theta : float
@@ -34,7 +34,7 @@ class Preview:
     bri : float
         Brightness step of the page.
     xc, yc : float
-        Centre of the picture in its own plane, kpc.
+        Centre of the image in its own plane, kpc.
     gas, stars, halo : bool
         Components drawn.
     quantity : int

@@ -1,13 +1,19 @@
-"""Provenance: processor and library versions."""
+"""Provenance: the time, processor and library versions."""
 
 import importlib.metadata
 import platform
+from datetime import datetime, timezone
 from pathlib import Path
 
 from galmerhpc import __version__
 
 _PACKAGES = ("tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy", "scipy", "h5py", "mpi4py")
 _CPUINFO = Path("/proc/cpuinfo")
+
+
+def now() -> str:
+    """Return this moment, ISO 8601 in UTC, to the millisecond."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from galmerhpc.catalogue import Views, describe, preview
 from galmerhpc.config import Angles, Catalogue, Render, Run, Snapshot, ViewGrid
+from galmerhpc.dataset.split import ViewTable
 from galmerhpc.parameters import NAMES
 from galmerhpc.preview import Preview
 
@@ -96,10 +97,10 @@ def test_columns_and_ids_of_all_views_are_those_of_each(catalogue: Catalogue) ->
     assert list(views.ids()) == [view.id for view in views]
     for name in NAMES:
         assert views.column(name).tolist() == [view.labels[name] for view in views]
-    table = views.table()
-    assert table["simulation"].tolist() == [view.run.simulation for view in views]
-    assert table["theta"].tolist() == [view.theta for view in views]
-    assert table["phi"].tolist() == [view.phi for view in views]
+    table = ViewTable.of(views)
+    assert table.simulation.tolist() == [view.run.simulation for view in views]
+    assert table.theta.tolist() == [view.theta for view in views]
+    assert table.phi.tolist() == [view.phi for view in views]
 
 
 @given(theta=angles(-90, 180), phi=angles(-180, 180), spread=st.sampled_from([1, 7, 45, 90]))
@@ -274,8 +275,8 @@ def test_ids_and_table_are_those_of_the_views() -> None:
     coarse = {"theta_deg": {"start": 0, "stop": 90, "step": 45}}
     views = Views(Catalogue.model_validate({"runs": runs, "views": coarse}))
     assert list(views.ids()) == [view.id for view in views]
-    table = views.table()
-    assert table["simulation"].tolist() == [view.run.simulation for view in views]
-    assert table["inclination"].tolist() == [view.run.inclination_deg for view in views]
-    assert table["theta"].tolist() == [view.theta for view in views]
-    assert table["phi"].tolist() == [view.phi for view in views]
+    table = ViewTable.of(views)
+    assert table.simulation.tolist() == [view.run.simulation for view in views]
+    assert table.inclination.tolist() == [view.run.inclination_deg for view in views]
+    assert table.theta.tolist() == [view.theta for view in views]
+    assert table.phi.tolist() == [view.phi for view in views]

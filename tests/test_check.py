@@ -20,10 +20,11 @@ from galmerhpc.dataset import shards
 from galmerhpc.dataset.missing import list_path, write
 from galmerhpc.dataset.preprocess import preprocess
 from galmerhpc.dataset.raw import RawWriter
+from galmerhpc.dataset.records import LEFT_OUT, RECORD, StageRecord
 from galmerhpc.dataset.split import TEST, TRAIN, Samples, ViewTable, assign
 from galmerhpc.errors import ExitCode, InputError
 from galmerhpc.training import checkpoint
-from tests.dataset.runs import held, picture, response, write_config
+from tests.dataset.runs import held, picture, response, scraped, write_config
 from tests.servers import Service, encode, serve
 from tests.support import galmerhpc
 
@@ -53,7 +54,7 @@ def good(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
         checkpoint.save(run / "checkpoints", name, {"w": np.arange(9.0)}, {"epoch": 1}, 2, None)
     (run / "evaluation").mkdir()
     (run / "evaluation" / "metrics.json").write_text("{}")
-    record = files.StageRecord(run / "evaluation", {})
+    record = StageRecord(run / "evaluation", {})
     record.finish({"metrics.json": files.sha256(run / "evaluation" / "metrics.json")})
     return folder
 
@@ -164,15 +165,15 @@ def metrics(run: Path) -> Path:
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "a byte of a response": (lambda run: flip(raw(run), 60_000), "has another checksum"),
+    "a byte of a response": (lambda run: flip(raw(run), 60_000), "checksum mismatch in view"),
     "a raw shard cut short": (lambda run: cut(raw(run)), "damaged raw shard"),
     "a raw shard lost": (lambda run: removed(raw(run)), "missing"),
     "a raw label": (lambda run: edit(raw(run), "labels", 7, [0, 0, 0, 1]), "labels of view"),
     "a raw time": (lambda run: edit(raw(run), "time_myr", 0, 3.5), "time_myr of view"),
-    "a raw address": (lambda run: edit(raw(run), "url", 3, b"x"), "its SHA-256"),
+    "a raw address": (lambda run: edit(raw(run), "url", 3, b"x"), "SHA-256 does not"),
     "a strange view": (lambda run: edit(raw(run), "view", 3, b"x"), "x is not in the catalogue"),
     "a picture of another size": (another_picture, "10 x 10 pixels, not 48 x 48"),
-    "a byte of an image": (image_byte, "image 5 has another checksum"),
+    "a byte of an image": (image_byte, "checksum mismatch in image 5"),
     "a byte of a header": (lambda run: flip(shard(run), 20), "damaged training shard"),
     "a shard cut short": (lambda run: cut(shard(run)), "damaged training shard"),
     "a shard lost": (lambda run: removed(shard(run)), "missing"),
@@ -196,7 +197,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a checkpoint": (state_of, "the SHA-256 of state.npz"),
     "a checkpoint's position": (position, "the SHA-256 of manifest.json"),
     "a checkpoint's manifest lost": (lambda run: removed(manifest(run)).parent, "damaged"),
-    "an evaluation": (metrics, "its SHA-256"),
+    "an evaluation": (metrics, "SHA-256 does not match"),
 }  # fmt: skip
 
 
@@ -218,7 +219,7 @@ def test_damage_is_found_and_made_good(good: Path, config: Config, kind: str) ->
     assert not bad.exists()
     assert all(new.name == bad.name + ".bad" for new in moved.values())
     if bad.parent.name == "raw":
-        raw_record = files.StageRecord(run / "raw", config.inputs("scrape"))
+        raw_record = StageRecord(run / "raw", config.inputs("scrape"))
         assert not raw_record.complete
         lost = sorted(held(good / "run" / "raw").keys() - held(run / "raw").keys())
         assert len(lost) == 30
@@ -244,7 +245,7 @@ def test_the_command_checks_repairs_and_the_next_run_fetches_just_what_was_bad(
     bad = flip(raw(run), 60_000)
     done = galmerhpc("check", str(run), ranks=2)
     assert done.returncode == ExitCode.FAILED
-    assert f"BAD {bad}: damaged raw shard (view " in done.stdout
+    assert f"BAD {bad}: damaged raw shard (checksum mismatch in view " in done.stdout
     assert "--repair" in done.stdout
     assert "Traceback" not in done.stderr
     assert bad.exists()
@@ -275,7 +276,7 @@ def test_shards_made_from_what_came_otherwise_the_second_time_are_found(config: 
     again = [view for view in Views(config.catalogue) if view.id in lost]
     writer.append([response(view, picture(view)) for view in again])
     writer.close()
-    record = files.StageRecord(folder, config.inputs("scrape"))
+    record = StageRecord(folder, config.inputs("scrape"))
     record.finish({path.name: files.sha256(path) for path in folder.glob("*.h5")})
     faults = check(config).faults
     assert faults
@@ -292,7 +293,7 @@ def test_a_list_of_left_out_views_that_cannot_be_read_is_a_fault_of_its_own(
     config: Config, content: bytes | None, word: str
 ) -> None:
     folder = config.run_dir / "raw"
-    record, path = files.StageRecord(folder, config.inputs("scrape")), list_path(folder)
+    record, path = StageRecord(folder, config.inputs("scrape")), list_path(folder)
     write(path, {"a view": "a reason"})
     record.finish({**record.files, path.name: files.sha256(path)})
     path.unlink()
@@ -307,7 +308,7 @@ def test_a_list_of_left_out_views_that_cannot_be_read_is_a_fault_of_its_own(
     assert word in report.faults[0].why
     set_aside(config, report.faults)
     assert not path.exists()
-    assert not files.StageRecord(folder, config.inputs("scrape")).complete
+    assert not StageRecord(folder, config.inputs("scrape")).complete
 
 
 def test_a_leak_of_the_split_itself_is_found(
@@ -340,11 +341,36 @@ def test_what_is_unfinished_is_noted_and_nothing_bad(config: Config) -> None:
 def test_views_in_no_shard_are_named_though_the_record_is_happy(config: Config) -> None:
     folder = config.run_dir / "raw"
     sorted(folder.glob("*.h5"))[0].unlink()
-    record = files.StageRecord(folder, config.inputs("scrape"))
+    record = StageRecord(folder, config.inputs("scrape"))
     record.finish({path.name: files.sha256(path) for path in folder.glob("*.h5")})
     faults = [fault for fault in check(config).faults if fault.path.parent == folder]
     assert [fault.path.name for fault in faults] == ["stage.json"]
     assert "30 views are in no shard" in faults[0].why
+
+
+def test_a_scraped_run_is_verified_whatever_its_split_and_the_order_of_its_labels(
+    tmp_path: Path,
+) -> None:
+    path = write_config(tmp_path, realisations=1, step=90)
+    values = yaml.safe_load(path.read_text())
+    for order, run in zip((1, -1), values["catalogue"]["runs"], strict=True):
+        run["labels"] = dict([("mass_ratio", 2.0), ("pericentre_kpc", 8.0)][::order])
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    config = scraped(path)  # its default split, by realisation, is impossible
+    assert check(config).faults == []
+    bad = cut(sorted((config.run_dir / "raw").glob("*.h5"))[0])
+    assert [fault.path for fault in check(config).faults] == [bad]
+
+
+def test_shards_without_views_that_a_scrape_may_still_bring_are_left_alone(config: Config) -> None:
+    path = config.run_dir / "shards" / RECORD
+    record = json.loads(path.read_text())
+    record["inputs"][LEFT_OUT] = "1 views"
+    path.write_text(json.dumps(record))
+    StageRecord(config.run_dir / "raw", config.inputs("scrape")).begin()
+    report = check(config)
+    assert report.faults == []
+    assert any("verified once the scrape is finished" in note for note in report.notes)
 
 
 def test_without_the_record_of_raw_the_pictures_are_kept_and_all_is_verified_later(
@@ -357,7 +383,7 @@ def test_without_the_record_of_raw_the_pictures_are_kept_and_all_is_verified_lat
     assert any("training shards cannot be verified" in note for note in report.notes)
     set_aside(config, report.faults)
     assert held(folder) == held(good / "run" / "raw")
-    record = files.StageRecord(folder, config.inputs("scrape"))
+    record = StageRecord(folder, config.inputs("scrape"))
     assert not record.complete
     record.finish({path.name: files.sha256(path) for path in folder.glob("*.h5")})
     assert check(config).faults == []

@@ -54,6 +54,19 @@ def test_the_paper_s_regression_has_the_paper_s_number_of_samples() -> None:
     assert len(Views(config.catalogue)) * (1 + config.preprocess.copies) == 263_536
 
 
+def test_paths_are_expanded_as_in_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/a")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    data = {"stage_dir": "${SCRATCH}/b"}
+    config = load(write(tmp_path, run_dir="~/runs/x", library="$SCRATCH/lib.h5", data=data))
+    assert config.run_dir == Path("/home/a/runs/x")
+    assert config.library == "/scratch/lib.h5"
+    assert config.data.stage_dir == Path("/scratch/b")
+    message = refusal(tmp_path, run_dir="$NOWHERE/x")
+    assert "run_dir: $NOWHERE/x names an environment variable that is not set" in message
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
 def test_the_resolved_file_reads_back_as_the_same_configuration(path: Path, tmp_path: Path) -> None:
     config = load(path)

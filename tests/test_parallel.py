@@ -160,4 +160,4 @@ def test_tasks_that_know_nothing_of_each_other_are_refused(monkeypatch: pytest.M
 def test_ranks_that_mpi_does_not_know_of_are_refused(env: dict[str, str]) -> None:
     command = "from galmerhpc import parallel; parallel.rank()"
     alone = run(sys.executable, "-c", command, env=env)
-    assert "InputError: 3 ranks were started, and MPI knows of this one only" in alone.stderr
+    assert "InputError: 3 ranks were launched, but MPI sees only this one" in alone.stderr

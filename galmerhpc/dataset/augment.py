@@ -1,6 +1,6 @@
-"""Offline copies of pictures: rolled, brighter or darker, blurred (arXiv:2112.12604, section 2).
+"""Offline copies of images: rolled, brighter or darker, blurred (arXiv:2112.12604, section 2).
 
-There is no flip among the changes: matter is transparent in these pictures, so a mirrored one is
+No change is a flip: matter is transparent in these images, so a mirrored one is
 the view from the opposite side, with other labels.
 """
 
@@ -22,7 +22,7 @@ class Change:
     Attributes
     ----------
     roll_deg : float
-        Counter-clockwise rotation about the picture's centre, degrees.
+        Counter-clockwise rotation about the image's centre, degrees.
     brightness : float
         Factor on the pixel values.
     blur_px : float
@@ -59,14 +59,14 @@ def draw(ranges: Augment, view_id: str, copy: int) -> Change:
 
 
 def apply(change: Change, picture: Image.Image) -> NDArray[np.uint8]:
-    """Return a changed copy; what rolls in from outside the picture is black.
+    """Return a changed copy; what rolls in from outside the image is black.
 
     Parameters
     ----------
     change : Change
         What to do.
     picture : Image
-        A picture of mode L or RGB, in its final size.
+        An image of mode L or RGB, in its final size.
 
     Returns
     -------

@@ -75,7 +75,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> Positions:
     count : int
         Number of images.
     seed, epoch : int
-        What the order depends on beside it; 0 or more.
+        What else the order depends on; 0 or more.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def pieces(batch: Batch, ranks: int, micro_batch: int | None) -> list[slice]:
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Return the number of global batches; the last one may be short."""
-    return -(-count // batch_size)
+    return math.ceil(count / batch_size)
 
 
 # --- the images -----------------------------------------------------------------------------------
@@ -128,14 +128,14 @@ class SplitReader:
 
     The images come from the first source that applies:
 
-    1. A split of at most `data.memory_gb` is read once a node, in order, into memory that the
+    1. A split of at most `data.memory_gb` is read once per node, in order, into memory that the
        node's ranks share; each rank has its own where they cannot (`parallel.unshared_ranks`), and
        all of these together are at most so large.
     2. With `data.stage`, from a copy of the shards on node-local storage.
     3. From the shards where they are.
 
     Each image is compared with its checksum when the node first reads it. What is held of each
-    image beside its pixels stands in memory that the node's ranks share as well.
+    image except its pixels is in memory that the node's ranks share as well.
 
     Parameters
     ----------
@@ -299,7 +299,7 @@ class _InMemory:
         parallel.node_barrier()
 
     def announce(self, positions: Positions) -> None:
-        """Do nothing: all are there."""
+        """Do nothing: all images are in memory."""
 
     def read(self, positions: Positions, images: Images) -> None:
         # Any mode but "raise" writes into `images` without a copy of it between.
@@ -318,7 +318,7 @@ def training_batches(
     size: int,
     first_step: int = 0,
 ) -> Iterator[Batch]:
-    """Yield a rank's share of each global batch of an epoch; the next ones are read meanwhile.
+    """Yield a rank's share of each global batch of an epoch; threads read the next ones.
 
     Parameters
     ----------
@@ -448,7 +448,7 @@ def _batches_of(
 
 
 class _Memory:
-    """Memory for groups of batches, used again once nobody holds a batch of it any more.
+    """Memory for groups of batches, reused once none of its batches is held any more.
 
     Fresh memory costs about as much as filling it, since the kernel clears every page first.
 

@@ -1,4 +1,4 @@
-"""Views from the preview service: asked for once, checked to be pictures."""
+"""Requests to the preview service: each view is asked for once and its image checked."""
 
 import contextlib
 import email.utils
@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 import urllib3
 
-from galmerhpc import __version__
+from galmerhpc import __version__, provenance
 from galmerhpc.dataset.pictures import (
     BrokenPictureError,
     NoPictureError,
@@ -27,17 +27,17 @@ from galmerhpc.dataset.pictures import (
 from galmerhpc.errors import InputError
 from galmerhpc.preview import PATH, Preview
 
-# No picture of these formats needs more than its bare RGBA pixels, headers aside.
+# No image of these formats needs more than its bare RGBA pixels, headers aside.
 _BYTES_PER_PIXEL, _HEADER_BYTES = 4, 1 << 16
 _BLOCK = 1 << 16
-# A host that is there takes a connection within seconds; a firewall that drops it never answers.
+# A live host accepts a connection within seconds; a firewall that drops it never answers.
 _CONNECT_S = 10.0
 _REDIRECTS = 5
 _PAGE_BYTES, _PAGE_TEXT = 4096, 120
 
 
 class ViewFailedError(Exception):
-    """The service has no right picture of a view; the text says why. Of others it may."""
+    """The service has no valid image of a view; the text says why. It may have others."""
 
 
 class TryAgainError(Exception):
@@ -46,7 +46,7 @@ class TryAgainError(Exception):
     Attributes
     ----------
     overload : bool
-        Whether it shows that the host is asked too much: statuses 429 and 503, Retry-After,
+        Whether it shows that the host is overloaded: statuses 429 and 503, Retry-After,
         time-outs, refused connections.
     answered : bool
         Whether the host answered at all.
@@ -63,7 +63,7 @@ class TryAgainError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A picture as it came.
+    """An image as it came.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Answer:
 
 
 class Client:
-    """Asks one host for previews; several threads may share it.
+    """Asks one host for previews; threads may share it.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class Client:
     Raises
     ------
     InputError
-        `source_url` is no address.
+        `source_url` is not an address.
     """
 
     def __init__(
@@ -108,11 +108,12 @@ class Client:
     ) -> None:
         self._source = source_url.rstrip("/")
         self._host = _host(self._source)
+        self._address = self._source + PATH  # another one once the service says that it has moved
         self._timeout_s, self._connect_s = timeout_s, min(_CONNECT_S, timeout_s)
         self._session = _session(connections, contact)
         # A site's proxy does not lead to this machine.
         self._session.trust_env = not _is_loopback(self._host)
-        # What costs much to find out anew for each request: headers, proxy, certificates.
+        # What would be costly to determine for each request: headers, proxy, certificates.
         self._request = self._session.prepare_request(requests.Request("GET", self._source))
         self._settings = self._session.merge_environment_settings(
             self._source, {}, stream=True, verify=None, cert=None
@@ -138,21 +139,25 @@ class Client:
         TryAgainError
             Lost connections, time-outs, statuses 408, 429 and 5xx.
         ViewFailedError
-            Another status, a redirect elsewhere, or more bytes than a picture needs.
+            Another status, a redirect elsewhere, or more bytes than an image needs.
         """
-        url = target = f"{self._source}{PATH}?{preview.query()}"
+        query = f"?{preview.query()}"
+        target = self._address + query
         deadline = time.monotonic() + self._timeout_s
         limit = _BYTES_PER_PIXEL * preview.nbins**2 + _HEADER_BYTES
         for _ in range(_REDIRECTS):
             with self._answer(target) as response:
                 if response.is_redirect:
                     target = self._redirect(target, response.headers["Location"])
+                    if response.is_permanent_redirect and target.endswith(query):
+                        self._address = target.removesuffix(query)
+                    response.raw.read1(_PAGE_BYTES)  # after a short page the connection stays open
                     continue
                 body = self._read(response, limit, deadline)
                 content_type = _plain(response.headers.get("Content-Type", ""))
                 _check_status(response, body)
-                now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-                return Answer(url, body, content_type, now)
+                url = self._source + PATH + query
+                return Answer(url, body, content_type, provenance.now())
         raise ViewFailedError(f"more than {_REDIRECTS} redirects")
 
     def close(self) -> None:
@@ -182,24 +187,24 @@ class Client:
             target = urljoin(url, location)
             parts = urlsplit(target)
         except ValueError:
-            raise ViewFailedError(f"redirected to {_plain(location)}, no address") from None
+            raise ViewFailedError(f"redirected to {_plain(location)}, not an address") from None
         if parts.hostname != self._host or parts.scheme not in ("http", "https"):
             raise ViewFailedError(f"redirected to {_plain(target)}, another host: not followed")
         return target
 
     def _read(self, response: requests.Response, limit: int, deadline: float) -> bytes:
-        """Read a response of at most `limit` bytes, whose bytes may not drip in for ever."""
+        """Read a response of at most `limit` bytes, in a limited time: its bytes may drip in."""
         body = bytearray()
         while block := response.raw.read1(_BLOCK, decode_content=False):
             body += block
             if len(body) > limit:
                 raise ViewFailedError(f"the answer is longer than {limit} bytes")
             if time.monotonic() > deadline:
-                raise TryAgainError(f"no whole answer within {self._timeout_s:g} s", overload=True)
+                raise TryAgainError(f"answer incomplete after {self._timeout_s:g} s", overload=True)
         return bytes(body)
 
     def _why(self, error: BaseException) -> str:
-        """Name a transport fault in a few words; requests' own text repeats the whole address."""
+        """Name a transport fault in a few words; requests' own text repeats the address."""
         if isinstance(error, requests.ConnectTimeout):
             return f"no connection within {self._connect_s:g} s"
         if _timed_out(error):
@@ -217,7 +222,7 @@ def _timed_out(error: BaseException) -> bool:
 
 
 def _refused(error: BaseException) -> bool:
-    """Tell whether the host took no connection."""
+    """Return whether the host refused the connection."""
     reason = getattr(error.args[0], "reason", None) if error.args else None
     return isinstance(reason, urllib3.exceptions.NewConnectionError)
 
@@ -229,7 +234,7 @@ def _host(source: str) -> str:
         host = urlsplit(source).hostname
     if not host:
         raise InputError(
-            f"scrape.source: {source!r} is no address; give one such as http://galmer.obspm.fr"
+            f"scrape.source: {source!r} is not an address; give one such as http://galmer.obspm.fr"
         )
     return host
 
@@ -254,9 +259,10 @@ def _session(connections: int, contact: str) -> requests.Session:
         f" ({contact})" if contact else ""
     )
     session.headers["Accept-Encoding"] = "identity"  # the bytes are kept as they come
-    # Without cookies a session holds nothing that threads could get in each other's way with.
+    # Without cookies threads share nothing in a session that they could corrupt.
     session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
-    adapter = requests.adapters.HTTPAdapter(pool_connections=1, pool_maxsize=connections)
+    # Two pools: the service, and where it redirects to.
+    adapter = requests.adapters.HTTPAdapter(pool_connections=2, pool_maxsize=connections)
     session.mount("http://", adapter)
     session.mount("https://", adapter)
     return session
@@ -289,26 +295,26 @@ def _retry_after(response: requests.Response) -> float:
 
 
 def check_picture(body: bytes, content_type: str, nbins: int) -> None:
-    """Accept one still picture of `nbins` x `nbins` pixels that shows something.
+    """Accept one still image of `nbins` x `nbins` pixels that shows something.
 
     Raises
     ------
     TryAgainError
         It is broken.
     ViewFailedError
-        It is a page, or another picture than was asked for: `decode` says which are taken.
+        It is a page, or another image than was asked for: `decode` says which are taken.
     """
     try:
         picture = decode(body, nbins, still=True)
     except BrokenPictureError as error:
         page = content_type.startswith("text/") or body.lstrip().startswith(b"<")
         if page and isinstance(error, NoPictureError):
-            raise ViewFailedError(f"a page instead of a picture {_page(body)}".rstrip()) from None
+            raise ViewFailedError(f"a page instead of an image {_page(body)}".rstrip()) from None
         raise TryAgainError(_plain(str(error))) from None
     except PictureError as error:
         raise ViewFailedError(str(error)) from None
     if is_blank(picture):
-        raise ViewFailedError("a blank picture")
+        raise ViewFailedError("a blank image")
 
 
 def _page(body: bytes) -> str:

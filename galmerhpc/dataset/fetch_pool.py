@@ -23,12 +23,12 @@ from galmerhpc.dataset.scheduler import (
 )
 
 SPARE = 2
-"""Views that wait behind each request, so that a slow disk stops no connection."""
+"""Views that wait behind each request, so that a slow disk keeps no connection idle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A view's picture, to be written."""
+    """A view's image, to be written."""
 
     number: int
     response: Response
@@ -36,7 +36,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class _Came:
-    """What a request for a view brought, unchecked."""
+    """The unchecked result of a request."""
 
     number: int
     view: View
@@ -50,8 +50,8 @@ Result = Picture | Failed | Retryable | Skipped
 class FetchPool:
     """The threads of a rank: some ask, with one request each at a time, and one checks what came.
 
-    Where there is a rate to keep, they begin at their moments or not at all; else each has its next
-    views at hand.
+    With a rate limit each request starts at its moment or not at all; without one each thread has
+    its next views at hand.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class FetchPool:
     views : Views
         All views.
     threads : int
-        How many ask; there may be none.
+        How many ask; may be 0.
 
     Attributes
     ----------
@@ -121,7 +121,7 @@ class FetchPool:
         self._client.close()
 
     def results(self, wait_s: float) -> list[Result]:
-        """Wait for a result so long; take along what else is there, to be written in one go."""
+        """Wait so long for a result; return it with all others that are ready."""
         results: list[Result] = []
         with contextlib.suppress(queue.Empty):
             results.append(self._result(wait_s))

@@ -1,32 +1,32 @@
-"""Pictures from a folder into raw shards, as if they had been scraped; the rest goes on as usual.
+"""Images from a folder into raw shards, as if scraped; the other stages follow as usual.
 
-What comes in is what preprocessing will take: one still picture of 8 bits a channel and of the
+What comes in is what preprocessing will take: one still image of 8 bits per channel and of the
 catalogue's size, its bytes untouched. docs/format.md describes the table of labels.
 """
 
 import itertools
 import logging
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple
 
-from galmerhpc import files, parallel
+import numpy as np
+
+from galmerhpc import files, parallel, provenance
 from galmerhpc.catalogue import View, Views, require_classes
 from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset.missing import list_path, write
 from galmerhpc.dataset.pictures import PictureError, WrongSizeError, decode, is_blank
 from galmerhpc.dataset.raw import RawWriter, Response, open_store, tidy
-from galmerhpc.dataset.records import stage_record
-from galmerhpc.errors import InputError
+from galmerhpc.dataset.records import StageRecord, checksums, stage_record
+from galmerhpc.errors import InputError, first_few
 
 log = logging.getLogger(__name__)
 
-_TOGETHER = 64  # pictures between two waits for the disk
-_NAMED = 3  # bad pictures that the message names; the file has them all
+_TOGETHER = 64  # images between two waits for the disk
 
 
 class Refused(NamedTuple):
-    """A picture that cannot be taken, and why."""
+    """An image that cannot be taken, and why."""
 
     view: str
     file: Path
@@ -34,7 +34,7 @@ class Refused(NamedTuple):
 
 
 def import_images(config: Config) -> None:
-    """Bring the catalogue's pictures into ``run_dir/raw``. Collective.
+    """Bring the catalogue's images into ``run_dir/raw``. Collective.
 
     Parameters
     ----------
@@ -45,9 +45,8 @@ def import_images(config: Config) -> None:
     ------
     InputError
         The catalogue has no table of images, the table is wrong or has labels without a class
-        for `model.task`, the folder is another
-        configuration's, or pictures are missing or refused: ``raw/missing.csv`` lists them, the
-        others are kept.
+        for `model.task`, the folder is another configuration's, or images are missing or refused:
+        ``raw/missing.csv`` lists them, the others are kept.
     GalmerhpcError
         The disk is full.
     """
@@ -68,8 +67,8 @@ def import_images(config: Config) -> None:
     parallel.barrier()
 
 
-def _import(config: Config, record: files.StageRecord, views: Views) -> None:
-    """Read the pictures that are missing, and close the stage."""
+def _import(config: Config, record: StageRecord, views: Views) -> None:
+    """Read the images that are missing, and close the stage."""
     folder = config.run_dir / "raw"
     old, missing = parallel.from_rank_0(lambda: _take_stock(config, record, views))
     writer = RawWriter(folder, parallel.rank(), config.scrape.views_per_shard)
@@ -85,22 +84,20 @@ def _import(config: Config, record: files.StageRecord, views: Views) -> None:
     bad = list(itertools.chain(*parallel.gather(refused)))
     if fault := parallel.broadcast(_report(folder, bad) if bad else ""):
         raise InputError(fault)
+    sums = checksums(folder, parallel.broadcast(shards))
     if parallel.rank() == 0:
-        record.finish({name: files.sha256(folder / name) for name in shards})
-    log.info("import: %d pictures in %d raw shards", len(views), len(shards))
+        record.finish(sums)
+    log.info("import: %d images in %d raw shards", len(views), len(shards))
 
 
-def _take_stock(
-    config: Config, record: files.StageRecord, views: Views
-) -> tuple[list[str], list[int]]:
-    """Tidy up after killed jobs; return the shards that are there and the views that are not."""
+def _take_stock(config: Config, record: StageRecord, views: Views) -> tuple[list[str], list[int]]:
+    """Tidy up after killed jobs; return the existing shards and the missing views."""
     folder = config.run_dir / "raw"
     record.begin()
     list_path(folder).unlink(missing_ok=True)
     tidy(folder)
     store = open_store(config)
-    there = store.ids()
-    missing = [index for index, view in enumerate(views.ids()) if view not in there]
+    missing = np.flatnonzero(store.find(views.ids(), len(views)) < 0).tolist()
     return [path.name for path in store.paths], missing
 
 
@@ -113,41 +110,38 @@ def _read(view: View) -> Response | Refused:
         return Refused(view.id, view.file, str(error.strerror))
     except PictureError as error:
         return Refused(view.id, view.file, str(error))
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Response.of(view, view.file.as_uri(), f"image/{kind.lower()}", now, body)
+    url, content_type = view.file.as_uri(), f"image/{kind.lower()}"
+    return Response.of(view, url, content_type, provenance.now(), body)
 
 
 def check(body: bytes, nbins: int) -> str:
-    """Return the format of a picture that is good to train on.
+    """Return the format of an image that is good to train on.
 
     Parameters
     ----------
     body : bytes
         The file.
     nbins : int
-        Width and height of all pictures of the catalogue, pixels.
+        Width and height of all images of the catalogue, pixels.
 
     Raises
     ------
     PictureError
-        It is none; the message says why.
+        It is not; the message says why.
     """
     try:
         picture = decode(body, nbins, still=True)
     except WrongSizeError as error:
         raise PictureError(
-            f"{error}; all pictures are squares of one size, that of catalogue.render.nbins"
+            f"{error}; all images are squares of one size, that of catalogue.render.nbins"
         ) from None
     if is_blank(picture):
-        raise PictureError("a blank picture")
+        raise PictureError("a blank image")
     return str(picture.format)
 
 
 def _report(folder: Path, bad: list[Refused]) -> str:
-    """Write the list of refused pictures; return the message that names the first ones."""
+    """Write the list of refused images; return the message that names the first ones."""
     write(list_path(folder), {refused.view: refused.why for refused in bad})
-    first = "; ".join(f"{refused.file}: {refused.why}" for refused in bad[:_NAMED])
-    return (
-        f"{first}{f'; and {len(bad) - _NAMED} more' if len(bad) > _NAMED else ''} "
-        f"(all in {list_path(folder)}); mend the pictures and run the same command again"
-    )
+    first = first_few([f"{refused.file}: {refused.why}" for refused in bad], "; ")
+    return f"{first} (all in {list_path(folder)}); mend the images and run the same command again"

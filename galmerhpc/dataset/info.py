@@ -15,7 +15,7 @@ _RANGES = ("simulation", "snapshot_id", "time_myr", "copy")
 
 
 def describe(path: Path) -> list[str]:
-    """Say what a file holds; names are those of docs/format.md.
+    """Return what a file holds; names are those of docs/format.md.
 
     Raises
     ------
@@ -30,12 +30,12 @@ def describe(path: Path) -> list[str]:
         form = file.attrs.get("format", b"")
         form = form.decode() if isinstance(form, bytes) else form
         if form not in (raw.FORMAT, shards.FORMAT):
-            raise InputError(f"{path}: HDF5, but no shard or library of galmerhpc")
+            raise InputError(f"{path}: HDF5, but not a shard or library of galmerhpc")
         return [*_head(path, form, file), *_datasets(file), "", *_content(file)]
 
 
 def _unknown(path: Path, why: str) -> InputError:
-    return InputError(f"{path}: no shard, spool or library, or a damaged one ({why})")
+    return InputError(f"{path}: not a shard, spool or library, or damaged ({why})")
 
 
 def _spool(path: Path) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The list of views that could not be fetched and why: ``raw/missing.csv``, one a slice.
+"""The list of views that could not be fetched and why: ``raw/missing.csv``, one per slice.
 
 Failures are appended as they happen, so that a job that was killed does not ask for them again. A
 row counts as long as its view is in no raw shard.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from galmerhpc import files
 from galmerhpc.dataset.slices import WHOLE, Slice
-from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.errors import InputError
 
 COLUMNS = ("view", "reason")
 
@@ -22,44 +22,22 @@ def list_path(folder: Path, part: Slice = WHOLE) -> Path:
     return folder / f"missing{part.suffix}.csv"
 
 
-def missing_views(folder: Path) -> dict[str, str]:
-    """Return the views that a finished scrape left out, and why.
+def read_failures(folder: Path) -> dict[str, str]:
+    """Return all failures that jobs on this folder noted, of any slice."""
+    failures: dict[str, str] = {}
+    for path in sorted(folder.glob("missing*.csv")):
+        failures |= read(path, "remove it and run galmerhpc scrape again")
+    return failures
 
-    Parameters
-    ----------
-    folder : Path
-        The run's ``raw`` folder.
 
-    Returns
-    -------
-    reasons : dict of str to str
-        By view; empty unless ``galmerhpc scrape --allow-missing`` finished without some.
+def read(path: Path, remedy: str) -> dict[str, str]:
+    """Read a list: reasons by view.
 
     Raises
     ------
     InputError
-        The list is missing or damaged, or ``stage.json`` is damaged.
+        It is missing, damaged (`remedy` says what to do) or cannot be read.
     """
-    path, record = list_path(folder), folder / "stage.json"
-    listed = (files.read_json(record).get("files") or {}) if record.exists() else {}
-    if path.name not in listed:
-        return {}
-    # Scraping is complete and would not begin again by itself.
-    remedy = f"run galmerhpc check {folder.parent} --repair, then galmerhpc scrape again"
-    if not (views := _read(path, remedy)):
-        raise InputError(f"{path}: damaged (it names no view); {remedy}")
-    return views
-
-
-def read_failures(folder: Path) -> dict[str, str]:
-    """Return all failures that were noted by jobs on this folder, of whatever slice."""
-    failures: dict[str, str] = {}
-    for path in sorted(folder.glob("missing*.csv")):
-        failures |= _read(path, "remove it and run galmerhpc scrape again")
-    return failures
-
-
-def _read(path: Path, remedy: str) -> dict[str, str]:
     try:
         # A kill may have cut the last row short.
         whole = path.read_bytes().rpartition(b"\n")[0]
@@ -76,7 +54,7 @@ def _read(path: Path, remedy: str) -> dict[str, str]:
 
 
 def write(path: Path, failures: Mapping[str, str]) -> None:
-    """Write a list anew; one without rows is removed."""
+    """Replace a list; one without rows is removed."""
     if failures:
         files.write_text(path, _rows([COLUMNS, *failures.items()]))
     else:
@@ -98,10 +76,7 @@ def append(path: Path, failures: Iterable[tuple[str, str]]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise GalmerhpcError(
-            f"{path}: cannot be written: {error.strerror}; make room or choose another run_dir, "
-            "then run again"
-        ) from error
+        raise files.unwritable(path, error) from error
 
 
 def _rows(rows: Iterable[Iterable[str]]) -> str:

@@ -7,18 +7,18 @@ All moments are seconds of one clock that the caller reads, so that it can be te
 class Pace:
     """The pace of all ranks together: a budget, and less of it while the host is overloaded.
 
-    Requests start at slots that lie 1 / rate apart; a slot that was not used is lost, so that
-    nothing is caught up in a burst. An overload halves the rate and the connections, at most once a
-    round trip, down to one connection; each good answer gives back a fixed share
-    (additive increase, multiplicative decrease: Chiu & Jain 1989). Where a single connection is
-    too much for the host, pauses follow, each twice as long as the one before, until it answers.
+    Requests start at slots 1 / rate apart; unused slots are lost, so that no burst follows.
+    An overload halves the rate and the connections, at most once per round trip, down to one
+    connection; each good answer gives back a fixed share (additive increase, multiplicative
+    decrease: Chiu & Jain 1989). Where a single connection is too much for the host, pauses follow,
+    each twice as long as the one before, until it answers.
 
     Parameters
     ----------
     connections : int
         Requests at once.
     rate_per_s : float or None
-        Requests a second; None sets no budget.
+        Requests per second; None sets no limit.
     pause_s, longest_pause_s : float
         The first pause, and the longest one.
     """
@@ -45,7 +45,7 @@ class Pace:
         return max(1, int(self._share * self._connections))
 
     def silence_s(self, now: float) -> float:
-        """Return for how long nobody may ask."""
+        """Return for how long no request may start."""
         return max(0.0, self._silent_until - now)
 
     def next_start(self, now: float) -> float:

@@ -1,4 +1,4 @@
-"""Pictures as services and folders give them: decoded, or refused with the reason."""
+"""Images as services and folders give them: decoded, or refused with the reason."""
 
 import io
 import warnings
@@ -8,22 +8,22 @@ from PIL import Image, UnidentifiedImageError
 from galmerhpc.errors import brief
 
 FORMATS = ("GIF", "PNG", "JPEG")
-"""What is decoded; Pillow's other formats are no previews, and some start programs."""
+"""What is decoded; Pillow's other formats are not previews, and some start programs."""
 
 _MODES = ("1", "L", "P", "RGB")
 """Pillow's names of what becomes grey or RGB without loss of meaning."""
-_PNG_DEPTH = 24  # where a PNG has its bits a channel: Pillow opens 16 of RGB as if they were 8
+_PNG_DEPTH = 24  # where a PNG has its bits per channel: Pillow opens 16 of RGB as if they were 8
 
-# A picture of more pixels than Pillow's limit is refused, not warned of.
+# An image of more pixels than Pillow's limit is refused, not warned of.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 class PictureError(ValueError):
-    """Bytes that are not the picture that was asked for; the text says why."""
+    """Bytes that are not the image that was asked for; the text says why."""
 
 
 class BrokenPictureError(PictureError):
-    """Bytes that do not decode: on their way from the same place they may come whole."""
+    """Bytes that do not decode; fetched again they may be intact."""
 
 
 class NoPictureError(BrokenPictureError):
@@ -31,11 +31,11 @@ class NoPictureError(BrokenPictureError):
 
 
 class WrongSizeError(PictureError):
-    """A picture of another size."""
+    """An image of another size."""
 
 
 def decode(body: bytes, nbins: int, still: bool = False) -> Image.Image:
-    """Decode a picture of `nbins` x `nbins` pixels.
+    """Decode an image of `nbins` x `nbins` pixels.
 
     Parameters
     ----------
@@ -50,13 +50,13 @@ def decode(body: bytes, nbins: int, still: bool = False) -> Image.Image:
     Returns
     -------
     Image
-        Grey, palette or RGB, as it was stored; but what a GIF's transparent colour covers is black,
-        as the sky is. Many programs declare one that no pixel has.
+        Grey, palette or RGB, as stored, except that what a GIF's transparent colour covers is
+        black, like the sky. Many programs declare one that no pixel has.
 
     Raises
     ------
     BrokenPictureError
-        It does not decode; NoPictureError where it is nothing of the kind.
+        It does not decode; NoPictureError if it is of another kind.
     WrongSizeError
         It has another size.
     PictureError
@@ -65,30 +65,30 @@ def decode(body: bytes, nbins: int, still: bool = False) -> Image.Image:
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS) as picture:
             animated = still and getattr(picture, "is_animated", False)
-            # Only a picture of the right size is decoded: a bomb is told by its header.
+            # Only an image of the right size is decoded: a bomb is told by its header.
             if picture.size == (nbins, nbins) and not animated:
                 picture.load()
     except UnidentifiedImageError:
-        raise NoPictureError(f"{len(body)} bytes that are no {' or '.join(FORMATS)}") from None
+        raise NoPictureError(f"{len(body)} bytes that are not {' or '.join(FORMATS)}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise WrongSizeError("a picture of far more pixels than asked for") from None
+        raise WrongSizeError("an image of far more pixels than asked for") from None
     except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
-        raise BrokenPictureError(f"a broken picture ({brief(error)})") from None
+        raise BrokenPictureError(f"a broken image ({brief(error)})") from None
     if picture.size != (nbins, nbins):
         width, height = picture.size
-        raise WrongSizeError(f"a picture of {width} x {height} pixels, not {nbins} x {nbins}")
+        raise WrongSizeError(f"an image of {width} x {height} pixels, not {nbins} x {nbins}")
     if animated:
-        raise PictureError("an animated picture")
+        raise PictureError("an animated image")
     deep = picture.format == "PNG" and body[_PNG_DEPTH] > 8
     if picture.mode not in _MODES or deep:
         raise PictureError(
-            f"pixels of kind {picture.mode}{', 16 bits a channel' if deep else ''}; only 8-bit "
+            f"pixels of kind {picture.mode}{', 16 bits per channel' if deep else ''}; only 8-bit "
             "grey, palette and RGB without alpha can be taken"
         )
     if "transparency" not in picture.info:
         return picture
     if picture.format != "GIF":
-        raise PictureError("a picture with a transparent colour; save it without")
+        raise PictureError("an image with a transparent colour; save it without")
     return _on_black(picture)
 
 
@@ -101,5 +101,5 @@ def _on_black(picture: Image.Image) -> Image.Image:
 
 
 def is_blank(picture: Image.Image) -> bool:
-    """Tell whether all pixels of a picture look alike."""
+    """Return whether all pixels of an image are alike."""
     return picture.convert("RGB").getcolors(1) is not None

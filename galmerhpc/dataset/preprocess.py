@@ -1,11 +1,12 @@
-"""From raw shards to training shards: decode, resize, copy, split, on any number of ranks.
+"""From raw shards to training shards: decode, resize, augment, split, on any number of ranks.
 
-The list of samples and its division into shards follow from the configuration alone, so a shard
-has the same bytes whichever rank makes it, and whoever finds it finished keeps it.
+The list of samples and its division into shards depend on the configuration alone, so a shard has
+the same bytes whichever rank makes it, and one that is finished is kept.
 """
 
 import io
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +20,20 @@ from tqdm import tqdm
 from galmerhpc import files, parallel
 from galmerhpc.catalogue import Views, require_classes
 from galmerhpc.config import Config, Preprocess, digest, require_catalogue
-from galmerhpc.dataset import augment, shards
-from galmerhpc.dataset.missing import missing_views
+from galmerhpc.dataset import augment, hdf5, shards
+from galmerhpc.dataset.missing import list_path
 from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.raw import RawStore, open_store
-from galmerhpc.dataset.records import stage_inputs, stage_record
-from galmerhpc.dataset.split import Samples, ViewTable, assign
-from galmerhpc.errors import InputError
+from galmerhpc.dataset.records import missing_views, stage_inputs, stage_record
+from galmerhpc.dataset.split import NONE, SPLITS, Samples, ViewTable, assign
+from galmerhpc.errors import InputError, first_few
 
 log = logging.getLogger(__name__)
 
 
-_NAMED = 3
-"""Views left out that the message names; raw/missing.csv has them all."""
-
-
 @dataclass(frozen=True)
 class Plan:
-    """What is to be made; the same on every rank.
+    """What to make; the same on every rank.
 
     Attributes
     ----------
@@ -49,7 +46,7 @@ class Plan:
     raw : RawStore
         Their responses.
     rows : ndarray, shape (V,), int32
-        Row of each view in `raw`; -1 where it is not there.
+        Row of each view in `raw`; -1 where it is missing.
     samples : Samples
         Views and copies in order, with split and group.
     ends : ndarray, shape (S + 1,), int64
@@ -91,7 +88,7 @@ class Plan:
 def preprocess(config: Config) -> None:
     """Make the run's training shards in ``run_dir/shards``. Collective.
 
-    A job that was killed goes on with the shards that are not finished.
+    After a kill only the shards that are not finished are made.
 
     Parameters
     ----------
@@ -101,7 +98,7 @@ def preprocess(config: Config) -> None:
     Raises
     ------
     InputError
-        Scraping is not finished, a raw shard or picture is damaged, the split is impossible, the
+        Scraping is not finished, a raw shard or image is damaged, the split is impossible, the
         compression is not installed, the folder is another configuration's, or another job is at
         work in it.
     GalmerhpcError
@@ -112,7 +109,7 @@ def preprocess(config: Config) -> None:
     if parallel.broadcast(record.complete):
         log.info("preprocess: complete, nothing to do")
         return
-    shards.filter_of(config.preprocess.compression)  # says now what is not installed
+    shards.filter_of(config.preprocess.compression)  # fails now if it is not installed
     plan = parallel.from_rank_0(lambda: make_plan(config))
     _report(plan)
     with files.job_lock(folder / "preprocess.lock", parallel.rank()):
@@ -122,19 +119,32 @@ def preprocess(config: Config) -> None:
         parallel.barrier()
         made = _make_shards(folder, plan)
         if parallel.rank() == 0:
-            shards.write_virtual(folder, sorted(made), plan.samples.counts())
+            shards.write_virtual(folder, shards.in_order(made), plan.samples.counts())
             made[shards.VIRTUAL] = files.sha256(folder / shards.VIRTUAL)
             record.finish(dict(sorted(made.items())))
         parallel.barrier()
 
 
+def require_split(config: Config) -> None:
+    """Refuse an impossible split before anything is fetched for it; shards that exist are kept.
+
+    Raises
+    ------
+    InputError
+        The catalogue does not hold what the split names, or a split is empty.
+    """
+    if not stage_record(config, "preprocess").complete:
+        views = ViewTable.of(Views(require_catalogue(config)))
+        assign(views, config.split, config.preprocess.copies)
+
+
 def _make_shards(folder: Path, plan: Plan) -> dict[str, str]:
-    """Make the shards that are not there, whole; return the SHA-256 of all by name on rank 0."""
+    """Make the shards that are missing or not intact; return SHA-256 by name on rank 0."""
     made = {}
     with parallel.progress_bar(desc="preprocess", total=len(plan.samples.view), unit="img") as bar:
         for number in parallel.work(plan.shards):
             path = folder / shards.shard_name(number)
-            # Shards are handed out in order: where rank 0 is, the others are too.
+            # Shards are handed out in order, so rank 0 shows how far all are.
             bar.update(int(plan.ends[number]) - bar.n)
             if not _is_finished(path, plan, number):
                 _make_shard(path, plan, number, bar)
@@ -167,7 +177,7 @@ def make_plan(config: Config) -> Plan:
 
 
 def lay_out(config: Config, store: RawStore) -> Plan:
-    """Lay out samples and shards, whether or not all responses are there.
+    """Lay out samples and shards, even if some responses are missing.
 
     Views that the scrape left out have no samples; the other views' samples are what they would be
     without that.
@@ -175,15 +185,22 @@ def lay_out(config: Config, store: RawStore) -> Plan:
     Raises
     ------
     InputError
-        The split is impossible.
+        The split is impossible, or a part of it has lost all its views.
     """
-    views, absent = Views(require_catalogue(config)), missing_views(config.run_dir / "raw")
-    samples = assign(ViewTable(**views.table()), config.split, config.preprocess.copies)
+    folder = config.run_dir / "raw"
+    views, absent = Views(require_catalogue(config)), missing_views(folder)
+    samples = assign(ViewTable.of(views), config.split, config.preprocess.copies)
     if absent:
         present = np.fromiter((view not in absent for view in views.ids()), bool, len(views))
-        samples = samples.where(present[samples.view])
+        planned, samples = samples.counts(), samples.where(present[samples.view])
+        for split, left in samples.counts().items():
+            if planned[split] and not left and split != SPLITS[NONE]:
+                raise InputError(
+                    f"{list_path(folder)}: all views of the {split} split are left out; run "
+                    "galmerhpc scrape --retry-failed, or divide the views otherwise (split.kind)"
+                )
     count = len(samples.view)
-    number = -(-count // config.preprocess.samples_per_shard)
+    number = math.ceil(count / config.preprocess.samples_per_shard)
     return Plan(
         config=config,
         inputs=stage_inputs(config, "preprocess"),
@@ -198,7 +215,7 @@ def lay_out(config: Config, store: RawStore) -> Plan:
 
 
 def _report(plan: Plan) -> None:
-    """Say what the samples are for, and which views are left out."""
+    """Log the sizes of the splits, and which views are left out."""
     counts = plan.samples.counts()
     log.info(
         "preprocess: %d samples for training, %d for validation, %d for test; "
@@ -208,12 +225,11 @@ def _report(plan: Plan) -> None:
     absent = np.flatnonzero(plan.rows < 0).tolist()
     if absent:
         log.warning(
-            "preprocess: %d of %d views are left out, since they could not be fetched: %s%s "
+            "preprocess: %d of %d views are left out, since they could not be fetched: %s "
             "(raw/missing.csv lists them all)",
             len(absent),
             len(plan.views),
-            ", ".join(plan.views[index].id for index in absent[:_NAMED]),
-            ", ..." if len(absent) > _NAMED else "",
+            first_few([plan.views[index].id for index in absent]),
         )
 
 
@@ -221,7 +237,7 @@ def _report(plan: Plan) -> None:
 
 
 def _is_finished(path: Path, plan: Plan, number: int) -> bool:
-    """Tell whether an earlier job made this very shard, whole, from the present responses."""
+    """Return whether an earlier job made this very shard from the present responses, intact."""
     if not path.exists():
         return False
     try:
@@ -229,7 +245,7 @@ def _is_finished(path: Path, plan: Plan, number: int) -> bool:
         shard.check_all()
         sources = shards.read_columns(path, ["source_sha256"])["source_sha256"]
     except InputError as error:
-        log.warning("%s: made anew", error)
+        log.warning("%s: made again", error)
         return False
     samples = plan.samples_of(number)
     return (
@@ -260,15 +276,15 @@ def _make_shard(path: Path, plan: Plan, number: int, bar: "tqdm[None]") -> None:
 
 
 def columns_of(plan: Plan, samples: slice) -> shards.Table:
-    """Return all that is known of samples before their pictures are looked at."""
+    """Return all that is known of samples before their images are looked at."""
     chosen = plan.samples
     views = [plan.views[index] for index in chosen.view[samples].tolist()]
     groups = [chosen.group_names[index] for index in chosen.group[samples].tolist()]
     labels = [[view.labels[name] for name in plan.config.parameters] for view in views]
     return {
         "labels": np.array(labels, np.float32),
-        "view": shards.text_column([view.id for view in views], plan.id_width),
-        "group": shards.text_column(groups, plan.group_width),
+        "view": hdf5.text_column([view.id for view in views], plan.id_width),
+        "group": hdf5.text_column(groups, plan.group_width),
         "split": chosen.split[samples],
         "copy": chosen.copy[samples],
         "simulation": np.array([view.run.simulation for view in views], np.int64),
@@ -294,7 +310,7 @@ def _block(
     settings = plan.config.preprocess
     nbins = require_catalogue(plan.config).render.nbins
     copies = plan.samples.copy[samples].tolist()
-    # A view's samples follow each other, so that its picture is decoded once.
+    # A view's samples follow each other, so that its image is decoded once.
     views, first = np.unique(plan.samples.view[samples], return_index=True)
     ends = [*first[1:].tolist(), len(copies)]
     images = np.empty((len(copies), *plan.image_shape), np.uint8)
@@ -341,7 +357,7 @@ def picture_of(body: bytes, nbins: int, settings: Preprocess) -> Image.Image:
 
 
 def finished(picture: Image.Image, settings: Preprocess) -> Image.Image:
-    """Bring a square picture into the form of a training image.
+    """Bring a square image into the form of a training image.
 
     It is resized with Lanczos's filter, whose support grows with the reduction, so that nothing
     finer than the new pixels is left to alias.
@@ -369,7 +385,7 @@ def finished(picture: Image.Image, settings: Preprocess) -> Image.Image:
 
 
 def _is_grey(image: Image.Image) -> bool:
-    """Tell from its mode and palette whether all that a picture may show is grey."""
+    """Return whether an image can show nothing but grey, by its mode and palette."""
     if image.mode != "P":
         return image.mode == "L"
     palette = image.getpalette("RGB") or []

@@ -1,4 +1,4 @@
-"""One preview from the service, looked at: how a user finds out what a snapshot's number shows."""
+"""One preview from the service, looked at: how a user finds out what a snapshot number shows."""
 
 import contextlib
 from pathlib import Path
@@ -28,12 +28,12 @@ def probe(config: Config, source: str, preview: Preview, output: Path | None) ->
     Returns
     -------
     str
-        Address, content type, format, sizes and the file's name, a line each.
+        Address, content type, format, sizes and the file's name, one line each.
 
     Raises
     ------
     GalmerhpcError
-        No picture came, and why: a page is quoted. Or the file cannot be written or is there.
+        No image came, and why: a page is quoted. Or the file cannot be written or exists.
     """
     settings = config.scrape
     client = Client(
@@ -47,7 +47,7 @@ def probe(config: Config, source: str, preview: Preview, output: Path | None) ->
             answer = client.fetch(preview)
         except (ViewFailedError, TryAgainError) as error:
             raise GalmerhpcError(
-                f"snapshot {preview.snap_id} of {source}: no picture that scraping would keep: "
+                f"snapshot {preview.snap_id} of {source}: no image that scraping would keep: "
                 f"{error}; the query was {preview.query()}"
             ) from None
     picture = decode(answer.body, preview.nbins)
@@ -58,7 +58,7 @@ def probe(config: Config, source: str, preview: Preview, output: Path | None) ->
         [
             f"address       {answer.url}",
             f"status        200, {answer.content_type or 'no content type'}",
-            f"picture       {kind}, {width} x {height} pixels, {len(answer.body):,} bytes",
+            f"image         {kind}, {width} x {height} pixels, {len(answer.body):,} bytes",
             "verdict       scraping keeps it",
             f"saved as      {saved}",
         ]
@@ -67,7 +67,7 @@ def probe(config: Config, source: str, preview: Preview, output: Path | None) ->
 
 def _save(path: Path, body: bytes) -> Path:
     if path.exists():
-        raise GalmerhpcError(f"{path}: is there already; name another file with --output")
+        raise GalmerhpcError(f"{path}: already exists; name another file with --output")
     with files.atomic_path(path) as temporary:
         temporary.write_bytes(body)
     return path

@@ -1,8 +1,8 @@
-"""Raw shards: responses as they came, first in a spool that a kill cannot break, then in HDF5.
+"""Raw shards: the responses as received, first in a spool that survives a kill, then in HDF5.
 
 HDF5 is not safe while it is written, so a rank appends to a spool and packs it into the shard of
 the same name once it is full: ``raw/raw-<rank>-<number>.spool`` and ``.h5``. Whoever finds a spool
-that no process holds can finish the work; one beside its shard is done with. docs/format.md
+that no process holds can finish the work; one beside its shard is obsolete. docs/format.md
 describes both files.
 """
 
@@ -33,7 +33,7 @@ from galmerhpc.catalogue import Places, View
 from galmerhpc.config import Config
 from galmerhpc.dataset import hdf5
 from galmerhpc.dataset.slices import WHOLE, Slice
-from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ Rows = NDArray[np.signedinteger[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A view's picture as it came, and all that is known of it.
+    """A view's image as received, and all that is known about it.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class Response:
     time_myr : float
         Time since pericentre.
     url, content_type, fetched_utc : str
-        Where it came from, as what, when (ISO 8601).
+        Its address, its type, and when it arrived (ISO 8601).
     sha256 : str
         Of `body`, hexadecimal, taken on arrival.
     body : bytes
@@ -89,7 +89,7 @@ class Response:
     def of(
         cls, view: View, url: str, content_type: str, fetched_utc: str, body: bytes
     ) -> "Response":
-        """Return the response that a view's picture is."""
+        """Return the response that a view's image is."""
         return cls(
             view=view.id,
             labels=view.labels,
@@ -105,9 +105,9 @@ class Response:
 
 
 class RawWriter:
-    """Writes one rank's responses: what `append` has returned from survives any kill.
+    """Writes one rank's responses: those for which `append` has returned survive any kill.
 
-    Full spools are packed by a thread, so that nobody waits for it.
+    Full spools are packed by a thread, so that writing does not wait for it.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ class RawWriter:
     rank : int
         This rank; no other process writes under its names.
     views_per_shard : int
-        Responses a shard.
+        Responses per shard.
     part : Slice
         The slice that this job fetches; it is part of the names.
 
@@ -164,7 +164,7 @@ class RawWriter:
         self._packer.shutdown()
 
     def _hand_over(self) -> None:
-        """Let the spool be packed, one at a time; what went wrong with the one before is raised."""
+        """Have the spool packed, one at a time; raise what went wrong with the one before."""
         self._take_shard()
         if self._spool is not None:
             self._packed = self._packer.submit(_pack_held, self._spool)
@@ -182,19 +182,16 @@ class RawWriter:
                 self._spool = self._new_spool()
             path = Path(self._spool.name)
             left = memoryview(data)
-            while left:  # a disk that gets full takes a part
+            while left:  # a disk that fills up writes a part
                 left = left[self._spool.write(left) :]
             os.fsync(self._spool.fileno())
         except OSError as error:
-            raise GalmerhpcError(
-                f"{path}: cannot be written: {error.strerror}; make room or "
-                "choose another run_dir, then run again: what was fetched before is kept"
-            ) from error
+            raise files.unwritable(path, error) from error
 
     def _new_spool(self) -> FileIO:
-        """Claim a name that is no spool's and no shard's, whatever a stale listing would say.
+        """Claim a name that no spool or shard has, whatever a stale listing would say.
 
-        The spool is held while this process lives, so that nobody packs it meanwhile.
+        The spool is held while this process lives, so that no other process packs it.
         """
         while True:
             self._number += 1
@@ -209,7 +206,7 @@ class RawWriter:
 
 
 def tidy(folder: Path, part: Slice = WHOLE) -> None:
-    """Pack the spools that killed jobs left, of whatever ranks, and remove their temporary files.
+    """Pack the spools that killed jobs left, of any ranks, and remove their temporary files.
 
     Parameters
     ----------
@@ -236,13 +233,13 @@ def tidy(folder: Path, part: Slice = WHOLE) -> None:
 
 
 def _pack_held(spool: FileIO) -> Path | None:
-    """Pack a spool that is held until then."""
+    """Pack a spool that is held, then release it."""
     with spool:
         return _pack(Path(spool.name))
 
 
 def _pack(spool: Path) -> Path | None:
-    """Turn a spool into the shard of its name, or into nothing if it holds no whole record.
+    """Turn a spool into the shard of its name, or into nothing if it holds no complete record.
 
     Raises
     ------
@@ -250,7 +247,7 @@ def _pack(spool: Path) -> Path | None:
         The disk is full or cannot be written; the spool is kept.
     """
     shard = spool.with_suffix(".h5")
-    # A kill between the two steps leaves both; the shard was renamed when it was whole.
+    # A kill between the two steps leaves both; the shard was renamed when it was complete.
     if not shard.exists() and (responses := read_spool(spool)):
         _write_shard(shard, responses)
     spool.unlink()
@@ -279,7 +276,7 @@ def _encode(response: Response) -> bytes:
 
 
 def _decode(data: memoryview) -> tuple[Response, int] | None:
-    """Read the first record and its length; None where there is no whole one."""
+    """Read the first record and its length; None if there is no complete one."""
     if len(data) < _HEADER.size:
         return None
     magic, metadata_bytes, body_bytes, crc = _HEADER.unpack_from(data)
@@ -304,52 +301,23 @@ def _write_shard(path: Path, responses: Sequence[Response]) -> None:
         file["offset"] = np.cumsum([0, *map(len, bodies)], dtype=np.int64)  # (N + 1,)
         names = list(responses[0].labels)
         file["labels"] = np.array([[r.labels[n] for n in names] for r in responses], np.float64)
-        file["labels"].attrs["parameters"] = _text_column(names)
+        file["labels"].attrs["parameters"] = hdf5.text_column(names)
         for name, dtype in _NUMBERS.items():
             file[name] = np.array([getattr(r, name) for r in responses], dtype)
         for name in _TEXTS:
-            file[name] = _text_column([getattr(r, name) for r in responses])
+            file[name] = hdf5.text_column([getattr(r, name) for r in responses])
         for name in file.keys() - {"response"}:  # whose parts have checksums of their own
-            file[name].attrs["sha256"] = np.bytes_(_sha256(file[name][:]))
+            file[name].attrs["sha256"] = np.bytes_(hdf5.sha256(file[name][:]))
     with files.atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
-
-
-def _sha256(column: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(column).tobytes()).hexdigest()
-
-
-def read_column(file: h5py.File, name: str) -> NDArray[Any]:
-    """Read a column and compare it with its checksum.
-
-    Raises
-    ------
-    ValueError
-        It is not what was written.
-    """
-    column: NDArray[Any] = file[name][:]
-    if _sha256(column).encode() != file[name].attrs["sha256"]:
-        raise ValueError(f"{name} has another checksum")
-    return column
-
-
-def _text_column(texts: Sequence[str]) -> NDArray[Any]:
-    """Return texts as a column of one length: contiguous, and shown as text by HDF5's tools.
-
-    Texts of their own lengths would stand in HDF5's global heap, which has no checksum, and HDF5
-    1.14 runs for ever on a damaged one.
-    """
-    encoded = [text.encode() for text in texts]
-    width = max(1, *map(len, encoded))
-    return np.array(encoded, h5py.string_dtype("utf-8", width))
 
 
 class RawStore:
     """All responses of a run's raw shards, by row: shard after shard, in the order of their names.
 
-    Only where things stand in the files is held in memory, whatever the number of responses. A view
-    that stands twice counts once. A picture that came for several views is none of theirs: it is an
-    error's, sent as an image.
+    Only the places of rows in the files are held in memory, whatever the number of responses. Of a
+    view that was stored several times the newest response counts. An image that came for several
+    views is none of theirs: it is an error, sent as an image.
 
     Parameters
     ----------
@@ -358,7 +326,7 @@ class RawStore:
     allow_duplicates : bool
         Several views may look alike (`config.Scrape.allow_duplicates`).
     made : iterable of str
-        Names of shards that other nodes have just made, which a listing may not show yet.
+        Names of shards that other nodes have just made and a listing may not show yet.
     without : collection of Path
         Shards to pass over.
 
@@ -367,7 +335,7 @@ class RawStore:
     paths : list of Path
         The shards, sorted by name.
     duplicates : dict of str to bytes
-        Views that are not there because their picture came for others too, and its SHA-256,
+        Views that are missing because their image came for others too, and its SHA-256,
         hexadecimal.
 
     Raises
@@ -388,29 +356,48 @@ class RawStore:
         paths = tqdm(self.paths, "raw shards", unit="shard", leave=False, disable=None)
         self._shards = [RawShard.open(path) for path in paths]
         self._ends = np.cumsum([len(shard) for shard in self._shards], dtype=np.int64)
-        self._shared: dict[int, tuple[str, bytes]] = {} if allow_duplicates else self._find_shared()
+        self._passed_over = set() if allow_duplicates else self._find_shared()
+        self._passed_over |= self._find_superseded()
         self.duplicates = self._lost_to_others()
 
-    def _find_shared(self) -> dict[int, tuple[str, bytes]]:
-        """Return view and checksum of the rows whose picture came for another view too."""
-        sums = (one for shard in self._shards for one in shard.column("sha256").tolist())
-        hashes = np.fromiter(map(hash, sums), np.int64, len(self))
-        _, place, count = np.unique(hashes, return_inverse=True, return_counts=True)
-        rows = np.flatnonzero(count[place.reshape(-1)] > 1)
-        views = [view.decode() for view in self._cells("view", rows)]
-        views_of: dict[bytes, set[str]] = defaultdict(set)
-        sha256 = self.sha256(rows)
+    def _find_shared(self) -> set[int]:
+        """Return the rows whose image came for another view too."""
+        rows = self._find_repeated("sha256")
+        views, sha256 = self._cells("view", rows), self.sha256(rows)
+        views_of: dict[bytes, set[bytes]] = defaultdict(set)
         for view, one in zip(views, sha256, strict=True):
             views_of[one].add(view)
-        several = zip(rows.tolist(), views, sha256, strict=True)
-        return {row: (view, one) for row, view, one in several if len(views_of[one]) > 1}
+        several = zip(rows.tolist(), sha256, strict=True)
+        return {row for row, one in several if len(views_of[one]) > 1}
+
+    def _find_superseded(self) -> set[int]:
+        """Return the rows of views that have a newer row; of one moment's rows the last counts."""
+        repeated = self._find_repeated("view")
+        rows = repeated[~np.isin(repeated, list(self._passed_over))]
+        newest: dict[bytes, tuple[bytes, int]] = {}
+        stored = zip(
+            self._cells("view", rows), self._cells("fetched_utc", rows), rows.tolist(), strict=True
+        )
+        for view, moment, row in stored:
+            newest[view] = max(newest.get(view, (b"", -1)), (moment, row))
+        return set(rows.tolist()).difference(row for _, row in newest.values())
 
     def _lost_to_others(self) -> dict[str, bytes]:
-        """Return the shared pictures' views that do not stand elsewhere, as themselves."""
-        views = dict(self._shared.values())
-        elsewhere = self.find(views, len(views)) >= 0 if views else ()
-        found = zip(views.items(), elsewhere, strict=True)
-        return {view: sha256 for (view, sha256), there in found if not there}
+        """Return the views that have none but shared images, and the SHA-256 of one of these."""
+        if not self._passed_over:
+            return {}
+        rows = np.array(sorted(self._passed_over), np.int64)
+        cells = zip(self._cells("view", rows), self.sha256(rows), strict=True)
+        views = {view.decode(): sha256 for view, sha256 in cells}
+        found = zip(views.items(), self.find(views, len(views)).tolist(), strict=True)
+        return {view: sha256 for (view, sha256), row in found if row < 0}
+
+    def _find_repeated(self, name: str) -> Rows:
+        """Return the rows whose text in a column occurs again, or nearly: its hash does."""
+        cells = (cell for shard in self._shards for cell in shard.column(name).tolist())
+        hashes = np.fromiter(map(hash, cells), np.int64, len(self))
+        _, place, count = np.unique(hashes, return_inverse=True, return_counts=True)
+        return np.flatnonzero(count[place.reshape(-1)] > 1)
 
     def __len__(self) -> int:
         """Return the number of responses."""
@@ -419,18 +406,14 @@ class RawStore:
     def _views(self) -> Iterator[str]:
         """Yield the ids of all rows; that of a row which does not count is empty."""
         views = (view for shard in self._shards for view in shard.texts("view"))
-        shared = self._shared
-        return ("" if row in shared else view for row, view in enumerate(views))
+        return ("" if row in self._passed_over else view for row, view in enumerate(views))
 
     def ids(self) -> set[str]:
-        """Return the ids of the views that are there."""
+        """Return the ids of all views."""
         return set(self._views()) - {""}
 
     def find(self, ids: Iterable[str], count: int) -> NDArray[np.int64]:
-        """Return the rows of so many views, shape (count,); -1 where a view is in no shard.
-
-        A view that stands twice has its first row.
-        """
+        """Return the rows of `count` views, shape (count,); -1 where a view is in no shard."""
         return Places(self._views(), len(self)).of(ids, count)
 
     def read(self, rows: Rows, ids: Sequence[str]) -> Iterator[tuple[int, bytes, str]]:
@@ -441,7 +424,7 @@ class RawStore:
         rows : ndarray, shape (n,), int64
             Rows.
         ids : sequence of str
-            Ids of the views that stand there.
+            Ids of their views.
 
         Yields
         ------
@@ -484,7 +467,7 @@ class RawStore:
 def open_store(
     config: Config, made: Iterable[str] = (), without: Collection[Path] = ()
 ) -> RawStore:
-    """Open a run's raw shards; pictures of a folder may look alike.
+    """Open a run's raw shards; images of a folder may look alike.
 
     Parameters
     ----------
@@ -517,7 +500,7 @@ class RawShard:
     response : int
         Position of the responses in the file.
     columns : dict of (int, int)
-        Position and bytes a row of ``offset``, ``view`` and ``sha256``.
+        Position and bytes per row of ``offset``, ``view`` and ``sha256``.
     """
 
     path: Path
@@ -527,7 +510,7 @@ class RawShard:
 
     @classmethod
     def open(cls, path: Path) -> "RawShard":
-        """Read where a shard's rows stand.
+        """Read where a shard's rows are.
 
         Raises
         ------
@@ -541,9 +524,9 @@ class RawShard:
                     f"{path}: raw format {version}, while this galmerhpc reads {FORMAT_VERSION}; "
                     "use the version that made it, or remove it and run galmerhpc scrape again"
                 )
-            response, offset = file["response"], read_column(file, "offset")
-            count, length = len(read_column(file, "view")), response.shape[0]
-            read_column(file, "sha256")
+            response, offset = file["response"], hdf5.read_column(file, "offset")
+            count, length = len(hdf5.read_column(file, "view")), response.shape[0]
+            hdf5.read_column(file, "sha256")
             position = response.id.get_offset()
             columns = {
                 name: (file[name].id.get_offset(), file[name].dtype.itemsize)
@@ -577,7 +560,7 @@ class RawShard:
             The shard is damaged.
         """
         with hdf5.opened(self.path, damaged) as file:
-            return read_column(file, name)
+            return hdf5.read_column(file, name)
 
     def parameters(self) -> tuple[str, ...]:
         """Return the names of the labels.
@@ -624,12 +607,10 @@ class RawShard:
                     body = os.pread(file.fileno(), end - start, self.response + start)
                     sha256 = hashlib.sha256(body).hexdigest()
                     if recorded[row - low] != sha256.encode():
-                        raise damaged(self.path, f"view {view_id} has another checksum")
+                        raise damaged(self.path, f"checksum mismatch in view {view_id}")
                     yield body, sha256
         except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be read: {error.strerror}; run galmerhpc scrape again"
-            ) from None
+            raise files.unreadable(self.path, error) from None
         except (ValueError, IndexError):
             raise damaged(self.path, "cut short") from None
 
@@ -644,7 +625,7 @@ class RawShard:
 
 
 def damaged(path: Path, why: str) -> InputError:
-    """Return the error that says how to get a good shard in the place of a bad one."""
+    """Return the error that says how to replace a bad shard."""
     return InputError(
         f"{path}: damaged raw shard ({why}); remove this file and run galmerhpc scrape again"
     )

@@ -1,8 +1,8 @@
-"""Which view is asked for next, by whom and when: what rank 0 keeps in mind for all ranks.
+"""Which view is requested next, by whom and when: rank 0 decides it for all ranks.
 
-A rank reports what became of its requests and says how many more it can start; it is given views,
-each with its moment. Views that failed in passing are asked for again, by whatever rank is free.
-Pure like `pace`: the clock is passed in, and nothing here knows of networks, files or ranks.
+A rank reports the outcomes of its requests and how many more it can start, and gets views, each
+with its moment. Views that failed temporarily are requested again, by whichever rank is free. Pure
+like `pace`: the clock is passed in, and nothing here knows of networks, files or ranks.
 """
 
 import heapq
@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from galmerhpc.config import Scrape
 from galmerhpc.dataset.pace import Pace
 from galmerhpc.errors import GalmerhpcError
 
@@ -18,21 +19,20 @@ log = logging.getLogger(__name__)
 
 LATE_S = 0.03
 """A request that could not start within this of its moment gives its slot back: late ones would
-meet those that are on time, and the host would see more than the rate in that second."""
+coincide with punctual ones, and the host would see more than the rate in that second."""
 
 FEW = 50
-"""So many views that cannot be had before the first picture show that the host, its address or the
-snapshots' numbers are wrong, not the views: half a minute at the pace that addresses are asked."""
+"""Views that fail in a row before the host is suspected: half a minute at the polite rate."""
 
 _LONGEST_RETRY_AFTER_S = 3600.0
-_LONG_PAUSE_S = 10.0  # whoever looks on should know why nothing happens
-_SOON_S = 0.02  # slots are given this long before their moment, so that their way costs no time
+_LONG_PAUSE_S = 10.0  # a user should know why nothing happens
+_SOON_S = 0.02  # slots are assigned this long before their moment, to allow for messages
 _PATIENCE_S = 0.5  # a rank comes back at least this often, to learn of an overload
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A view's picture is on disk; `sha256` is its checksum, hexadecimal."""
+    """A view's image is on disk; `sha256` is its checksum, hexadecimal."""
 
     number: int
     sha256: bytes
@@ -40,7 +40,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A view cannot be had, and why."""
+    """A view that cannot be fetched, and why."""
 
     number: int
     why: str
@@ -48,7 +48,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Retryable:
-    """A request failed in a way that may pass.
+    """A request that failed in a way that may be temporary.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class Retryable:
     began : float
         When the request started, on the rank's own clock.
     overload : bool
-        Whether it shows that the host is asked too much.
+        Whether it shows that the host is overloaded.
     answered : bool
         Whether the host answered at all.
     retry_after_s : float
@@ -76,7 +76,7 @@ class Retryable:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A view's moment had passed, or there was silence: nothing was asked."""
+    """A view that was not requested: its moment had passed, or the host wanted silence."""
 
     number: int
 
@@ -86,12 +86,12 @@ Outcome = Stored | Failed | Retryable | Skipped
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a rank tells.
+    """What a rank reports.
 
     Attributes
     ----------
     outcomes : tuple of Outcome
-        What became of views since its last report.
+        Outcomes since its last report.
     room : int
         Views that it could take on now.
     duplicates_known : int
@@ -111,19 +111,19 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What a rank is given.
+    """What a rank is to do.
 
     Attributes
     ----------
     views : tuple of (int, float)
-        Numbers of views to ask for, each with the seconds until its moment.
+        Numbers of views to request, each with the seconds until its moment.
     wait_s : float
         Seconds after which to come back if nothing happens.
     silence_s : float
-        Seconds for which nothing may be asked.
+        Seconds during which nothing may be requested.
     duplicates : tuple of bytes
-        SHA-256 (hexadecimal) of pictures that are no view's, as they came for several: those that
-        this rank does not know of.
+        SHA-256 (hexadecimal) of images that belong to no view, as they came for several: those that
+        this rank does not know yet.
     over : bool
         Nothing more will be given.
     stopped : bool
@@ -139,38 +139,36 @@ class Assignment:
 
 
 class Scheduler:
-    """The views that are missing, until each is there or has failed.
+    """The views that are missing, until each is stored or has failed.
 
     Parameters
     ----------
     source : str
         The host's address, for messages.
     missing : iterable of int
-        Numbers of the views to ask for, in order.
+        Numbers of the views to request, in order.
     pace : Pace
         How fast.
+    settings : config.Scrape
+        Tries per view and the pauses between them, and whether several views may have one image.
     spare : int
         Views that the ranks may hold beyond those being asked for, so that a connection has its
         next one at hand; given out only while the host is not overloaded.
-    attempts : int
-        Tries per view.
-    backoff_s, longest_backoff_s : float
-        Pause before a view's second try; it doubles each time, up to the longest.
-    there : dict of bytes to int
-        SHA-256 (hexadecimal) of the pictures that are there, and the view of each; it grows.
-    duplicates : iterable of bytes
-        SHA-256 of pictures that are known to have come for several views.
-    allow_duplicates : bool
-        Whether several views may have the same picture.
+    stored : dict of bytes to int
+        SHA-256 (hexadecimal) of the images that are stored, and the view of each; it grows.
+    errors : iterable of bytes
+        SHA-256 of images that count as errors, since they came for several views.
     allow_missing : bool
-        Go on however many views fail before the first picture.
+        Continue however many views fail in a row.
 
     Attributes
     ----------
-    stored : int
+    fetched : int
         Views that came.
     failures : dict of int to str
-        Views that failed, and why; before the first picture they count once it came or all is over.
+        Views that failed, and why. Where `FEW` fail in a row, a view that is stored is asked for
+        once more: if it comes, they failed; if not, the host did, and no view is blamed.
+        Fewer count as failed once an image comes or everything is done.
     """
 
     def __init__(
@@ -178,25 +176,22 @@ class Scheduler:
         source: str,
         missing: Iterable[int],
         pace: Pace,
+        settings: Scrape,
         *,
         spare: int,
-        attempts: int,
-        backoff_s: float,
-        longest_backoff_s: float,
-        there: dict[bytes, int],
-        duplicates: Iterable[bytes],
-        allow_duplicates: bool,
+        stored: dict[bytes, int],
+        errors: Iterable[bytes],
         allow_missing: bool,
     ) -> None:
-        self.stored = 0
+        self.fetched = 0
         self.failures: dict[int, str] = {}
-        self._suspended: dict[int, str] = {}  # views that failed before the first picture, and why
-        self._source, self._pace, self._spare = source, pace, spare
-        self._attempts = attempts
-        self._backoff_s, self._longest_backoff_s = backoff_s, longest_backoff_s
-        self._allow_duplicates, self._allow_missing = allow_duplicates, allow_missing
-        self._there, self._proved = there, bool(there)
-        self._duplicates = dict.fromkeys(duplicates)  # in order of discovery
+        self._suspended: dict[int, str] = {}  # views that failed since the last image, and why
+        self._source, self._pace, self._settings = source, pace, settings
+        self._spare, self._allow_missing = spare, allow_missing
+        self._stored = stored
+        self._good = next(iter(stored.values()), None)  # a view that the host has an image of
+        self._canary: int | None = None  # that view, while it is asked for once more
+        self._duplicates = dict.fromkeys(errors)  # in order of discovery
         self._fresh = iter(missing)
         self._next_fresh = next(self._fresh, None)
         self._again: list[tuple[float, int]] = []  # heap: when to ask again, view
@@ -212,12 +207,12 @@ class Scheduler:
         return self._pace.share
 
     def answer(self, report: Report, now: float) -> Assignment:
-        """Take a rank's report and give it work.
+        """Take a rank's report and assign it work.
 
         Raises
         ------
         GalmerhpcError
-            The host cannot be reached, gives nothing but refusals or what is no picture, or wants a
+            The host cannot be reached, gives nothing but refusals or invalid images, or wants a
             long silence.
         """
         for outcome in report.outcomes:
@@ -241,7 +236,7 @@ class Scheduler:
         spare = self._spare if self._pace.share == 1 else 0
         free = min(room, self._pace.connections + spare - self._in_flight)
         views: list[tuple[int, float]] = []
-        # Nobody tells a rank when another one's requests are done.
+        # A rank is not told when another one's requests are done.
         wait_s = _SOON_S if free <= 0 < room else _PATIENCE_S
         while len(views) < free:
             ahead = self._pace.next_start(now) - now
@@ -257,14 +252,16 @@ class Scheduler:
         return tuple(views), wait_s
 
     def _take_next(self, now: float) -> int | None:
-        """Take a view that is due again, else a fresh one."""
+        """Take a view that is due again, else a fresh one unless the host is suspected."""
         if self._again and self._again[0][0] <= now:
             return heapq.heappop(self._again)[1]
+        if self._canary is not None:
+            return None
         number, self._next_fresh = self._next_fresh, next(self._fresh, None)
         return number
 
     def _take(self, outcome: Outcome, now: float, offset: float) -> None:
-        """Take note of what became of a view; `offset` turns the rank's clock into this one."""
+        """Note the outcome of a view; `offset` turns the rank's clock into this one."""
         self._in_flight -= 1
         match outcome:
             case Skipped(number):
@@ -283,31 +280,51 @@ class Scheduler:
         self._last_answer = now
 
     def _note_picture(self, number: int, sha256: bytes) -> None:
-        """Count a picture; one that came for another view too is neither's."""
-        first = self._there.setdefault(sha256, number)
-        if self._allow_duplicates or (first == number and sha256 not in self._duplicates):
-            self.stored += 1
+        """Count an image; one that came for another view too is neither's."""
+        first = self._stored.setdefault(sha256, number)
+        if self._settings.allow_duplicates or (first == number and sha256 not in self._duplicates):
+            if number == self._canary:
+                self._canary = None
+            else:
+                self.fetched += 1
+            if self._good is None:
+                self._good = number
             self._pace.recover()
             self._blame_views()
             return
         if sha256 not in self._duplicates:
             self._duplicates[sha256] = None
-            self.stored -= 1
+            self.fetched -= 1
+            if first == self._good:
+                self._good = None
             self._fail(first, duplicate(sha256))
         self._fail(number, duplicate(sha256))
 
     def _fail(self, number: int, why: str) -> None:
-        """Give up a view, or the host where it has given no picture at all."""
+        """Give up a view, or the host if nothing comes from it any more."""
+        if number == self._canary:
+            if self._suspended:
+                raise self._out_of_order(f"{why}, for a view that was fetched before")
+            self._canary = None  # others came meanwhile
+            return
         self._suspended[number] = why
-        if self._proved or self.stored or self._allow_missing:
+        if self._allow_missing:
             self._blame_views()
-        elif len(self._suspended) >= FEW:
-            raise GalmerhpcError(
-                f"{self._source}: no picture came for {len(self._suspended)} views, the last one: "
-                f"{why}; look at the address in a browser, check scrape.source and the snapshots' "
-                "numbers, and run the same command again later, which asks for these views again "
-                "(where they are truly not there, --allow-missing goes on without them)"
-            )
+        elif len(self._suspended) < FEW or self._canary is not None:
+            return
+        elif self._good is None:
+            raise self._out_of_order(why)
+        else:
+            self._canary = self._good
+            heapq.heappush(self._again, (float("-inf"), self._canary))
+
+    def _out_of_order(self, why: str) -> GalmerhpcError:
+        return GalmerhpcError(
+            f"{self._source}: no image came for {len(self._suspended)} views in a row, the last "
+            f"fault: {why}; look at the address in a browser, check scrape.source and the "
+            "snapshots' numbers, and run the same command again later, which asks for these views "
+            "again (if they really do not exist, --allow-missing continues without them)"
+        )
 
     def _blame_views(self) -> None:
         self.failures |= self._suspended
@@ -332,11 +349,11 @@ class Scheduler:
         if tries == 2:  # its first try may have been under way when all was still well
             since = began
         never = self._last_answer == float("-inf")
-        if not fault.answered and never and self._unreachable_rounds >= self._attempts:
+        if not fault.answered and never and self._unreachable_rounds >= self._settings.attempts:
             raise self._unreachable(fault.why)
-        if tries < self._attempts:
+        if tries < self._settings.attempts:
             self._tries[fault.number] = tries, since
-            pause_s = min(self._backoff_s * 2 ** (tries - 1), self._longest_backoff_s)
+            pause_s = min(self._settings.backoff_s * 2 ** (tries - 1), self._settings.timeout_s)
             heapq.heappush(self._again, (now + pause_s, fault.number))
             return
         # A view that fails alone is a view's failure; where all do, it is the host's.
@@ -354,8 +371,9 @@ class Scheduler:
 
 
 def duplicate(sha256: bytes) -> str:
-    """Return why a picture that came for several views is none of theirs."""
+    """Return why an image that came for several views is none of theirs."""
     return (
-        f"its picture (SHA-256 {sha256[:12].decode('ascii', 'replace')}...) came for other views "
-        "too: an error's, unless they look alike (then set scrape.allow_duplicates: true)"
+        f"the same image (SHA-256 {sha256[:12].decode('ascii', 'replace')}...) was returned for "
+        "several views, so it is probably an error page; if this view really looks like that, set "
+        "scrape.allow_duplicates: true"
     )

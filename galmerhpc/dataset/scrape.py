@@ -1,7 +1,7 @@
 """Fetch the previews of a catalogue's views into raw shards, on any number of ranks.
 
-Rank 0 keeps the scheduler of what is missing; every rank gets views from it, asks for them with
-threads of its own and writes shards of its own. Nothing that was written is fetched again.
+Rank 0 schedules what is missing; every rank gets views from it, fetches them with threads of its
+own and writes shards of its own. Nothing that was written is fetched again.
 """
 
 import contextlib
@@ -22,18 +22,17 @@ from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset import missing
 from galmerhpc.dataset.fetch_pool import SPARE, FetchPool, Picture, Result
 from galmerhpc.dataset.pace import Pace
-from galmerhpc.dataset.raw import RawStore, RawWriter, open_store, read_spool, tidy
-from galmerhpc.dataset.records import stage_record
+from galmerhpc.dataset.raw import RawWriter, open_store, read_spool, tidy
+from galmerhpc.dataset.records import checksums, missing_views, stage_record
 from galmerhpc.dataset.scheduler import Assignment, Outcome, Report, Scheduler, Stored, duplicate
 from galmerhpc.dataset.slices import WHOLE, Slice
-from galmerhpc.errors import InputError, InterruptedRunError, ViewsMissingError
+from galmerhpc.errors import InputError, InterruptedRunError, ViewsMissingError, first_few
 from galmerhpc.interrupt import StopRequest
 
 log = logging.getLogger(__name__)
 
 _PROGRESS_S = 60.0  # between the lines that a log file gets
 _GRACE_S = 5.0  # for answers that are under way when the job is told to stop
-_NAMED = 3  # failed views that the message names; the file has them all
 _BYTES_PER_PIXEL = 0.4  # of the mirror's GIFs of 400 x 400
 
 
@@ -63,14 +62,14 @@ def scrape(
     Raises
     ------
     ViewsMissingError
-        Some views could not be fetched; the rest is there, and the list names them.
+        Some views could not be fetched; the rest is stored, and the list names them.
     InterruptedRunError
-        A signal or the time limit came; what was fetched is there.
+        A signal or the time limit came; what was fetched is stored.
     InputError
-        The folder is another configuration's or in use, a raw shard is damaged, or `source` is no
-        address.
+        The folder is another configuration's or in use, a raw shard is damaged, or `source` is not
+        an address.
     GalmerhpcError
-        The host cannot be reached or gives no pictures, or the disk is full.
+        The host cannot be reached or gives no images, or the disk is full.
     """
     folder, settings = config.run_dir / "raw", config.scrape
     views = Views(require_catalogue(config))
@@ -94,10 +93,10 @@ def scrape(
 
 
 def is_done(config: Config, retry_failed: bool = False) -> bool:
-    """Say whether there is nothing left to fetch; one rank should ask."""
+    """Return whether nothing is left to fetch; to be called by one rank."""
     folder = config.run_dir / "raw"
     record = stage_record(config, "scrape")
-    return record.complete and not (retry_failed and missing.missing_views(folder))
+    return record.complete and not (retry_failed and missing_views(folder))
 
 
 def _connections(config: Config, part: Slice) -> int:
@@ -106,8 +105,8 @@ def _connections(config: Config, part: Slice) -> int:
     ours = part.share(total)
     if ours == 0:
         raise InputError(
-            f"--slice {part.number}/{part.count}: scrape.connections, {total}, must reach for "
-            "every slice; raise it or make fewer slices"
+            f"--slice {part.number}/{part.count}: scrape.connections, {total}, must be enough "
+            "for every slice; raise it or make fewer slices"
         )
     if rank == 0 and ours < size:
         log.warning(
@@ -119,7 +118,7 @@ def _connections(config: Config, part: Slice) -> int:
 
 @contextlib.contextmanager
 def _alone(folder: Path, part: Slice) -> Iterator[None]:
-    """Keep other jobs off this slice, and off the folder those that divide it otherwise."""
+    """Keep other jobs off this slice, and jobs with other slices off the folder."""
     if parallel.rank() > 0:
         yield
         return
@@ -133,7 +132,7 @@ def _alone(folder: Path, part: Slice) -> Iterator[None]:
         yield
 
 
-def _stage_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
+def stage_lock(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Let one slice at a time change what all slices share."""
     return files.job_lock(folder / "stage.lock", parallel.rank(), wait=True)
 
@@ -148,22 +147,22 @@ class Stock:
     Attributes
     ----------
     there : int
-        Views of the slice that are there.
+        Views of the slice that are stored.
     wanted : list of int
         Numbers of the views to ask for.
     failed : dict of str to str
         Views of the slice that failed in earlier jobs, and why.
     sha256 : dict of bytes to int
-        The pictures' checksums (hexadecimal) and their views' numbers, of all slices.
-    duplicates : set of bytes
-        Checksums of pictures that came for several views.
+        The images' checksums (hexadecimal) and their views' numbers, of all slices.
+    errors : set of bytes
+        Checksums of images that count as errors, since they came for several views.
     """
 
     there: int
     wanted: list[int]
     failed: dict[str, str]
     sha256: dict[bytes, int]
-    duplicates: set[bytes]
+    errors: set[bytes]
 
 
 def _take_stock(
@@ -176,7 +175,8 @@ def _take_stock(
     """Compare the catalogue with the raw shards, and with views that are in spools."""
     folder = config.run_dir / "raw"
     store = open_store(config)
-    rows, failures = store.find(views.ids(), len(views)), _failures(folder, store)
+    # A view whose image another one has, too, is asked for again unless its failure was noted.
+    rows, failures = store.find(views.ids(), len(views)), missing.read_failures(folder)
     stored = np.flatnonzero(rows >= 0)
     sha256 = dict(zip(store.sha256(rows[stored]), stored.tolist(), strict=True))
     stock = Stock(0, [], {}, sha256, set(store.duplicates.values()))
@@ -197,22 +197,15 @@ def _take_stock(
     return replace(stock, there=there)
 
 
-def _failures(folder: Path, store: RawStore) -> dict[str, str]:
-    """Return all views that failed in earlier jobs, and why; some may be there by now."""
-    doubtful = {view: duplicate(sha256) for view, sha256 in store.duplicates.items()}
-    return missing.read_failures(folder) | doubtful
-
-
 def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) -> str:
-    """Say what a scrape would do, in a few lines; nothing is asked and nothing is written.
+    """Return in a few lines what a scrape would do; nothing is requested or written.
 
     Raises
     ------
     InputError
         The folder is another configuration's, or holds a damaged shard.
     """
-    folder, settings = config.run_dir / "raw", config.scrape
-    catalogue = require_catalogue(config)
+    folder, catalogue = config.run_dir / "raw", require_catalogue(config)
     stage_record(config, "scrape")  # refuses another configuration's folder
     views = Views(catalogue)
     spools = sorted(folder.glob("raw-*.spool"))
@@ -220,24 +213,27 @@ def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) ->
     stock = _take_stock(config, views, part, retry_failed, spooled)
     bytes_there = sum(path.stat().st_size for path in folder.glob("raw-*.h5"))
     if stock.sha256:
-        each, basis = bytes_there / len(stock.sha256), "the mean of those that are there"
+        each, basis = bytes_there / len(stock.sha256), "the mean of those stored"
     else:
         each = _BYTES_PER_PIXEL * catalogue.render.nbins**2
         basis = "an estimate from the mirror's"
     requests = len(stock.wanted)
     left = " (--retry-failed adds the failed ones)" if stock.failed and not retry_failed else ""
-    if settings.rate_per_s is None:
-        hours = "no budget (scrape.rate_per_s: null): as fast as the source answers"
-    else:
-        rate = settings.rate_per_s / part.count
-        hours = f"{requests / rate / 3600:.2f} at {rate:g} requests a second"
     return (
-        f"views     {len(part.of(len(views)))}: {stock.there} there, "
+        f"views     {len(part.of(len(views)))}: {stock.there} stored, "
         f"{len(stock.failed)} failed before\n"
         f"requests  {requests}{left}\n"
-        f"GB        {requests * each / 1e9:.3g} ({each / 1e3:.1f} kB a picture, {basis})\n"
-        f"hours     {hours}"
+        f"GB        {requests * each / 1e9:.3g} ({each / 1e3:.1f} kB per image, {basis})\n"
+        f"hours     {_hours(config, part, requests)}"
     )
+
+
+def _hours(config: Config, part: Slice, requests: int) -> str:
+    """Return in words how long `requests` requests take."""
+    if config.scrape.rate_per_s is None:
+        return "no budget (scrape.rate_per_s: null): as fast as the source answers"
+    rate = config.scrape.rate_per_s / part.count
+    return f"{requests / rate / 3600:.2f} at {rate:g} requests per second"
 
 
 # --- fetching -------------------------------------------------------------------------------------
@@ -256,12 +252,14 @@ def _coordinator(
         return parallel.Coordinator(_nobody)
     folder = config.run_dir / "raw"
     list_path = missing.list_path(folder, part)
-    with _stage_lock(folder):
+    with stage_lock(folder):
         if not is_done(config, retry_failed):  # a sibling may have finished meanwhile
             stage_record(config, "scrape").begin()
         tidy(folder, part)
         stock = _take_stock(config, views, part, retry_failed)
         missing.write(list_path, stock.failed)
+    requests = len(stock.wanted)
+    log.info("scrape: %d requests; hours: %s", requests, _hours(config, part, requests))
     scheduler = _scheduler(config, source, part, stock, allow_missing)
     progress = _Progress(stock)
     noted = 0
@@ -272,14 +270,14 @@ def _coordinator(
         if new := list(itertools.islice(scheduler.failures.items(), noted, None)):
             missing.append(list_path, [(views[number].id, why) for number, why in new])
             noted += len(new)
-        progress.show(scheduler.stored + noted, noted, scheduler.share, assignment.over)
+        progress.show(scheduler.fetched + noted, noted, scheduler.share, assignment.over)
         return assignment
 
     return parallel.Coordinator(answer)
 
 
 class _Progress:
-    """A line with rate, failures and time left: a bar on a terminal, else one now and then."""
+    """A line with rate, failures and time left: a bar on a terminal, else one per minute."""
 
     def __init__(self, stock: Stock) -> None:
         self._began = self._said = time.monotonic()
@@ -289,7 +287,7 @@ class _Progress:
         )
 
     def show(self, done: int, failed: int, share: float, over: bool) -> None:
-        """Show that so many views are done with, `failed` of them in vain."""
+        """Show that so many views are done, `failed` of them without an image."""
         postfix = f"{failed} failed, pace {share:.0%}"
         now = time.monotonic()
         if not self._bar.disable:
@@ -320,13 +318,10 @@ def _scheduler(
         source,
         stock.wanted,
         Pace(connections, rate, settings.backoff_s, settings.timeout_s),
+        settings,
         spare=0 if rate else SPARE * connections,
-        attempts=settings.attempts,
-        backoff_s=settings.backoff_s,
-        longest_backoff_s=settings.timeout_s,
-        there=stock.sha256,
-        duplicates=stock.duplicates,
-        allow_duplicates=settings.allow_duplicates,
+        stored=stock.sha256,
+        errors=stock.errors,
         allow_missing=allow_missing,
     )
 
@@ -353,7 +348,7 @@ def _fetch(
 
 
 def _keep(writer: RawWriter, results: Sequence[Result]) -> list[Outcome]:
-    """Write the pictures among the results; return what to report."""
+    """Write the images among the results; return what to report."""
     writer.append([result.response for result in results if isinstance(result, Picture)])
     return [
         Stored(result.number, result.response.sha256.encode())
@@ -368,18 +363,18 @@ def _keep(writer: RawWriter, results: Sequence[Result]) -> list[Outcome]:
 
 @dataclass(frozen=True, slots=True)
 class _Verdict:
-    """How things stand when a job has nothing more to ask for.
+    """The state when a job has nothing more to request.
 
     Attributes
     ----------
     complete : bool
-        Every view of the catalogue is there, or may be left out.
+        Every view of the catalogue is stored, or may be left out.
     files : list of str
         What the complete stage consists of.
     fault : str
         What is missing of this job's slice and may not be.
     note : str
-        What else there is to say.
+        What else to log.
     """
 
     complete: bool
@@ -393,10 +388,10 @@ def _conclude(
 ) -> None:
     """Declare the stage complete if it is, whichever slice is the last. Collective."""
     folder = config.run_dir / "raw"
-    with _stage_lock(folder):
+    with stage_lock(folder):
         verdict = parallel.from_rank_0(lambda: _judge(config, views, part, allow_missing, made))
         if verdict.complete:
-            sums = _checksums(folder, verdict.files)
+            sums = checksums(folder, verdict.files)
             if parallel.rank() == 0:
                 stage_record(config, "scrape").finish(sums)
     if verdict.fault:
@@ -407,10 +402,11 @@ def _conclude(
 def _judge(
     config: Config, views: Views, part: Slice, allow_missing: bool, made: list[str]
 ) -> _Verdict:
-    """Look what is there, in all slices, and write the list of what is missing."""
+    """See what all slices have stored, and write the list of what is missing."""
     folder = config.run_dir / "raw"
     store = open_store(config, made)
-    rows, failures = store.find(views.ids(), len(views)), _failures(folder, store)
+    rows, failures = store.find(views.ids(), len(views)), missing.read_failures(folder)
+    failures |= {view: duplicate(sha256) for view, sha256 in store.duplicates.items()}
     ours, own, others, to_come = part.of(len(views)), {}, {}, 0
     for number in np.flatnonzero(rows < 0).tolist():
         view = views[number].id
@@ -432,28 +428,17 @@ def _judge(
     if own:
         note += f"; {len(own)} could not be fetched and are left out ({list_path})"
     if not complete and not fault:
-        note += f"; slice {part.number}/{part.count} is done, others have {to_come} views to fetch"
+        left = [f"{to_come} views to fetch"] if to_come else []
+        left += [f"{len(others)} views that failed"] if others else []
+        note += f"; slice {part.number}/{part.count} is done, others have {' and '.join(left)}"
     return _Verdict(complete, [*(path.name for path in store.paths), *listed], fault, note)
 
 
 def _fault(lost: dict[str, str], total: int, list_path: Path) -> str:
     """Return the message that names the first missing views."""
-    first = "; ".join(f"{view}: {why}" for view, why in itertools.islice(lost.items(), _NAMED))
+    views = first_few([f"{view}: {why}" for view, why in lost.items()], "; ")
     return (
-        f"{len(lost)} of {total} views could not be fetched ({first}"
-        f"{'; ...' if len(lost) > _NAMED else ''}); all are listed in {list_path}; "
-        "run the same command with --retry-failed to ask for them again, or with --allow-missing "
-        "to go on without them"
+        f"{len(lost)} of {total} views could not be fetched ({views}); all are listed in "
+        f"{list_path}; run the same command with --retry-failed to ask for them again, or with "
+        "--allow-missing to continue without them"
     )
-
-
-def _checksums(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """Return the checksums of files, on rank 0; every rank takes its part of the work."""
-    with parallel.progress_bar(
-        total=len(names), desc="scrape: checksums", unit="shard", leave=False
-    ) as bar:
-        mine = {
-            name: files.sha256(folder / name)
-            for name in parallel.work(names, lambda _: bar.update())
-        }
-    return parallel.gather_dict(mine)

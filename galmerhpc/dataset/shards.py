@@ -7,7 +7,6 @@ tool; our own reading does not go through it. docs/format.md describes both.
 
 import contextlib
 import functools
-import hashlib
 import io
 import itertools
 import os
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from galmerhpc import __version__, files
 from galmerhpc.config import digest
 from galmerhpc.dataset import hdf5
+from galmerhpc.dataset.records import read_record
 from galmerhpc.dataset.split import SPLITS
 from galmerhpc.errors import InputError
 
@@ -36,7 +36,7 @@ _BLOCK_BYTES = 16 << 20
 # Images between two wanted ones are read along where they are fewer bytes than a disk reads in the
 # time of one more request: 1.4 GB/s over 40,000 requests/s where it was measured.
 _HOLE_BYTES = 32 << 10
-# Where they go: every reader writes here, nobody reads it.
+# Where they go: every reader writes here, none reads it.
 _HOLE = memoryview(bytearray(_HOLE_BYTES))
 _MOST_BUFFERS = os.sysconf("SC_IOV_MAX")
 # Linux cuts a longer announcement short: at its read-ahead window or the device's largest request,
@@ -58,6 +58,17 @@ Table = dict[str, NDArray[Any]]
 def shard_name(number: int) -> str:
     """Return the file name of a shard."""
     return f"shard-{number:05d}.h5"
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return the file names of shards by their numbers, of which those from 100,000 on are longer.
+
+    Examples
+    --------
+    >>> in_order([shard_name(100_000), shard_name(99_999)])
+    ['shard-99999.h5', 'shard-100000.h5']
+    """
+    return sorted(names, key=lambda name: (len(name), name))
 
 
 def attributes(configuration: str, first_sample: int) -> dict[str, Any]:
@@ -82,7 +93,7 @@ def attributes(configuration: str, first_sample: int) -> dict[str, Any]:
 def blocks(
     count: int, image_shape: tuple[int, int, int], nbytes: int = _BLOCK_BYTES
 ) -> Iterator[tuple[int, int]]:
-    """Divide consecutive images into blocks: all that is held in memory at once.
+    """Divide consecutive images into blocks: what is in memory at once.
 
     Parameters
     ----------
@@ -104,11 +115,6 @@ def blocks(
 
 
 # --- writing --------------------------------------------------------------------------------------
-
-
-def text_column(texts: Iterable[str], width: int) -> NDArray[Any]:
-    """Return texts as a column of `width` bytes a row, which HDF5's tools show as text."""
-    return np.array([text.encode() for text in texts], h5py.string_dtype("utf-8", width))
 
 
 def filter_of(compression: str) -> dict[str, Any]:
@@ -147,7 +153,7 @@ def write_shard(
     pictures: Iterable[tuple[Images, list[str]]],
     compression: str = "none",
 ) -> None:
-    """Write a shard, a block of images at a time.
+    """Write a shard, one block of images at a time.
 
     Parameters
     ----------
@@ -186,7 +192,7 @@ def write_shard(
             images = file.create_dataset("images", shape, np.uint8, **layout)
             for block, source_sha256 in pictures:
                 first = len(checksums)
-                if layout:  # chunk by chunk, so that they stand in order whatever the blocks
+                if layout:  # chunk by chunk, so that they are in order whatever the blocks
                     for row, image in enumerate(block, first):
                         images[row] = image
                 else:
@@ -197,13 +203,13 @@ def write_shard(
                 # Pillow resizes the next images a fifth slower (isal 1.9.1, AMD EPYC).
                 checksums += map(zlib.crc32, block)
             late = {
-                "source_sha256": text_column(sources, 64),
+                "source_sha256": hdf5.text_column(sources, 64),
                 "image_crc32": np.array(checksums, np.uint32),
             }
             for name in _COLUMNS:
                 column = (columns | late)[name]
                 file[name] = column
-                _set_attributes(file[name], {"sha256": _sha256(column)})
+                _set_attributes(file[name], {"sha256": hdf5.sha256(column)})
             _describe(file, parameters)
         device.raise_fault()
 
@@ -279,7 +285,7 @@ def _create(device: "io.BytesIO | _Device") -> h5py.File:
     # Readable by HDF5 1.10 (2016) and later; its object headers carry checksums.
     access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
-    # A chunk is compressed when it is whole, not when a cache runs over.
+    # A chunk is compressed when it is complete, not when a cache runs over.
     access.set_cache(0, 0, 0, 0.0)
     creation.set_obj_track_times(False)  # h5py.File has no switch for the root group's
     return h5py.File(h5py.h5f.create(b"shard", h5py.h5f.ACC_TRUNC, creation, access))
@@ -318,20 +324,15 @@ def _describe(file: h5py.File, parameters: tuple[str, ...]) -> None:
 def _set_attributes(of: h5py.File | h5py.Dataset, values: dict[str, Any]) -> None:
     """Write attributes: numbers, texts, and tuples of texts.
 
-    Texts are of fixed length. h5py would write a str into HDF5's global heap, which has no
-    checksum, and HDF5 1.14 runs for ever on a damaged one.
+    Texts are of fixed length, as in `hdf5.text_column`, where h5py would not write them so.
     """
     for name, value in values.items():
         texts = (value,) if isinstance(value, str) else value
         if isinstance(texts, tuple):
-            column = text_column(texts, max(len(text.encode()) for text in texts))
+            column = hdf5.text_column(texts)
             of.attrs[name] = column if isinstance(value, tuple) else column[0]
         else:
             of.attrs[name] = value
-
-
-def _sha256(column: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(column).tobytes()).hexdigest()
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -389,7 +390,8 @@ class Shard:
             shape, offset = images.shape, images.id.get_offset()
             parameters = _attributes(file["labels"])["parameters"]
             lengths = {len(file[name]) for name in ("images", *_COLUMNS)}
-            labels, counts = _column(file, "labels"), np.bincount(_column(file, "split"))
+            labels = hdf5.read_column(file, "labels")
+            counts = np.bincount(hdf5.read_column(file, "split"))
             fits = images.ndim == 4 and images.dtype == np.uint8
             fits = fits and (offset is not None or images.chunks is not None)
             fits = fits and len(counts) <= len(SPLITS)
@@ -434,7 +436,7 @@ class Shard:
         return _FilteredImages(self) if self.offset is None else _PlainImages(self, once)
 
     def check_all(self) -> None:
-        """Read the whole shard and compare it with its checksums.
+        """Read the complete shard and compare it with its checksums.
 
         Raises
         ------
@@ -448,7 +450,7 @@ class Shard:
             file.read(np.arange(first, first + count), [image.data for image in images])
             for row, image in enumerate(images, first):
                 if zlib.crc32(image.data) != crc32[row]:
-                    raise _another_checksum(self.path, row)
+                    raise _mismatch(self.path, row)
 
 
 class _PlainImages:
@@ -594,33 +596,25 @@ def read_columns(path: Path, names: Iterable[str]) -> Table:
         The shard is damaged.
     """
     with hdf5.opened(path, damaged) as file:
-        return {name: _column(file, name) for name in names}
-
-
-def _column(file: h5py.File, name: str) -> NDArray[Any]:
-    """Read a column and compare it with its checksum; ValueError where it is another."""
-    column: NDArray[Any] = file[name][:]
-    if _sha256(column) != _attributes(file[name])["sha256"]:
-        raise ValueError(f"{name} has another checksum")
-    return column
+        return {name: hdf5.read_column(file, name) for name in names}
 
 
 def damaged(path: Path, why: str) -> InputError:
     """Return the error that says how to get a good shard in the place of a bad one."""
     return InputError(
         f"{path}: damaged training shard ({why}); remove this file and run galmerhpc preprocess "
-        "again, which makes it anew"
+        "again, which makes it from scratch"
     )
 
 
-def _another_checksum(path: Path, row: int) -> InputError:
-    return damaged(path, f"image {row} has another checksum")
+def _mismatch(path: Path, row: int) -> InputError:
+    return damaged(path, f"checksum mismatch in image {row}")
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
-    """Return the error for what the system says of a file, which may be whole."""
+    """Return the error of a file that the system refuses to read; it may be intact."""
     return InputError(
-        f"{path}: cannot be read: {error.strerror}; see to the disk, or run galmerhpc preprocess "
+        f"{path}: cannot be read: {error.strerror}; check the disk, or run galmerhpc preprocess "
         "again if the shard is gone"
     )
 
@@ -628,8 +622,8 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 class Dataset:
     """All training shards of a run.
 
-    Nothing is held that grows with the number of samples until it is asked for. Images are read by
-    row, by any number of threads.
+    Nothing that grows with the number of samples is loaded until it is asked for. Any number of
+    threads may read images by row.
 
     Attributes
     ----------
@@ -668,7 +662,7 @@ class Dataset:
             Preprocessing is not finished, or a file is missing or damaged; the message names it.
         """
         configuration, recorded = _finished(folder)
-        names = sorted(recorded.keys() - {VIRTUAL})
+        names = in_order(recorded.keys() - {VIRTUAL})
         shards: list[Shard] = []
         for name in names:
             shard = Shard.open(folder / name)
@@ -712,11 +706,6 @@ class Dataset:
     def view(self) -> NDArray[np.object_]:
         """Ids of the samples' views (`catalogue.View.id`), shape (N,), str."""
         return self.column("view")
-
-    @functools.cached_property
-    def group(self) -> NDArray[np.object_]:
-        """What the split keeps together, shape (N,), str."""
-        return self.column("group")
 
     def column(self, name: str) -> NDArray[Any]:
         """Read a column of docs/format.md from all shards, texts as str.
@@ -778,7 +767,7 @@ class Dataset:
         for row, image, expected in zip(rows.tolist(), images, crc32.tolist(), strict=True):
             if zlib.crc32(image.data) != expected:
                 number = int(np.searchsorted(self._ends, row, side="right"))
-                raise _another_checksum(self.shards[number].path, row - self._start(number))
+                raise _mismatch(self.shards[number].path, row - self._start(number))
 
     def images(self, rows: Rows) -> Images:
         """Read images by row, in any order, and compare them with their checksums.
@@ -839,21 +828,15 @@ class Dataset:
 
 def _finished(folder: Path) -> tuple[str, dict[str, str]]:
     """Read a finished stage's record: the digest of its inputs, and its files' SHA-256 by name."""
-    path = folder / "stage.json"
-    if not path.exists():
+    record = read_record(folder)
+    if record is None:
         raise InputError(f"{folder}: no training shards; run galmerhpc preprocess first")
-    record = files.read_json(path)
-    inputs, made = (
-        (record.get("inputs"), record.get("files")) if isinstance(record, dict) else (0, 0)
-    )
-    if not isinstance(inputs, dict) or not isinstance(made, dict | None):
-        raise InputError(f"{path}: damaged; remove {folder} and run galmerhpc preprocess again")
-    if not made:
+    if not record.files:
         raise InputError(f"{folder}: not finished; run galmerhpc preprocess again")
-    for name in made:
+    for name in record.files:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: no such file; run galmerhpc preprocess again")
-    return digest(inputs), made
+    return digest(record.inputs), record.files
 
 
 def _attributes(of: h5py.File | h5py.Dataset) -> dict[str, Any]:

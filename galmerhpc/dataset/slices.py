@@ -47,7 +47,7 @@ class Slice:
         return cls(int(match[2]), int(match[3])) if match else cls()
 
     def is_sibling(self, other: "Slice") -> bool:
-        """Say whether `other` is another slice of the same division, which may be at work now."""
+        """Return whether `other` is another slice of the same division, which may be running."""
         return other.count == self.count and other.number != self.number
 
     @property
@@ -61,7 +61,7 @@ class Slice:
         return "" if self.whole else f"-{self.number}of{self.count}"
 
     def of(self, size: int) -> range:
-        """Return the numbers of its views among so many, from 0."""
+        """Return the numbers of its views, from 0, in a catalogue of `size`."""
         return range(self.number - 1, size, self.count)
 
     def share(self, total: int) -> int:

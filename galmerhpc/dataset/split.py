@@ -1,6 +1,6 @@
 """Which sample is for training, validation or test: pure functions of the catalogue's views.
 
-A view and its augmented copies, and all views of one group, stand on one side, except under
+A view and its augmented copies, and all views of one group, are on one side, except under
 ``random``. Held-out views are whole tiles of neighbouring directions, and a guard band around them
 is in no split: no training view's line of sight is nearer than ``tile_deg`` to a held-out one's.
 """
@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from galmerhpc.catalogue import Views
 from galmerhpc.config import SIMULATION_KEYS, Split
 from galmerhpc.errors import InputError
+from galmerhpc.parameters import AZIMUTH, INCLINATION, VIEWING_ANGLE
 
 SPLITS = ("none", "train", "validation", "test")
 """Names by code; ``none`` is the guard band."""
@@ -33,7 +35,7 @@ _ROUNDING_DEG = 1e-6
 
 @dataclass(frozen=True)
 class ViewTable:
-    """What a split looks at: one entry a view, in the catalogue's order.
+    """What a split looks at: one entry per view, in the catalogue's order.
 
     Attributes
     ----------
@@ -47,6 +49,16 @@ class ViewTable:
     inclination: NDArray[np.float64]
     theta: NDArray[np.float64]
     phi: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, views: Views) -> "ViewTable":
+        """Return what a split looks at of a catalogue's views."""
+        return cls(
+            simulation=views.column("simulation").astype(np.int64),
+            inclination=views.column(INCLINATION.name),
+            theta=views.column(VIEWING_ANGLE.name),
+            phi=views.column(AZIMUTH.name),
+        )
 
     def __len__(self) -> int:
         """Return the number of views."""
@@ -112,7 +124,7 @@ def assign(views: ViewTable, split: Split, copies: int) -> Samples:
     split : Split
         How to divide them.
     copies : int
-        Augmented copies a view.
+        Augmented copies per view.
 
     Raises
     ------
@@ -158,7 +170,7 @@ def _draw(count: int, split: Split) -> Codes:
 
 
 def _left_over(view: NDArray[np.int32], training: Bools, split: Split) -> Bools:
-    """Tell which training samples `training_fraction` leaves out; copies go with their view."""
+    """Return which training samples `training_fraction` leaves out; copies go with their view."""
     order = _generator(split).permutation(int(view[-1]) + 1)
     order = order[np.isin(order, view[training])]
     kept = order[: max(round(len(order) * (split.training_fraction or 1.0)), 1)]
@@ -220,7 +232,7 @@ def _by_inclination(views: ViewTable, split: Split) -> tuple[Codes, Groups]:
 
 
 def _hold_out(views: ViewTable, split: Split, fractions: dict[int, float]) -> Codes:
-    """Hold out one region of tiles a split, the same in all snapshots and realisations.
+    """Hold out one region of tiles per split, the same in all snapshots and realisations.
 
     Tiles scattered one by one would take a guard band each: a tenth of the tiles, each with its
     eight neighbours, leaves next to nothing to train on. So a region grows around a tile that is
@@ -284,7 +296,7 @@ def _region(
 
 
 def _near(sight: NDArray[np.float64], centres: NDArray[np.float64], distance_deg: float) -> Bools:
-    """Tell which lines of sight are nearer than a distance to any of the centres'."""
+    """Return which lines of sight are nearer than a distance to any of the centres'."""
     chord = 2 * np.sin(np.radians(min(distance_deg - _ROUNDING_DEG, 180.0)) / 2)
     found, _ = cKDTree(np.unique(centres, axis=0)).query(sight, distance_upper_bound=chord)
     return np.isfinite(found)
@@ -355,7 +367,7 @@ class _EachView(Sequence[str]):
 
 
 def _distinct(*columns: NDArray[np.generic]) -> tuple[Index, Index]:
-    """Return where each distinct row of columns stands first, and the number of every row's."""
+    """Return where each distinct row of columns is first, and every row's number among them."""
     key = np.zeros(len(columns[0]), np.int64)
     for column in columns:
         values, code = np.unique(column, return_inverse=True)

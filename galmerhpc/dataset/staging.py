@@ -1,7 +1,7 @@
 """A copy of the training shards on a node's own storage: made once, verified, and used again.
 
-It lies in ``<folder>/galmerhpc-<user>/<fingerprint>/shards``, where nothing stands before all of it
-is copied and verified. A lock keeps jobs on one node apart: the second waits, and finds the copy.
+It lies in ``<folder>/galmerhpc-<user>/<fingerprint>/shards``, which appears only once all of it is
+copied and verified. A lock keeps jobs on one node apart: the second waits, and finds the copy.
 """
 
 import errno
@@ -27,8 +27,8 @@ def stage_locally(dataset: Dataset, data: Data) -> Dataset:
     """Return the data set on node-local storage. Collective; one rank of each node copies.
 
     Where the copy cannot be made, for want of room or of permission, or is not what stage.json
-    says, rank 0 says so for each such node, and what is returned there is the data set as it was
-    given: its images are verified as they are read, and a damaged shard is named then.
+    says, rank 0 logs it for each such node, which then uses the data set as given: its images are
+    verified as they are read, and a damaged shard is named then.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def _copy_all(dataset: Dataset, target: Path, threads: int) -> None:
         made = temporary / shard.path.name
         shutil.copyfile(shard.path, made)
         if files.sha256(made) != dataset.sha256[shard.path.name]:
-            why = f"the copy of {made.name} has another SHA-256 than stage.json says"
+            why = f"the SHA-256 of the copy of {made.name} does not match stage.json"
             raise OSError(errno.EIO, why)
         return made.stat().st_size
 

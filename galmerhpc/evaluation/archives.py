@@ -22,6 +22,7 @@ from tqdm import tqdm
 from urllib3.util import Retry
 
 from galmerhpc import __version__, files
+from galmerhpc.dataset.pictures import is_blank
 from galmerhpc.errors import GalmerhpcError, InputError, brief
 from galmerhpc.evaluation import photographs
 from galmerhpc.evaluation.pair_image import kpc_per_arcsec
@@ -124,7 +125,7 @@ class Archives:
             raise GalmerhpcError(
                 f"{address}: {_quote(text)} is not the requested image ({error}); try again later"
             ) from None
-        return None if photographs.is_blank(picture) else body
+        return None if is_blank(picture) else body
 
     def orientation(self, ra_deg: float, dec_deg: float) -> tuple[float | None, float | None]:
         """Return position angle and inclination of the galaxy at a position, degrees or None.

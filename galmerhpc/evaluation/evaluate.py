@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from galmerhpc import devices, files
 from galmerhpc.config import Config, OnlineAugment, digest
-from galmerhpc.dataset.records import stage_record
+from galmerhpc.dataset.records import StageRecord, stage_record
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import InputError
 from galmerhpc.evaluation import conformal, facts, gallery
@@ -72,9 +72,7 @@ def folder_of(config: Config, split: str | None = None, other: Config | None = N
     return config.run_dir / "-".join([*names, *([split] if split else [])])
 
 
-def record_of(
-    config: Config, split: str | None = None, other: Config | None = None
-) -> files.StageRecord:
+def record_of(config: Config, split: str | None = None, other: Config | None = None) -> StageRecord:
     """Return the record of an evaluation.
 
     An evaluation made with other keys of `evaluation`, or before training was continued with other
@@ -84,7 +82,7 @@ def record_of(
     if other:
         inputs |= {"data": digest(other.inputs("preprocess"))}
     keys = [key for key in inputs if key.startswith(("evaluation.", "training."))]
-    return files.StageRecord(folder_of(config, split, other), inputs, may_differ=keys)
+    return StageRecord(folder_of(config, split, other), inputs, may_differ=keys)
 
 
 def evaluate(config: Config, split: str | None = None, other: Config | None = None) -> None:
@@ -195,7 +193,7 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def intact(record: files.StageRecord, folder: Path) -> bool:
+def intact(record: StageRecord, folder: Path) -> bool:
     """Return whether an evaluation is complete and its files are unchanged."""
     return record.complete and all(
         files.sha256(folder / name) == sha256 for name, sha256 in record.files.items()

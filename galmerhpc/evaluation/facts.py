@@ -1,6 +1,5 @@
 """The parts of metrics.json besides the scores: run, data, and provenance of the evaluation."""
 
-import datetime as dt
 import math
 from typing import Any
 
@@ -121,5 +120,5 @@ def origin(config: Config, dataset: Dataset, model_sha256: str) -> dict[str, Any
             "cpus": parallel.cpu_count(),
             "ranks": parallel.size(),
         },
-        "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+        "date": provenance.now(),
     }

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from galmerhpc.config import Config
+from galmerhpc.dataset.pictures import is_blank
 from galmerhpc.dataset.preprocess import finished
 from galmerhpc.dataset.shards import Images
 from galmerhpc.errors import brief
@@ -183,11 +184,6 @@ def decode(file: Path | IO[bytes]) -> Image.Image:
         raise
     except Exception as error:  # noqa: BLE001 - Pillow raises nearly anything on damaged files
         raise ValueError(f"a broken image ({brief(error)})") from None
-
-
-def is_blank(picture: Image.Image) -> bool:
-    """Return whether an image has a single colour."""
-    return picture.getcolors(1) is not None
 
 
 def stretched(brightness: NDArray[np.floating]) -> Images:

@@ -1,4 +1,4 @@
-"""What a run's pictures are drawn from: its catalogue held against a library of snapshots."""
+"""What a run's images are drawn from: its catalogue compared with a library of snapshots."""
 
 import math
 from collections.abc import Mapping
@@ -12,11 +12,13 @@ from galmerhpc.simulate.library import Attribute, Library, library_path
 FILE = "library.json"
 
 
-def require_snapshots(library: str, catalogue: Catalogue) -> None:
-    """Refuse a catalogue with snapshots that a library does not hold, or holds as something else.
+def require(folder: Path, library: str, catalogue: Catalogue) -> None:
+    """Refuse to draw images that the library cannot draw, or that do not go with a folder's others.
 
     Parameters
     ----------
+    folder : Path
+        The run's ``raw`` folder.
     library : str
         What the configuration's `library` says.
     catalogue : Catalogue
@@ -25,8 +27,18 @@ def require_snapshots(library: str, catalogue: Catalogue) -> None:
     Raises
     ------
     InputError
-        The message names the run and the snapshot.
+        The library lacks a snapshot of the catalogue or holds it as something else: the message
+        names the run and the snapshot. Or it has been made again since the folder's images were.
     """
+    _require_snapshots(library, catalogue)
+    if has_changed(folder, library, catalogue):
+        raise InputError(
+            f"{folder}: holds images of other encounters than {library} does now, under the same "
+            "numbers; choose another run_dir or remove that folder"
+        )
+
+
+def _require_snapshots(library: str, catalogue: Catalogue) -> None:
     with Library(library_path(library)) as held:
         known = held.snapshot_ids
         for number, run in enumerate(catalogue.runs):
@@ -63,43 +75,19 @@ def _known(labels: Mapping[str, float], found: Mapping[str, Attribute]) -> dict[
 
 
 def _same(one: Attribute, other: Attribute) -> bool:
-    """Tell whether two labels are one, but for what arithmetic leaves in the last digits."""
+    """Return whether two labels are equal, up to rounding."""
     if isinstance(one, str) or isinstance(other, str):
         return one == other
     return math.isclose(one, other, abs_tol=1e-6)
 
 
-def require_same(folder: Path, library: str, catalogue: Catalogue) -> None:
-    """Refuse to draw pictures into a folder whose others were drawn from other snapshots.
-
-    Parameters
-    ----------
-    folder : Path
-        The run's ``raw`` folder.
-    library : str
-        What the configuration's `library` says.
-    catalogue : Catalogue
-        Runs whose snapshots are to be drawn.
-
-    Raises
-    ------
-    InputError
-        The library has been made anew in between.
-    """
-    if has_changed(folder, library, catalogue):
-        raise InputError(
-            f"{folder}: holds pictures of other encounters than {library} does now, under the same "
-            "numbers; choose another run_dir or remove that folder"
-        )
-
-
 def note(folder: Path, library: str, catalogue: Catalogue) -> None:
-    """Note what a folder's pictures are drawn from, in `FILE`, for `require_same`."""
+    """Note what a folder's images are drawn from, in `FILE`, for `require`."""
     files.write_json(folder / FILE, _content(library, catalogue))
 
 
 def has_changed(folder: Path, library: str, catalogue: Catalogue) -> bool:
-    """Say whether a library is there, and is another than a folder's pictures were drawn from."""
+    """Return whether a library is another than the one a folder's images were drawn from."""
     noted = folder / FILE
     if not (noted.exists() and library_path(library).exists()):
         return False

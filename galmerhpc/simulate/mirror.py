@@ -29,7 +29,7 @@ from galmerhpc.simulate.render import NEUTRAL_BRIGHTNESS, render
 _SNAPSHOTS_KEPT = 64  # about half a megabyte each
 _IDLE_S = 120  # a silent connection is closed and its thread ends
 _PENDING = 256  # connections that may wait to be accepted
-_BUFFER = 1 << 20  # header and picture leave in one piece: no wait for the client's acknowledgement
+_BUFFER = 1 << 20  # header and image leave in one piece: no wait for the client's acknowledgement
 
 _GIF, _HTML = "image/gif", "text/html; charset=utf-8"
 _PAGE = """<!DOCTYPE html>
@@ -52,8 +52,8 @@ def serve(library: Path, host: str, port: int, until_stdin_closes: bool = False)
     port : int
         Port; 0 takes a free one.
     until_stdin_closes : bool
-        End as well when standard input ends. Whoever starts a mirror as a child gives it a pipe and
-        keeps the other end: however the parent dies, the kernel closes it, and the child follows.
+        End as well when standard input ends. A parent process keeps the other end of a pipe:
+        however it dies, the kernel closes the pipe, and the mirror ends too.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def _listen(host: str, port: int, library: Library) -> "_Server":
 
 
 def _compile(library: Library) -> None:
-    """Draw one small picture, so that no client waits for the compiler."""
+    """Draw one small image, so that no client waits for the compiler."""
     view = Preview(
         nbins=16, snap_id=0, phi=0.0, theta=0.0, bins=4.0, bri=NEUTRAL_BRIGHTNESS, xc=0.0, yc=0.0,
         gas=True, stars=True, halo=False, quantity=0,
@@ -119,7 +119,7 @@ def _await_end(signals: int, stdin: int | None) -> None:
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    """A thread a connection, as http.server.ThreadingHTTPServer; that one asks DNS for its name."""
+    """One thread per connection; http.server.ThreadingHTTPServer would ask DNS for its name."""
 
     allow_reuse_address = True
     daemon_threads = True
@@ -142,14 +142,14 @@ class _Server(socketserver.ThreadingTCPServer):
         Raises
         ------
         InputError
-            It cannot be had; the message says why.
+            It cannot be drawn; the message says why.
         """
         preview = _parse(query)
         with self._drawing:
             return _gif(preview, self._snapshot(preview.snap_id))
 
     def finish_pictures(self) -> None:
-        """Let pictures in the making end and begin no more: compiled code must not be cut off."""
+        """Let images being drawn finish and begin no more: compiled code must not be cut off."""
         for _ in range(self._cpus):
             self._drawing.acquire()
 
@@ -170,17 +170,17 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _IDLE_S
 
     def do_GET(self) -> None:
-        """Answer with a picture, or with a page that says why there is none."""
+        """Answer with an image, or with a page that says why not."""
         path, _, query = self.path.partition("?")
         if path != PATH:
-            self._send_page(HTTPStatus.NOT_FOUND, "Not found", f"Pictures are at {PATH} alone.")
+            self._send_page(HTTPStatus.NOT_FOUND, "Not found", f"Images are only at {PATH}.")
             return
         try:
             picture = self.server.picture(query)
         except InputError as error:
             self._send_page(HTTPStatus.OK, "Error", str(error))
         except Exception:
-            self._send_page(HTTPStatus.INTERNAL_SERVER_ERROR, "Error", "The picture failed.")
+            self._send_page(HTTPStatus.INTERNAL_SERVER_ERROR, "Error", "The image failed.")
             raise  # handle_error reports it here, not to the client
         else:
             self._send(HTTPStatus.OK, _GIF, picture)
@@ -200,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing: a scrape makes millions of requests."""
+        """Log nothing: a scrape makes millions of requests."""
 
 
 def _parse(query: str) -> Preview:

@@ -17,7 +17,7 @@ def points(config: Config) -> list[Point]:
 
     if config.split.kind != "simulation":
         raise InputError("the study realisations needs split.kind: simulation")
-    table = ViewTable(**Views(require_catalogue(config)).table())
+    table = ViewTable.of(Views(require_catalogue(config)))
     samples = assign(table, config.split, copies=0)
     trained, validated, tested = (
         np.unique(table.simulation[samples.view[samples.split == code]]).tolist()

@@ -15,10 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from galmerhpc import files, parallel
-from galmerhpc.catalogue import Views
 from galmerhpc.config import RESOLVED, Config, Stage, digest, dump, replaced, require_catalogue
-from galmerhpc.dataset.records import stage_record
-from galmerhpc.dataset.split import ViewTable, assign
+from galmerhpc.dataset.preprocess import require_split
 from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
 from galmerhpc.evaluation.evaluate import record_of
 from galmerhpc.evaluation.summary import COLLISIONLESS, WHAT_IS_NEW
@@ -114,9 +112,7 @@ def _fault(own: Config) -> str:
     try:
         if is_finished(own):
             return ""
-        if not stage_record(own, "preprocess").complete:
-            views = ViewTable(**Views(require_catalogue(own)).table())
-            assign(views, own.split, own.preprocess.copies)
+        require_split(own)
     except InputError as error:
         return str(error)
     if batch_size < ranks:

@@ -8,8 +8,8 @@ import pytest
 from galmerhpc.cluster.attempts import PATIENCE, Attempts, main
 from galmerhpc.cluster.stages import progress
 from galmerhpc.config import Config
+from galmerhpc.dataset.records import StageRecord
 from galmerhpc.errors import ExitCode, GalmerhpcError
-from galmerhpc.files import StageRecord
 
 SITE = {"MAX_ATTEMPTS": "5", "REQUEUE_FAILED": "no", "CONTINUATION": "array"}
 ARRAY = {"SLURM_JOB_ID": "8", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_MAX": "9"}

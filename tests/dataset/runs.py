@@ -16,8 +16,9 @@ from PIL import Image
 from galmerhpc import files
 from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Config, digest, load, require_catalogue
-from galmerhpc.dataset import shards
+from galmerhpc.dataset import hdf5, shards
 from galmerhpc.dataset.raw import RawStore, RawWriter, Response
+from galmerhpc.dataset.records import StageRecord
 from tests.support import run
 
 
@@ -71,7 +72,7 @@ def scraped(
     """Write the raw shards of a configuration as a finished scrape leaves them."""
     config = load(path)
     folder = config.run_dir / "raw"
-    record = files.StageRecord(folder, config.inputs("scrape"))
+    record = StageRecord(folder, config.inputs("scrape"))
     record.begin()
     writer = RawWriter(folder, 0, config.scrape.views_per_shard)
     views = filter(chosen, Views(require_catalogue(config)))
@@ -87,9 +88,9 @@ def response(view: View, body: bytes) -> Response:
     return Response.of(view, "http://localhost/", "image/gif", fetched, body)
 
 
-def held(folder: Path) -> dict[str, bytes]:
+def held(folder: Path, allow_duplicates: bool = False) -> dict[str, bytes]:
     """Return what a raw folder holds: picture by view."""
-    store = RawStore(folder)
+    store = RawStore(folder, allow_duplicates)
     ids = sorted(store.ids())
     return {ids[k]: body for k, body, _ in store.read(store.find(ids, len(ids)), ids)}
 
@@ -110,7 +111,7 @@ def write_dataset(
     labels = draw.random((count, len(PARAMETERS)), np.float32)
     labels[0, 0] = label_0
     inputs = {"preprocess.image_size": image_shape[0]}
-    record = files.StageRecord(folder, inputs)
+    record = StageRecord(folder, inputs)
     record.begin()
     names = []
     for start in range(0, count, per_shard):
@@ -118,8 +119,8 @@ def write_dataset(
         name = shards.shard_name(len(names))
         columns = {
             "labels": labels[rows],
-            "view": shards.text_column([f"view {row}" for row in rows], 12),
-            "group": shards.text_column([f"group {row // 3}" for row in rows], 12),
+            "view": hdf5.text_column([f"view {row}" for row in rows], 12),
+            "group": hdf5.text_column([f"group {row // 3}" for row in rows], 12),
             "split": (rows % 3 + 1).astype(np.uint8),
             "copy": np.zeros(len(rows), np.int32),
             "simulation": np.zeros(len(rows), np.int64),

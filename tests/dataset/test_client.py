@@ -73,15 +73,15 @@ def test_other_picture_formats_are_accepted(kind: str) -> None:
         pytest.param(Reply(encode(NOISE), cut=100), "broken", False, True, id="cut short"),
         pytest.param(Reply(encode(NOISE), cut=0), "broken", False, True, id="no body"),
         pytest.param(
-            Reply(encode(NOISE)[:-100]), "a broken picture", False, True, id="broken picture"
+            Reply(encode(NOISE)[:-100]), "a broken image", False, True, id="broken picture"
         ),
         pytest.param(Reply(b""), "0 bytes", False, True, id="nothing"),
         pytest.param(
-            Reply(b"\x00\x01\x02" * 50), "150 bytes that are no GIF", False, True, id="no picture"
+            Reply(b"\x00\x01\x02" * 50), "150 bytes that are not GIF", False, True, id="no picture"
         ),
         pytest.param(Reply(hang=True), "no answer within 0.5 s", True, False, id="no answer"),
         pytest.param(
-            Reply(encode(NOISE), drip=True), "no whole answer within 0.5 s", True, True, id="drip"
+            Reply(encode(NOISE), drip=True), "answer incomplete after 0.5 s", True, True, id="drip"
         ),
     ],
 )
@@ -123,12 +123,12 @@ def test_a_connection_is_good_after_a_fault() -> None:
         (Reply(encode(np.full((SIDE, SIDE), 7, np.uint8))), "blank"),
         (Reply(animated()), "animated"),
         (Reply(encode(np.dstack([NOISE] * 4), "PNG")), "pixels of kind RGBA"),
-        (Reply(encode(NOISE.astype(np.uint16) * 256, "PNG")), "16 bits a channel"),
+        (Reply(encode(NOISE.astype(np.uint16) * 256, "PNG")), "16 bits per channel"),
         (Reply(encode(np.zeros((20000, 20000), bool), "PNG")), "pixels"),
         (Reply(encode(NOISE) + bytes(1 << 17)), "longer than"),
         (Reply(b"", 302, headers={"Location": "http://example.org/"}), "example.org.*another host"),
         (Reply(b"", 302, headers={"Location": "file:///etc/passwd"}), "not followed"),
-        (Reply(b"", 301, headers={"Location": "http://[bad"}), "no address"),
+        (Reply(b"", 301, headers={"Location": "http://[bad"}), "not an address"),
         (Reply(b"", 302, headers={"Location": "/get_preview.cgi?again"}), "redirects"),
         (Reply(b"<b>\x1b[31m\x07red</b>", 200, "text/html"), '"\\[31m red"'),
     ],
@@ -153,6 +153,22 @@ def test_a_redirect_on_the_same_host_is_followed_and_its_page_is_not_read() -> N
 
     with serve(moved) as service, client(service.url) as c:
         assert c.fetch(preview()).body == encode(NOISE)
+
+
+@pytest.mark.parametrize(("status", "requests"), [(301, 5 + 1), (308, 5 + 1), (302, 2 * 5)])
+def test_a_service_that_moved_for_good_is_asked_at_its_new_place(
+    status: int, requests: int
+) -> None:
+    def moved(query: str, _: int) -> Reply:
+        return Reply(b"moved", status, headers={"Location": f"{new.url}/get_preview.cgi?{query}"})
+
+    with serve() as new, serve(moved) as old, client(old.url) as c:
+        answers = [c.fetch(preview(phi)) for phi in range(5)]
+    assert [a.url for a in answers] == [
+        f"{old.url}/get_preview.cgi?{preview(phi).query()}" for phi in range(5)
+    ]
+    assert old.asked.total() + new.asked.total() == requests
+    assert old.connections + new.connections == 2
 
 
 def test_a_sites_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +226,7 @@ def test_a_host_that_is_not_there_is_an_overload(
     "address", ["http://", "http://[bad", "http://localhost:99999", "http://a b"]
 )
 def test_no_address_is_refused_before_anything_is_asked(address: str) -> None:
-    with pytest.raises(InputError, match=r"scrape\.source: .* is no address"), client(address):
+    with pytest.raises(InputError, match=r"scrape\.source: .* is not an address"), client(address):
         pass
 
 

@@ -41,7 +41,7 @@ def noise(seed: int, *shape: int) -> np.ndarray:
 
 
 def png_of_16_bits() -> bytes:
-    """Return a PNG of 16 bits a channel in RGB, which Pillow does not write."""
+    """Return a PNG of 16 bits per channel in RGB, which Pillow does not write."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc32(kind + data))
@@ -130,7 +130,7 @@ def test_what_was_imported_is_not_read_again_and_bad_pictures_are_listed(folder:
     done = galmerhpc("images", "import", str(folder / "run.yaml"), ranks=2)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if "galmerhpc: " in line]
-    assert "sub/0.gif: a picture of 20 x 20 pixels, not 40 x 40" in line
+    assert "sub/0.gif: an image of 20 x 20 pixels, not 40 x 40" in line
     assert "sub/2.jpeg: No such file" in line
     listed = (folder / "run/raw/missing.csv").read_text().splitlines()[1:]
     assert sorted(row.split("&")[0] for row in listed) == [f"file={name}" for name in sorted(bad)]
@@ -167,7 +167,7 @@ def test_pictures_without_a_class_are_refused_where_classes_are_wanted(
         with pytest.raises(InputError) as caught:
             stage(load(path))
         assert f"{table}: sub/3.gif: " in str(caught.value)
-        assert f"no class for {parameter} {expected}, as for 1 of 24 pict" in str(caught.value)
+        assert f"no class for {parameter} {expected}, as for 1 of 24 images" in str(caught.value)
     path.write_text(yaml.safe_dump(values | classes | {"parameters": ["spin"]}))
     preprocess(load(path))
 
@@ -251,14 +251,14 @@ def edit(old: str, new: str) -> Callable[[str], str]:
         (edit("prograde", "up"), ":2: spin: 'up' is neither prograde (0) nor retrograde (1)"),
         (edit("45.5", "190"), ":3: inclination: 190 is outside 0..180"),
         (edit("45.5", "nan"), ":3: inclination: nan is outside 0..180"),
-        (edit("45.5", "x"), ":3: inclination: 'x' is no number"),
+        (edit("45.5", "x"), ":3: inclination: 'x' is not a number"),
         (edit("sub/1.png", "sub/0.gif"), ": sub/0.gif is listed more than once"),
         (edit("sub/1.png", "./sub//0.gif"), ": sub/0.gif is listed more than once"),
-        (edit("sub/1.png", "../a.png"), ":3: file: '../a.png' names no file beside or below"),
-        (edit("sub/1.png", "/etc/a.png"), ":3: file: '/etc/a.png' names no file beside"),
+        (edit("sub/1.png", "../a.png"), ":3: file: '../a.png' is not a file beside or below"),
+        (edit("sub/1.png", "/etc/a.png"), ":3: file: '/etc/a.png' is not a file beside"),
         (edit("sub/1.png", "'a\0"), ":3: file: "),
         (edit("sub/1.png,", ""), ":3: 8 cells, but the header has 9"),
-        (edit("0,0,0,0,0,1\n", "0,0,0.5,0,0,1\n"), ":2: simulation: 0.5 is no whole number"),
+        (edit("0,0,0,0,0,1\n", "0,0,0.5,0,0,1\n"), ":2: simulation: 0.5 is not a whole number"),
         (lambda _: "", ":0: no column file"),
         (lambda text: text.splitlines()[0], ": the table has no rows"),
         (lambda text: text + '\n"', ":26: "),
@@ -278,19 +278,19 @@ def test_a_wrong_table_is_named_with_its_line(
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        (b"", "bytes that are no GIF or PNG or JPEG"),
-        (encode(noise(1), "BMP"), "bytes that are no GIF or PNG or JPEG"),
-        (encode(noise(1))[:-99], "a broken picture"),
-        (encode(noise(1, SIZE, SIZE + 1)), "41 x 40 pixels, not 40 x 40; all pictures are squares"),
+        (b"", "bytes that are not GIF or PNG or JPEG"),
+        (encode(noise(1), "BMP"), "bytes that are not GIF or PNG or JPEG"),
+        (encode(noise(1))[:-99], "a broken image"),
+        (encode(noise(1, SIZE, SIZE + 1)), "41 x 40 pixels, not 40 x 40; all images are squares"),
         (encode(noise(1, 50, 50)), "50 x 50 pixels, not 40 x 40"),
         (encode(noise(1, SIZE, SIZE, 4)), "pixels of kind RGBA"),
         (encode(noise(1).astype(np.uint16) * 256), "pixels of kind I;16"),
-        (png_of_16_bits(), "pixels of kind RGB, 16 bits a channel"),
-        (encode(noise(1), transparency=3), "a picture with a transparent colour"),
-        (encode(np.full((SIZE, SIZE), 7, np.uint8)), "a blank picture"),
+        (png_of_16_bits(), "pixels of kind RGB, 16 bits per channel"),
+        (encode(noise(1), transparency=3), "an image with a transparent colour"),
+        (encode(np.full((SIZE, SIZE), 7, np.uint8)), "a blank image"),
         (
             encode(noise(1), "GIF", save_all=True, append_images=[Image.fromarray(noise(2))]),
-            "an animated picture",
+            "an animated image",
         ),
     ],
     ids=[

@@ -82,7 +82,7 @@ def test_the_command_knows_libraries_too(run: Path) -> None:
     assert "retrograde-i90-r0" in done.stdout
     done = galmerhpc("info", str(run / "shards" / "stage.json"))
     assert done.returncode == ExitCode.WRONG_INPUT
-    assert "stage.json: no shard, spool or library" in done.stderr
+    assert "stage.json: not a shard, spool or library" in done.stderr
     assert "Traceback" not in done.stderr
 
 

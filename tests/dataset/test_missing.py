@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from galmerhpc import files
 from galmerhpc.dataset import missing
+from galmerhpc.dataset.records import StageRecord, missing_views
 from galmerhpc.dataset.slices import Slice
 from galmerhpc.errors import InputError
 
@@ -46,22 +47,22 @@ def test_lists_of_all_slices_count_and_the_latest_reason(tmp_path: Path) -> None
 
 
 def test_only_a_finished_scrape_leaves_views_out(tmp_path: Path) -> None:
-    record = files.StageRecord(tmp_path, {})
+    record = StageRecord(tmp_path, {})
     missing.append(missing.list_path(tmp_path), [("a", "x")])
-    assert missing.missing_views(tmp_path) == {}
+    assert missing_views(tmp_path) == {}
     record.begin()
-    assert missing.missing_views(tmp_path) == {}
+    assert missing_views(tmp_path) == {}
     record.finish({})
-    assert missing.missing_views(tmp_path) == {}
+    assert missing_views(tmp_path) == {}
     record.finish({"missing.csv": files.sha256(tmp_path / "missing.csv")})
-    assert missing.missing_views(tmp_path) == {"a": "x"}
+    assert missing_views(tmp_path) == {"a": "x"}
     for damage in (b"", b"view,reason\n", b"\xff\n"):
         (tmp_path / "missing.csv").write_bytes(damage)
         with pytest.raises(InputError, match=r"missing\.csv: damaged .* scrape again"):
-            missing.missing_views(tmp_path)
+            missing_views(tmp_path)
     (tmp_path / "missing.csv").unlink()
     with pytest.raises(InputError, match=r"missing\.csv: missing; .* --repair, then"):
-        missing.missing_views(tmp_path)
+        missing_views(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", "view,reason\n1,2,3\n"])

@@ -19,7 +19,9 @@ from galmerhpc.catalogue import View, Views
 from galmerhpc.cli import open_run
 from galmerhpc.cluster.stages import is_complete
 from galmerhpc.config import Preprocess, load
+from galmerhpc.dataset.missing import list_path, write
 from galmerhpc.dataset.preprocess import picture_of, preprocess
+from galmerhpc.dataset.records import StageRecord
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import ExitCode, InputError
 from tests.dataset.runs import galmerhpc_without_room, held, picture, scraped, write_config
@@ -411,7 +413,7 @@ def test_views_left_out_are_counted_named_and_no_one_elses_loss(
     config = scraped(path, chosen=lambda view: view.id not in absent)
     missing = config.run_dir / "raw" / "missing.csv"
     missing.write_text("view,reason\n" + "".join(f"{view},status 500\n" for view in absent))
-    record = files.StageRecord(config.run_dir / "raw", config.inputs("scrape"))
+    record = StageRecord(config.run_dir / "raw", config.inputs("scrape"))
     record.finish(record.files | {missing.name: files.sha256(missing)})
     done = galmerhpc("preprocess", str(path), ranks=2)
     assert done.returncode == ExitCode.COMPLETE, done.stderr
@@ -429,12 +431,47 @@ def test_views_left_out_are_counted_named_and_no_one_elses_loss(
     assert open_run(config) is config
     assert is_complete(config, "preprocess")
 
+    # While a scrape is under way again, nobody knows what it will leave out.
+    StageRecord(config.run_dir / "raw", config.inputs("scrape")).begin()
+    assert open_run(config) is config
+    assert not is_complete(config, "preprocess")
+    done = galmerhpc("preprocess", str(path))
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert "raw: not complete; run galmerhpc scrape first" in one_line(done.stderr)
+
     # Now the others came too: these shards are not those of the whole catalogue.
     shutil.rmtree(config.run_dir / "raw")
     scraped(path)
     done = galmerhpc("preprocess", str(path))
     assert done.returncode == ExitCode.WRONG_INPUT
     assert 'made with another raw.left_out: "4 views' in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("lost", "split"), [({0, 1, 2}, "train"), ({0}, "train"), ({1}, "validation"), ({2}, "test")]
+)
+def test_a_split_that_lost_all_its_views_is_refused(
+    tmp_path: Path, lost: set[int], split: str
+) -> None:
+    path = write_config(tmp_path, realisations=3, step=90)
+    config = scraped(path, chosen=lambda view: view.run.simulation not in lost)
+    absent = [v.id for v in Views(load(path).catalogue) if v.run.simulation in lost]
+    missing = list_path(config.run_dir / "raw")
+    write(missing, dict.fromkeys(absent, "status 500"))
+    record = StageRecord(config.run_dir / "raw", config.inputs("scrape"))
+    record.finish(record.files | {missing.name: files.sha256(missing)})
+    with pytest.raises(InputError, match=rf"missing\.csv: all views of the {split} split are"):
+        preprocess(config)
+
+
+def test_a_run_whose_split_is_impossible_is_refused_before_anything_is_fetched(
+    tmp_path: Path,
+) -> None:
+    path = write_config(tmp_path, realisations=1, step=90, scrape={"source": "http://127.0.0.1:9"})
+    done = galmerhpc("run", str(path))
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert "split.kind: simulation needs two realisations" in one_line(done.stderr)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_shards_of_another_configuration_are_kept(undisturbed: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_a_picture_is_described_and_saved_but_never_over_another(tmp_path: Path)
         assert "image/gif" in done.stdout
         again = galmerhpc(*command, "--theta", "80")
         assert again.returncode == 1
-        assert f"{picture}: is there already" in again.stderr
+        assert f"{picture}: already exists" in again.stderr
         assert picture.read_bytes() == gif(query)
     assert not (tmp_path / "run").exists()
 
@@ -45,10 +45,10 @@ def test_a_picture_is_described_and_saved_but_never_over_another(tmp_path: Path)
     [
         (
             lambda *_: Reply(b"<html><p>No such snapshot</p></html>", content_type="text/html"),
-            'a page instead of a picture "No such snapshot"',
+            'a page instead of an image "No such snapshot"',
         ),
         (lambda *_: Reply(b"gone", status=404), 'HTTP 404 "gone"'),
-        (lambda query, _: Reply(gif(query, 32)), "a picture of 32 x 32 pixels, not 48 x 48"),
+        (lambda query, _: Reply(gif(query, 32)), "an image of 32 x 32 pixels, not 48 x 48"),
     ],
     ids=["page", "404", "size"],
 )

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from galmerhpc.config import Scrape
 from galmerhpc.dataset.pace import Pace
 from galmerhpc.dataset.scheduler import (
     FEW,
@@ -38,15 +39,15 @@ def schedule(
     connections: int = 8,
     rate: float | None = None,
     *,
-    there: dict[bytes, int] | None = None,
-    duplicates: tuple[bytes, ...] = (),
+    stored: dict[bytes, int] | None = None,
+    errors: tuple[bytes, ...] = (),
     allow: bool = False,
     allow_missing: bool = False,
 ) -> Scheduler:
     return Scheduler(
         SOURCE, range(views), Pace(connections, rate, 0.5, 60),
-        spare=0 if rate else connections, attempts=ATTEMPTS, backoff_s=0.5, longest_backoff_s=60,
-        there={} if there is None else there, duplicates=duplicates, allow_duplicates=allow,
+        Scrape(attempts=ATTEMPTS, allow_duplicates=allow),
+        spare=0 if rate else connections, stored=stored or {}, errors=errors,
         allow_missing=allow_missing,
     )  # fmt: skip
 
@@ -163,7 +164,7 @@ def test_every_view_ends_once_within_its_tries(
     except GalmerhpcError:  # every try of a view was refused, and nothing else went well meanwhile
         return
     assert ends == Counter(range(views))
-    assert work.stored + len(work.failures) == views
+    assert work.fetched + len(work.failures) == views
     assert max(team.asked.values(), default=0) <= ATTEMPTS
     assert team.most <= connections * (1 if rate else 2)
     if rate:
@@ -225,7 +226,7 @@ def test_a_host_that_falls_silent_ends_the_job_and_no_view_is_blamed() -> None:
     work = schedule(1000)
     with pytest.raises(GalmerhpcError, match="cannot be reached"):
         Ranks(work, 2, 4, falls_silent, random.Random(1)).run()
-    assert work.stored == 50
+    assert work.fetched == 50
     assert not work.failures
 
 
@@ -236,7 +237,7 @@ def test_a_view_without_an_answer_is_no_unreachable_host() -> None:
 
 
 def page(number: int, _: int) -> Outcome:
-    return Failed(number, "a page instead of a picture")
+    return Failed(number, "a page instead of an image")
 
 
 def out_of_order(number: int, _: int) -> Outcome:
@@ -247,7 +248,11 @@ def one_for_all(number: int, _: int) -> Outcome:
     return Stored(number, digest(-1))
 
 
-BROKEN = [(page, "a page instead"), (out_of_order, "HTTP 500"), (one_for_all, "for other views")]
+BROKEN = [
+    (page, "a page instead"),
+    (out_of_order, "HTTP 500"),
+    (one_for_all, "returned for several"),
+]
 
 
 @pytest.mark.parametrize(("fate", "why"), BROKEN, ids=["pages", "500", "one picture"])
@@ -256,7 +261,7 @@ def test_a_host_that_is_broken_as_a_whole_ends_the_job_and_no_view_is_blamed(
 ) -> None:
     work = schedule(2000, rate=20.0)
     team = Ranks(work, 2, 4, fate, random.Random(1))
-    with pytest.raises(GalmerhpcError, match=rf"no picture came for {FEW} views.*{why}.* later"):
+    with pytest.raises(GalmerhpcError, match=rf"no image came for {FEW} views.*{why}.* later"):
         team.run()
     assert not work.failures
     assert team.asked.total() < 2 * ATTEMPTS * FEW
@@ -268,14 +273,39 @@ def test_few_views_that_are_all_missing_are_views_that_failed() -> None:
     assert set(work.failures) == set(range(FEW - 1))
 
 
-@pytest.mark.parametrize(("first", "allow_missing"), [(100, False), (0, True)])
+@pytest.mark.parametrize(("fate", "why"), BROKEN, ids=["pages", "500", "one picture"])
+@pytest.mark.parametrize("first", [0, 60], ids=["resumed", "midway"])
+def test_an_outage_ends_the_job_and_no_view_is_blamed(
+    first: int, fate: Callable[[int, int], Outcome], why: str
+) -> None:
+    stored = {} if first else {digest(9999): 9999}
+    work = schedule(3000, rate=20.0, stored=stored)
+    team = Ranks(work, 2, 4, lambda n, t: (well if n < first else fate)(n, t), random.Random(1))
+    if first:  # what was well is so no more
+        team.fate = lambda n, t: (well if n < first and not t else fate)(n, t)
+    with pytest.raises(GalmerhpcError, match=rf"no image came for .*{why}.* was fetched before"):
+        team.run()
+    assert work.failures.keys() < set(range(first, first + 8))  # while the last good ones came
+    assert team.asked.total() < first + 2 * ATTEMPTS * FEW
+
+
+@pytest.mark.parametrize("fate", [page, out_of_order], ids=["pages", "500"])
+@pytest.mark.parametrize(
+    ("first", "resumed", "allow_missing"), [(100, False, False), (0, True, False), (0, False, True)]
+)
 def test_a_missing_snapshot_is_its_views_loss_where_others_come_or_it_may_be_missing(
-    first: int, allow_missing: bool
+    first: int, resumed: bool, allow_missing: bool, fate: Callable[[int, int], Outcome]
 ) -> None:
     lost = range(first, first + 300)
-    work = schedule(1000, allow_missing=allow_missing)
-    Ranks(work, 2, 4, lambda n, t: (page if n in lost else well)(n, t), random.Random(1)).run()
+    stored = {digest(9999): 9999} if resumed else {}
+    work = schedule(1000, stored=stored, allow_missing=allow_missing)
+    team = Ranks(work, 2, 4, lambda n, t: (fate if n in lost else well)(n, t), random.Random(1))
+    team.run()
     assert set(work.failures) == set(lost)
+    assert work.fetched == 700
+    again = [number for number in team.asked if number not in lost and team.asked[number] > 1]
+    assert len(again) <= 1  # the view that shows whether the host is well
+    assert sum(team.asked[n] for n in team.asked if n not in lost) <= 701 + 300 / FEW
 
 
 @pytest.mark.parametrize(
@@ -304,21 +334,21 @@ def test_a_picture_that_came_for_several_views_is_none_of_theirs(seed: int, allo
     # Views 0..29 are asked for; 100 has been there; 200's and 201's picture is known as an error's.
     picture = {n: draw.choice([digest(n), digest(-1), digest(100), digest(200)]) for n in range(30)}
     there = {digest(100): 100}
-    work = schedule(30, there=there, duplicates=(digest(200),), allow=allow)
+    work = schedule(30, stored=there, errors=(digest(200),), allow=allow)
     Ranks(work, 3, 4, lambda n, _: Stored(n, picture[n]), draw).run()
     if allow:
-        assert work.stored == 30
+        assert work.fetched == 30
         assert not work.failures
         return
     count = Counter({digest(100): 1, digest(200): 2}) + Counter(picture.values())
     lost = {n for n, sha in ({100: digest(100)} | picture).items() if count[sha] > 1}
     assert set(work.failures) == lost
-    assert work.stored == 30 - len(lost)
+    assert work.fetched == 30 - len(lost)
     assert all("allow_duplicates" in why for why in work.failures.values())
 
 
 def test_ranks_hear_of_duplicates_once() -> None:
-    work = schedule(10, duplicates=(b"a",))
+    work = schedule(10, errors=(b"a",))
     grants: list[Assignment] = [work.answer(Report((), 2, 0, False, 0.0), 0.0)]
     assert grants[0].duplicates == (b"a",)
     (one, _), (two, _) = grants[0].views

@@ -27,14 +27,15 @@ import yaml
 
 from galmerhpc.catalogue import Views
 from galmerhpc.config import load, require_catalogue
-from galmerhpc.dataset.missing import missing_views, read_failures
+from galmerhpc.dataset.missing import read_failures
 from galmerhpc.dataset.raw import RawStore, read_spool
+from galmerhpc.dataset.records import StageRecord, missing_views, stage_record
 from galmerhpc.errors import ExitCode
-from galmerhpc.files import StageRecord, sha256
+from galmerhpc.files import lock, sha256
 from galmerhpc.simulate.library import library_path
 from tests.dataset.runs import galmerhpc_without_room, held
 from tests.servers import Reply, Service, encode, gif, serve, well
-from tests.support import galmerhpc, kill, ranks_of, run, start
+from tests.support import galmerhpc, kill, ranks_of, run, start, wait_for
 
 CONNECTIONS = 6
 PAGE = b"<html><body>Error: out of luck</body></html>"
@@ -98,19 +99,46 @@ def test_any_number_of_ranks_fetches_the_same_once(tmp_path: Path, ranks: int) -
     assert {file.name for file in raw.iterdir()} == {*record.files, "stage.json"}
 
 
+def write_config_of_mirror(folder: Path, theta_step: float = 90) -> Path:
+    """Write a configuration of 19 views a theta, drawn from a copy of the shipped library."""
+    folder.mkdir(exist_ok=True)
+    path = write_config(folder, "mirror", theta_step)
+    values = yaml.safe_load(path.read_text())
+    values["catalogue"]["runs"] = [
+        {"spin": "retrograde", "inclination_deg": 90, "first_id": 27436, "first_time_myr": 100}
+    ]
+    values["catalogue"]["render"] = {"nbins": 64, "zoom": 1}
+    values["library"] = str(shutil.copy(library_path("shipped"), folder / "library.h5"))
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_what_slices_share_is_written_by_one_at_a_time(tmp_path: Path) -> None:
+    path, raw = write_config_of_mirror(tmp_path), tmp_path / "run" / "raw"
+    with lock(raw / "stage.lock"):
+        job = start("scrape", str(path), "--slice", "1/2")
+        process = psutil.Process(job.pid)
+        wait_for(lambda: str(raw / "stage.lock") in {f.path for f in process.open_files()}, job)
+        assert not (raw / "library.json").exists()
+        kill(job)
+
+
+def test_a_mirror_that_ends_is_named(tmp_path: Path) -> None:
+    path = write_config_of_mirror(tmp_path, theta_step=1)
+    job = start("scrape", str(path))
+    wait_for(lambda: any((tmp_path / "run" / "raw").glob("*.spool")), job)
+    (mirror,) = psutil.Process(job.pid).children()
+    mirror.kill()
+    output = job.communicate(timeout=60)[0]
+    assert job.returncode == ExitCode.FAILED
+    assert f"the mirror on {socket.gethostname()} ended with exit code -9" in output
+
+
 def test_the_mirror_gives_the_same_to_any_number_of_ranks(tmp_path: Path) -> None:
     contents = []
     for ranks in (1, 2, 4):
         folder = tmp_path / str(ranks)
-        folder.mkdir()
-        path = write_config(folder, "mirror", theta_step=90)
-        values = yaml.safe_load(path.read_text())
-        values["catalogue"]["runs"] = [
-            {"spin": "retrograde", "inclination_deg": 90, "first_id": 27436, "first_time_myr": 100}
-        ]
-        values["catalogue"]["render"] = {"nbins": 64, "zoom": 1}
-        values["library"] = str(shutil.copy(library_path("shipped"), folder / "library.h5"))
-        path.write_text(yaml.safe_dump(values))
+        path = write_config_of_mirror(folder)
         done = galmerhpc("scrape", str(path), ranks=ranks)
         assert done.returncode == ExitCode.COMPLETE, done.stderr
         contents.append(held(folder / "run" / "raw"))
@@ -127,18 +155,18 @@ def test_the_mirror_gives_the_same_to_any_number_of_ranks(tmp_path: Path) -> Non
     (tmp_path / "2/run/raw/stage.json").unlink()
     done = galmerhpc("scrape", str(tmp_path / "2/config.yaml"), ranks=2)
     assert "library.h5: no such snapshot library" in one_line(done.stderr)
-    # Pictures of a library that is made anew under the same name do not mix with the first one's.
+    # Pictures of a library that is made again under the same name do not mix with the first one's.
     with h5py.File(tmp_path / "1/library.h5", "r+") as library:
         for encounter in library["encounters"].values():
             encounter.attrs["energy_drift"] *= 1.01
     done = galmerhpc("scrape", str(tmp_path / "1/config.yaml"))
     assert done.returncode == ExitCode.COMPLETE, done.stderr
-    assert "library.h5 was made anew" in done.stderr
+    assert "library.h5 was made again" in done.stderr
     (tmp_path / "1/run/raw/stage.json").unlink()
     for more in ([], ["--dry-run"]):
         done = galmerhpc("scrape", str(tmp_path / "1/config.yaml"), *more)
         assert done.returncode == ExitCode.WRONG_INPUT
-        assert "pictures of other encounters than" in one_line(done.stderr)
+        assert "images of other encounters than" in one_line(done.stderr)
 
 
 class Fickle:
@@ -219,23 +247,31 @@ def test_an_unreachable_host_is_one_line(tmp_path: Path, ranks: int) -> None:
     assert [file.name for file in (tmp_path / "run" / "raw").iterdir()] == ["stage.json"]
 
 
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (Reply(PAGE, 200, "text/html"), "Error: out of luck"),
+        (Reply(gif("overloaded", 16)), "the same image"),
+    ],
+    ids=["a page", "an image"],
+)
 def test_a_service_that_is_out_of_order_ends_the_job_and_the_next_one_goes_on(
-    tmp_path: Path,
+    tmp_path: Path, reply: Reply, why: str
 ) -> None:
     in_order = threading.Event()
 
     def breaks(query: str, attempt: int) -> Reply:
         if in_order.is_set():
             return well(query, attempt)
-        return Reply(PAGE, 200, "text/html")
+        return reply
 
     with serve(breaks) as service:
         path = write_config(tmp_path, service.url)
         done = galmerhpc("scrape", str(path), ranks=2)
         assert done.returncode == ExitCode.FAILED
         message = one_line(done.stderr)
-        assert f"{service.url}: no picture came for 50 views" in message
-        assert "Error: out of luck" in message
+        assert f"{service.url}: no image came for 50 views in a row" in message
+        assert why in message
         assert not read_failures(tmp_path / "run" / "raw")
         in_order.set()
         done = galmerhpc("scrape", str(path))
@@ -362,6 +398,13 @@ def test_views_may_be_left_out_and_fetched_later(tmp_path: Path) -> None:
         asked = service.asked.total()
         assert "nothing to do" in galmerhpc("scrape", str(path)).stderr
         assert service.asked.total() == asked
+        # Shards that lack these views keep nobody from asking for them, in vain or not.
+        stage_record(load(path), "preprocess").begin()
+        done = galmerhpc("scrape", str(path), "--retry-failed")
+        assert done.returncode == ExitCode.VIEWS_MISSING, done.stderr
+        done = galmerhpc("scrape", str(path), "--allow-missing")
+        assert done.returncode == ExitCode.COMPLETE, done.stderr
+        assert missing_views(raw).keys() == lost
         behaviour.failing = False
         done = galmerhpc("scrape", str(path), "--retry-failed")
         assert done.returncode == ExitCode.COMPLETE, done.stderr
@@ -375,7 +418,7 @@ def test_a_dry_run_asks_for_nothing_and_writes_nothing(tmp_path: Path) -> None:
         done = galmerhpc("scrape", str(path), "--dry-run", ranks=2)
         assert done.returncode == ExitCode.COMPLETE, done.stderr
         assert "requests  380\n" in done.stdout
-        assert "0.05 at 2 requests a second" in done.stdout
+        assert "0.05 at 2 requests per second" in done.stdout
         done = galmerhpc("scrape", str(path), "--dry-run", "--slice", "2/3")
         assert "requests  127\n" in done.stdout
         assert service.asked.total() == 0
@@ -486,6 +529,19 @@ def test_slices_share_a_folder_in_any_order(tmp_path: Path) -> None:
     assert {f"raw-{k}of3-" for k in (1, 2, 3)} == {shard.name[:9] for shard in RawStore(raw).paths}
 
 
+def test_a_slice_that_is_done_names_the_views_that_others_failed(tmp_path: Path) -> None:
+    def fails_two(query: str, attempt: int) -> Reply:  # of the second slice
+        return Reply(PAGE, 404) if "phi=0&theta=30&" in query else well(query, attempt)
+
+    with serve(fails_two) as service:
+        path = write_config(tmp_path, service.url)
+        done = galmerhpc("scrape", str(path), "--slice", "2/2")
+        assert done.returncode == ExitCode.VIEWS_MISSING, done.stderr
+        done = galmerhpc("scrape", str(path), "--slice", "1/2")
+    assert done.returncode == ExitCode.COMPLETE, done.stderr
+    assert "slice 1/2 is done, others have 2 views that failed" in done.stderr
+
+
 def test_slices_leave_views_out_together(tmp_path: Path) -> None:
     with serve(Fickle()) as service:
         path = write_config(tmp_path, service.url)
@@ -503,7 +559,7 @@ def test_a_slice_without_a_connection_is_refused(tmp_path: Path) -> None:
     path = write_config(tmp_path, "http://127.0.0.1:9")
     done = galmerhpc("scrape", str(path), "--slice", "7/7")
     assert done.returncode == ExitCode.WRONG_INPUT
-    assert "scrape.connections, 6, must reach for every slice" in one_line(done.stderr)
+    assert "scrape.connections, 6, must be enough for every slice" in one_line(done.stderr)
     for wrong in ("0/2", "3/2", "1", "a/b"):
         done = galmerhpc("scrape", str(path), "--slice", wrong)
         assert done.returncode == ExitCode.WRONG_INPUT

@@ -100,7 +100,10 @@ def test_a_damaged_copy_is_not_used_and_its_source_not_blamed(
     monkeypatch.setattr(shutil, "copyfile", damage)
     reader = SplitReader(Dataset.open(source), "train", data(local_storage))
     np.testing.assert_array_equal(images_of(reader), expected)
-    assert f"no copy of the shards in {local_storage}: the copy of shard-00001.h5" in caplog.text
+    assert (
+        f"no copy of the shards in {local_storage}: the SHA-256 of the copy of shard-00001.h5"
+        in caplog.text
+    )
     assert copies(local_storage) == []
 
 

@@ -12,7 +12,8 @@ import yaml
 
 from galmerhpc import files
 from galmerhpc.config import Config, digest, dump, load
-from galmerhpc.dataset import shards
+from galmerhpc.dataset import hdf5, shards
+from galmerhpc.dataset.records import StageRecord
 from galmerhpc.dataset.split import SPLITS
 from galmerhpc.parameters import NAMES
 
@@ -84,8 +85,8 @@ def write_shards(config: Config) -> None:
     ]
     columns = {
         "labels": labels,
-        "view": shards.text_column(views, 100),
-        "group": shards.text_column([f"simulation={s}" for s in simulation], 20),
+        "view": hdf5.text_column(views, 100),
+        "group": hdf5.text_column([f"simulation={s}" for s in simulation], 20),
         "split": split.astype(np.uint8),
         "copy": np.zeros(len(labels), np.int32),
         "simulation": simulation,
@@ -93,7 +94,7 @@ def write_shards(config: Config) -> None:
         "time_myr": np.full(len(labels), 100.0),
     }
     folder, inputs = config.run_dir / "shards", config.inputs("preprocess")
-    record = files.StageRecord(folder, inputs)
+    record = StageRecord(folder, inputs)
     record.begin()
     names, half = [], len(labels) // 2
     for number, rows in enumerate((slice(0, half), slice(half, None))):

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from galmerhpc.config import Catalogue, load
 from galmerhpc.errors import InputError
-from galmerhpc.simulate.agreement import require_snapshots
+from galmerhpc.simulate.agreement import require
 from galmerhpc.simulate.encounters import tasks
 from galmerhpc.simulate.galaxies import Component
 from galmerhpc.simulate.library import (
@@ -222,15 +222,17 @@ def test_shipped_means_the_packages_file_and_anything_else_a_path():
         ({"pericentre_kpc": 16}, "orbit.pericentre_kpc 8.0, the catalogue says 16"),
     ],
 )
-def test_labels_are_those_of_the_library(labels: dict[str, float], fault: str | None) -> None:
+def test_labels_are_those_of_the_library(
+    tmp_path: Path, labels: dict[str, float], fault: str | None
+) -> None:
     run = {"spin": "retrograde", "inclination_deg": 90, "labels": labels}
     run["snapshots"] = [{"id": 27436, "time_myr": 100}]
     catalogue = Catalogue.model_validate({"runs": [run]})
     if fault is None:
-        require_snapshots("shipped", catalogue)
+        require(tmp_path, "shipped", catalogue)
     else:
         with pytest.raises(InputError, match=f"snapshot 27436 with {fault}"):
-            require_snapshots("shipped", catalogue)
+            require(tmp_path, "shipped", catalogue)
 
 
 # --- the shipped library --------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import yaml
 
 from galmerhpc.cluster.stages import STAGES
 from galmerhpc.config import load
+from galmerhpc.dataset.records import StageRecord
 from galmerhpc.errors import ExitCode
-from galmerhpc.files import StageRecord
 from galmerhpc.simulate.library import library_path
 from tests.conftest import write_run
 from tests.slurm.cluster import GPU_TYPE, GPUS, Cluster, wait_until

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from galmerhpc import files
-from galmerhpc.files import StageRecord
+from galmerhpc.dataset.records import StageRecord
 from galmerhpc.studies import table
 from results.lines import Bar, Line, study_found
 from results.make import json_path, make, write_page
