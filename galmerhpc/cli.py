@@ -814,9 +814,9 @@ def check(given: argparse.Namespace) -> None:
             for old, new in set_aside(config, report.faults).items():
                 print(f"set aside: {old} is now {new.name}")
             if report.faults:
-                print("run the stages again: they make just these files anew")
+                print("run the stages again: they make only these files again")
         elif report.faults:
-            print(f"galmerhpc check {folder} --repair sets aside what can be made anew")
+            print(f"galmerhpc check {folder} --repair sets aside what can be made again")
         print(f"{report.verified} files verified, {len(report.faults)} faults", flush=True)
     if report.faults:
         sys.exit(ExitCode.FAILED)

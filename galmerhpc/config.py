@@ -38,10 +38,18 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 # No sensible value lies outside these bounds, and arithmetic within them cannot overflow.
 Positive = Annotated[float, Field(ge=1e-9, le=1e9)]
 Real = Annotated[float, Field(ge=-1e9, le=1e9)]
-# Strict: true would count as 1.
-Count = Annotated[int, Field(strict=True, ge=1, le=10**9)]
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
-Number = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+
+
+def _refuse_bool(value: object) -> object:
+    if isinstance(value, bool):  # for Python, true is 1
+        raise ValueError("should be an integer")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_refuse_bool)]
+Count = Annotated[Integer, Field(ge=1, le=10**9)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
+Number = Annotated[Integer, Field(ge=0, lt=2**31)]
 """Number of a snapshot or realisation, as in the preview protocol and the shards."""
 
 
