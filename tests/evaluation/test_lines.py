@@ -21,7 +21,7 @@ def runs(evaluated: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for run in ("random_split", "never_seen", "never_seen_sky"):
         (folder / run).mkdir()
-        for name in ("", "-on-out_of_family-all"):
+        for name in ("", "-on-out_of_family-all", "-on-never_seen_sky-test"):
             (folder / run / f"evaluation{name}").symlink_to(evaluated.run_dir / "evaluation")
         shutil.copy(evaluated.run_dir / "metrics.csv", folder / run)
     metrics = files.read_json(evaluated.run_dir / "evaluation/metrics.json")
@@ -53,6 +53,8 @@ def test_figures_are_those_of_the_evaluation(runs: Path, tmp_path: Path) -> None
     ]  # fmt: skip
     assert second["bars"][-1]["value"] == len(better)
     assert second["bars"][-1]["limit"] == len(metrics["run"]["parameters"])
+    *_, centred = (t for name, t in second["tables"].items() if "centre" in name)
+    assert centred[0]["MAE azimuth"] == sky["network"]["parameters"]["azimuth"]["mae"]
     realisations = second["tables"]["clean images, MAE by realisation"]
     assert [row["realisation"] for row in realisations] == metrics["sample"]["simulations"]
 
