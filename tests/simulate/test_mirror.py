@@ -231,7 +231,7 @@ def test_other_paths_are_not_found(path: str, connection: http.client.HTTPConnec
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("snap_id=27436", "snap_id=1", "no snapshot 1 (there are 27435-27437)"),
+        ("snap_id=27436", "snap_id=1", "no snapshot 1 (available: 27435-27437)"),
         ("halo=0", "halo=1", "halo=1 is not served"),
         ("quantity=0", "quantity=3", "quantity=3 is not served"),
         ("nbins=48", "nbins=999999", "'nbins' is 999999"),

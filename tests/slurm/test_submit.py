@@ -160,7 +160,7 @@ def module_of(checkout: Checkout) -> None:
             ("scrape.connections=2",),
             "scrape.connections 2 is less than one for each of 3 array tasks",
         ),
-        ({"SCRAPE_TASKS": 9999}, ("scrape.connections=9999",), "Invalid job array specification"),
+        ({"SCRAPE_TASKS": 1024}, ("scrape.connections=1024",), "Invalid job array specification"),
         ({"CONTINUATION": "hope"}, (), "CONTINUATION must be requeue or array"),
         ({"CPUS_PER_TASK": 99}, (), "Requested node configuration is not available"),
         ({}, ("--nodes", "9"), "Requested node configuration is not available"),
