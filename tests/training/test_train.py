@@ -493,7 +493,7 @@ def test_the_paper_s_classification_runs_from_scrape_to_report(tmp_path: Path) -
         classes = metrics["scores"][predictor]["classes"]
         assert classes["trivial_binary_accuracy"] == pytest.approx(56 / 60)
         assert classes["accuracy"].keys() == metrics["scores"][predictor]["parameters"].keys()
-    assert "always no is 93.33 %" in done.stdout
+    assert "always no gives 93.33 %" in done.stdout
     report = (tmp_path / "run/evaluation/report.html").read_text()
     assert "93.63 %" in report
     assert "a network that always says no has 93.33 %" in report
