@@ -496,7 +496,7 @@ def test_the_paper_s_classification_runs_from_scrape_to_report(tmp_path: Path) -
     assert "always no gives 93.33 %" in done.stdout
     report = (tmp_path / "run/evaluation/report.html").read_text()
     assert "93.63 %" in report
-    assert "a network that always says no has 93.33 %" in report
+    assert "network that always says no reaches 93.33 %" in report
 
 
 def test_every_option_of_the_regression_trains_together_until_patience_ends(
