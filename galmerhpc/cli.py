@@ -587,7 +587,7 @@ def scrape(given: argparse.Namespace) -> None:
     config, part = read_config(given), Slice.parse(given.slice)
     catalogue, raw = require_catalogue(config), config.run_dir / "raw"
     if catalogue.images:
-        raise InputError("catalogue.images: pictures of a folder; run galmerhpc images import")
+        raise InputError("catalogue.images: images from a folder; run galmerhpc images import")
     done = parallel.from_rank_0(lambda: scrape.is_done(config, given.retry_failed))
     draws = config.scrape.source == "mirror" and parallel.rank() == 0
     if draws:
@@ -620,7 +620,7 @@ def scrape(given: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def preview_service(config: Config) -> Iterator[str]:
-    """Give the address to fetch previews from; ``mirror`` starts one process a node for it."""
+    """Give the address to fetch previews from; ``mirror`` starts one process per node."""
     if config.scrape.source != "mirror":
         yield config.scrape.source
         return

@@ -129,7 +129,7 @@ def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
     """Read the newest intact checkpoint.
 
     Damaged ones after it are logged and renamed to ``*.bad``: they would count as progress, and
-    push out what is saved next.
+    push out what is saved next. Those that only cannot be read now keep their names.
 
     Returns
     -------
@@ -139,12 +139,17 @@ def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
     Raises
     ------
     InputError
-        There are checkpoints, but all of them are damaged; they keep their names.
+        There are checkpoints, but none is intact and readable; they keep their names.
     """
     found, damaged = listed(folder), []
+    refused: files.UnreadableError | None = None
     for path in reversed(found):
         try:
             latest = load(path)
+        except files.UnreadableError as error:
+            log.warning("%s; the checkpoint before it is used", error)
+            refused = error
+            continue
         except InputError as error:
             log.warning("%s; the checkpoint before it is used", error)
             damaged.append(path)
@@ -152,6 +157,8 @@ def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
         for bad in damaged:
             files.set_aside(bad)
         return latest
+    if refused:
+        raise refused
     if found:
         raise InputError(
             f"{folder}: every checkpoint is damaged; remove the folder to train from scratch"
@@ -181,7 +188,7 @@ def verify(path: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        It is damaged.
+        It is damaged, or cannot be read (`files.UnreadableError`).
     """
     try:
         meta = files.read_json(path / _MANIFEST)
@@ -190,8 +197,12 @@ def verify(path: Path) -> dict[str, Any]:
         if files.sha256(path / _STATE) != meta["sha256"]:
             raise ValueError(f"the SHA-256 of {_STATE} is not the one in {_MANIFEST}")
         return meta
-    except (InputError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: damaged ({error})") from None
+    except files.UnreadableError:
+        raise
+    except (InputError, FileNotFoundError, LookupError, TypeError, ValueError, AttributeError) as e:
+        raise InputError(f"{path}: damaged ({e})") from None
+    except OSError as error:
+        raise files.unreadable(path / _STATE, error) from None
 
 
 def listed(folder: Path) -> list[Path]:

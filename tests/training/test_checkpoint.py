@@ -138,6 +138,21 @@ def test_a_manifest_that_says_another_position_is_damaged(
     assert "the SHA-256 of manifest.json" in caplog.text
 
 
+def test_a_checkpoint_that_cannot_be_read_now_keeps_its_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(tmp_path, range(1, 3), keep=2)
+    state = tmp_path / "step-00000002/state.npz"
+    state.unlink()
+    state.symlink_to(state)  # the system refuses it, also to root
+    assert checkpoint.load_latest(tmp_path)[1]["step"] == 1  # type: ignore[index]
+    assert f"{state}: cannot be read" in caplog.text
+    assert state.parent.exists()
+    (tmp_path / "step-00000001/state.npz").unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        checkpoint.load_latest(tmp_path)
+
+
 def test_a_damaged_checkpoint_pushes_no_later_one_out(tmp_path: Path) -> None:
     fill(tmp_path, range(2, 5, 2), keep=2)
     (tmp_path / "step-00000004/state.npz").write_bytes(b"damaged")
