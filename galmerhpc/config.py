@@ -504,7 +504,7 @@ class Scrape(Section):
     rate_per_s: Positive | None = None
     """Limit on requests started per second, over all ranks and slices; null for no limit. Default:
     2 for an address; no limit for the mirror, which is our own process."""
-    connections: Annotated[int, Field(strict=True, ge=1, le=1024)] = 8
+    connections: Annotated[Integer, Field(ge=1, le=1024)] = 8
     """Concurrent requests, over all ranks and slices."""
     timeout_s: Positive = 60.0
     """Seconds that a whole answer may take before it is requested again; also the longest pause."""

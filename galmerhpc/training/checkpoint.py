@@ -146,13 +146,12 @@ def load_latest(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
     for path in reversed(found):
         try:
             latest = load(path)
-        except files.UnreadableError as error:
-            log.warning("%s; the checkpoint before it is used", error)
-            refused = error
-            continue
         except InputError as error:
             log.warning("%s; the checkpoint before it is used", error)
-            damaged.append(path)
+            if isinstance(error, files.UnreadableError):
+                refused = error
+            else:
+                damaged.append(path)
             continue
         for bad in damaged:
             files.set_aside(bad)
