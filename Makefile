@@ -37,8 +37,9 @@ model: $(VENV)/.horovod  ## the model of the README's predict example, for photo
 	$(BIN)/mpirun -np 2 --oversubscribe --bind-to none $(BIN)/galmerhpc run configs/real_sky.yaml \
 		run_dir=runs/model training.epochs=4 training.freeze_batchnorm_epochs=1
 
+# Two processes, since many tests wait for processes that they start; a file's tests share what they made.
 test: $(VENV)/.horovod $(VENV)/.dev  ## all tests but the long ones, with coverage; with SLURM if it is installed
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest --cov -n 2 --dist loadfile
 
 lint: $(VENV)/.dev  ## style, types, shell scripts
 	$(BIN)/ruff check .
