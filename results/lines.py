@@ -419,9 +419,9 @@ SKY_LIKE = (
 )
 REAL_SKY = (
     "configs/real_sky.yaml catalogue.views.theta_deg.step=7.5 catalogue.views.phi_deg.step=7.5 "
-    "training.epochs=9 training.freeze_batchnorm_epochs=1"
+    "training.epochs=6 training.freeze_batchnorm_epochs=1"
 )
-"""Nine epochs of 6,000 images, the shipped library's first realisation in steps of 7.5 degrees."""
+"""Six epochs of 6,000 images, the shipped library's first realisation in steps of 7.5 degrees."""
 
 WITH_SKY = f"{REAL_SKY} run_dir=runs/real_sky_short"
 WITHOUT_SKY = f"{REAL_SKY} 'training.augment={{blur_px: 1.1, noise: 4}}' run_dir=runs/real_clean"
