@@ -14,12 +14,15 @@ from results.make import json_path, make, write_json, write_page
 READ = [line for line in LINES if line.number in (1, 2, 4, 7, 8)]
 """Lines that need one or two evaluations."""
 
+PAIRS = ("real_clean", "real_sky_short")
+"""The runs of line 6."""
+
 
 @pytest.fixture(scope="module")
 def runs(evaluated: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of runs: one evaluation under all names that these lines read."""
     folder = tmp_path_factory.mktemp("runs")
-    for run in ("random_split", "never_seen", "never_seen_sky"):
+    for run in ("random_split", "never_seen", "never_seen_sky", *PAIRS):
         (folder / run).mkdir()
         for name in ("", "-on-out_of_family-all", "-on-never_seen_sky-test"):
             (folder / run / f"evaluation{name}").symlink_to(evaluated.run_dir / "evaluation")
@@ -76,6 +79,23 @@ def test_figures_are_those_of_the_evaluation(runs: Path, tmp_path: Path) -> None
     assert page.count("Not run.") == len(LINES) - len(READ)
     assert page.count("Machine: ") == len(READ)
     assert "| the paper | " in page
+
+
+def test_beside_real_pairs_stands_what_the_networks_know_of_simulated_ones(runs: Path) -> None:
+    (line,) = (line for line in LINES if line.number == 6)
+    table = [{"": "network", "MAE": 21.5}]
+    for run, left_out in zip(PAIRS, ([], ["Arp 244"]), strict=True):
+        (runs / run / "real_pairs").mkdir()
+        result = {"pairs": [{}] * 5, "table": table, "left_out": left_out}
+        files.write_json(runs / run / "real_pairs/pairs.json", result)
+    found = line.read(runs)
+    assert list(found.tables.values()) == [table, table]
+    metrics = files.read_json(runs / "real_clean/evaluation/metrics.json")
+    for scores in (metrics["scores"], metrics["sky"]["scores"]):
+        error = scores["network"]["parameters"]["inclination"]["mae"]
+        assert f"of {error:.1f}" in found.remarks[0]
+    assert "Left out with it: Arp 244." in found.remarks
+    assert any("exceeds 0.98" in remark for remark in found.remarks)  # 1.96 / sqrt(5 - 1)
 
 
 def test_a_resumed_training_is_mentioned(runs: Path, tmp_path: Path) -> None:
