@@ -93,7 +93,7 @@ def test_beside_real_pairs_stands_what_the_networks_know_of_simulated_ones(runs:
     metrics = files.read_json(runs / "real_clean/evaluation/metrics.json")
     for scores in (metrics["scores"], metrics["sky"]["scores"]):
         error = scores["network"]["parameters"]["inclination"]["mae"]
-        assert f"of {error:.1f}" in found.remarks[0]
+        assert f" {error:.1f} degrees on " in found.remarks[0]
     assert "Left out with it: Arp 244." in found.remarks
     assert any("exceeds 0.98" in remark for remark in found.remarks)  # 1.96 / sqrt(5 - 1)
 
