@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -30,6 +31,8 @@ from galmerhpc.errors import ExitCode, GalmerhpcError, InputError, InterruptedRu
 from galmerhpc.studies.index import STUDIES
 
 log = logging.getLogger("galmerhpc")
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 MOST_SPLIT_VIEWS = 10_000_000
 """Most views for which `catalogue show` counts the splits: seconds of work."""
@@ -155,14 +158,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PermissionError as error:  # it names the file
         parallel.fail(f"galmerhpc: {error}", ExitCode.WRONG_INPUT)
     except BrokenPipeError:
-        # As in the documentation of the module signal: leave nothing to write at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         parallel.fail("galmerhpc: standard output was closed", ExitCode.FAILED)
     except KeyboardInterrupt:
         parallel.fail("galmerhpc: interrupted", ExitCode.FAILED)
-    except Exception:  # noqa: BLE001 - a bug: print everything, and leave no rank waiting
-        parallel.fail(traceback.format_exc(), ExitCode.FAILED)
+    except Exception as error:  # noqa: BLE001 - leave no rank waiting
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            _drop_output()
+            parallel.fail(f"galmerhpc: cannot write: {error}", ExitCode.FAILED)
+        parallel.fail(traceback.format_exc(), ExitCode.FAILED)  # a bug
     return ExitCode.COMPLETE
+
+
+def _drop_output() -> None:
+    """Leave nothing to write at exit, as in the documentation of the module signal."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -225,3 +225,20 @@ def circular_error(
     """
     difference = np.abs(np.asarray(predicted, float) - np.asarray(true, float)) % period
     return np.minimum(difference, period - difference)
+
+
+def goes_round(angles: NDArray[np.float64]) -> bool:
+    """Return whether angles cover the full circle: the gap across +-180 is not the widest.
+
+    Parameters
+    ----------
+    angles : ndarray, shape (N,)
+        Degrees.
+
+    Examples
+    --------
+    >>> goes_round(np.arange(-180, 180, 10.0)), goes_round(np.arange(0, 181, 10.0))
+    (True, False)
+    """
+    values = np.unique(angles)
+    return bool(len(values) > 1 and values[0] + 360.0 - values[-1] <= np.diff(values).max())

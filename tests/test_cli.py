@@ -154,6 +154,13 @@ def test_output_that_is_not_read_to_its_end_is_one_line() -> None:
     assert done.stderr.splitlines() == ["galmerhpc: standard output was closed", "1"]
 
 
+def test_output_onto_a_full_disk_is_one_line() -> None:
+    done = run("sh", "-c", f"{sys.executable} -m galmerhpc.cli catalogue show {DEMO} > /dev/full")
+    assert done.returncode == 1
+    assert "cannot write: [Errno 28] No space left on device" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_port_in_use_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -16,6 +16,7 @@ from galmerhpc.parameters import (
     class_groups,
     decode_classes,
     encode_classes,
+    goes_round,
     named,
     relative_inclination,
 )
@@ -138,3 +139,9 @@ def test_another_label_is_a_plain_number() -> None:
     ratio = named("mass_ratio")
     assert (ratio.name, ratio.unit, ratio.values) == ("mass_ratio", "", ())
     assert named("azimuth") is PARAMETERS["azimuth"]
+
+
+def test_what_goes_round() -> None:
+    assert goes_round(np.array([-180.0, -90, 0, 90]))
+    assert not goes_round(np.arange(0.0, 181))
+    assert not goes_round(np.array([30.0, 30.0]))

@@ -26,7 +26,16 @@ from galmerhpc.dataset.pictures import is_blank
 from galmerhpc.errors import GalmerhpcError, InputError, brief
 from galmerhpc.evaluation import photographs
 from galmerhpc.evaluation.pair_image import kpc_per_arcsec
-from galmerhpc.evaluation.pairs import FAINTEST_MAGNITUDE, Disc, Pair, read_pairs, write_pairs
+from galmerhpc.evaluation.pairs import (
+    EDGE_ON,
+    FAINTEST_MAGNITUDE,
+    FARTHEST_REDSHIFT,
+    WIDEST_ANGLE,
+    Disc,
+    Pair,
+    read_pairs,
+    write_pairs,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +46,9 @@ HYPERLEDA = "http://atlas.obs-hp.fr/hyperleda/fG.cgi"
 
 RADIUS_ARCSEC = 6.0
 """Largest distance of an archive's object from the requested position."""
+
+OWN_SHARE = 0.4
+"""The same in separations of the pair: less than half, so that no object is taken for both."""
 
 CUTOUT_PX = 512
 CUTOUT_SEPARATIONS = 8.0
@@ -77,7 +89,9 @@ class Archives:
     skyserver: str = SKYSERVER
     hyperleda: str = HYPERLEDA
 
-    def photometry(self, ra_deg: float, dec_deg: float) -> tuple[float | None, float | None]:
+    def photometry(
+        self, ra_deg: float, dec_deg: float, radius_arcsec: float = RADIUS_ARCSEC
+    ) -> tuple[float | None, float | None]:
         """Return r magnitude and redshift of the galaxy at a position, each None if unknown.
 
         Raises
@@ -85,7 +99,7 @@ class Archives:
         GalmerhpcError
             SkyServer cannot be reached or gives an unexpected answer.
         """
-        query = _NEAREST_GALAXY.format(ra=ra_deg, dec=dec_deg, radius=RADIUS_ARCSEC / 60)
+        query = _NEAREST_GALAXY.format(ra=ra_deg, dec=dec_deg, radius=radius_arcsec / 60)
         address = f"{self.skyserver}/SearchTools/SqlSearch"
         text = _get(address, cmd=" ".join(query.split()), format="csv").decode("utf-8", "replace")
         lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
@@ -98,9 +112,9 @@ class Archives:
             return None, None
         magnitude, redshift = map(_number, rows[0])
         return (
-            magnitude if magnitude is not None and abs(magnitude) <= FAINTEST_MAGNITUDE else None,
+            _within(magnitude, -FAINTEST_MAGNITUDE, FAINTEST_MAGNITUDE),
             # A negative redshift is of a galaxy too near for it to measure the distance.
-            redshift if redshift is not None and redshift > 0 else None,
+            _within(redshift, 0, FARTHEST_REDSHIFT) or None,
         )
 
     def cutout(self, ra_deg: float, dec_deg: float, scale_arcsec: float) -> bytes | None:
@@ -127,7 +141,9 @@ class Archives:
             ) from None
         return None if is_blank(picture) else body
 
-    def orientation(self, ra_deg: float, dec_deg: float) -> tuple[float | None, float | None]:
+    def orientation(
+        self, ra_deg: float, dec_deg: float, radius_arcsec: float = RADIUS_ARCSEC
+    ) -> tuple[float | None, float | None]:
         """Return position angle and inclination of the galaxy at a position, degrees or None.
 
         Raises
@@ -135,7 +151,7 @@ class Archives:
         GalmerhpcError
             HyperLEDA cannot be reached or gives an unexpected answer.
         """
-        reach = RADIUS_ARCSEC / 3600
+        reach = radius_arcsec / 3600
         reach_ra = reach / max(math.cos(math.radians(dec_deg)), 1e-3)
         where = (
             f"al2000 between {(ra_deg - reach_ra) / 15:.7f} and {(ra_deg + reach_ra) / 15:.7f} and "
@@ -158,10 +174,13 @@ class Archives:
             if hours is not None and declination is not None:
                 apart = separation_arcsec((ra_deg, dec_deg), (15 * hours, declination))
                 places[apart] = cells
-        if not places or min(places) > RADIUS_ARCSEC:
+        if not places or min(places) > radius_arcsec:
             return None, None
         nearest = places[min(places)]
-        return nearest.get("pa"), nearest.get("incl")
+        return (
+            _within(nearest.get("pa"), -WIDEST_ANGLE, WIDEST_ANGLE),
+            _within(nearest.get("incl"), 0, EDGE_ON),
+        )
 
 
 def fetch(pairs: Sequence[Pair], images: Path, archives: Archives) -> list[Pair]:
@@ -232,13 +251,14 @@ def _fetched(pair: Pair, images: Path, archives: Archives) -> Pair:
     first, second = (disc.sky for disc in pair.discs)
     if first is None or second is None:
         return pair
+    radius = min(RADIUS_ARCSEC, OWN_SHARE * separation_arcsec(first, second))
     discs = tuple(
-        _oriented(disc, place, archives)
+        _oriented(disc, place, radius, archives)
         for disc, place in zip(pair.discs, (first, second), strict=True)
     )
     redshift = pair.redshift
     if redshift is None or any(disc.magnitude is None for disc in discs):
-        known = [archives.photometry(*place) for place in (first, second)]
+        known = [archives.photometry(*place, radius) for place in (first, second)]
         discs = tuple(
             replace(disc, magnitude=magnitude if disc.magnitude is None else disc.magnitude)
             for disc, (magnitude, _) in zip(discs, known, strict=True)
@@ -248,10 +268,12 @@ def _fetched(pair: Pair, images: Path, archives: Archives) -> Pair:
     return _with_cutout(pair, first, second, images, archives)
 
 
-def _oriented(disc: Disc, place: tuple[float, float], archives: Archives) -> Disc:
+def _oriented(
+    disc: Disc, place: tuple[float, float], radius_arcsec: float, archives: Archives
+) -> Disc:
     if disc.pa_deg is not None and disc.inclination_deg is not None:
         return disc
-    pa, inclination = archives.orientation(*place)
+    pa, inclination = archives.orientation(*place, radius_arcsec)
     return replace(
         disc,
         pa_deg=pa if disc.pa_deg is None else disc.pa_deg,
@@ -377,6 +399,11 @@ def _number(cell: str) -> float | None:
     except ValueError:
         return None
     return value if math.isfinite(value) else None
+
+
+def _within(value: float | None, low: float, high: float) -> float | None:
+    """Return a value; None where it is what catalogues write for unknown: 99.99, 999, -9999."""
+    return value if value is not None and low <= value <= high else None
 
 
 def _quote(text: str) -> str:

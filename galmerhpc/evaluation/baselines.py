@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from galmerhpc.config import Lookup
-from galmerhpc.parameters import AZIMUTH
+from galmerhpc.parameters import AZIMUTH, goes_round
 
 _SAME_IMAGE = 1e-6
 """Grey levels: thumbnails closer than this are of the same image and differ only by rounding."""
@@ -112,20 +112,3 @@ class LookUp:
             direction = np.exp(1j * np.radians(neighbours[:, :, k]))
             predicted[:, k] = np.degrees(np.angle((weights * direction).sum(axis=1)))
         return predicted
-
-
-def goes_round(angles: NDArray[np.float64]) -> bool:
-    """Return whether angles cover the full circle: the gap across +-180 is not the widest.
-
-    Parameters
-    ----------
-    angles : ndarray, shape (N,)
-        Degrees.
-
-    Examples
-    --------
-    >>> goes_round(np.arange(-180, 180, 10.0)), goes_round(np.arange(0, 181, 10.0))
-    (True, False)
-    """
-    values = np.unique(angles)
-    return bool(len(values) > 1 and values[0] + 360.0 - values[-1] <= np.diff(values).max())

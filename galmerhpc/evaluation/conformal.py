@@ -2,9 +2,9 @@
 
 Split-conformal prediction: the errors of held-out images are divided by the usual error at their
 predicted viewing angle; with a quantile of these ratios, predicted value +- quantile x usual error
-is the interval of a new image. Errors of views of one encounter are correlated, so groups of images
-(realisation x configuration) are exchangeable, not images: every group has the same weight,
-whatever its size. This is the pooling of group distributions of Dunn, Wasserman & Ramdas 2022
+is the interval of a new image. Predictions and bounds outside the parameter's range are moved to
+its nearer end. Errors of views of one encounter are correlated, so groups of images (realisation x
+configuration) are exchangeable, not images: every group has the same weight, whatever its size. This is the pooling of group distributions of Dunn, Wasserman & Ramdas 2022
 (Journal of the American Statistical Association 118, 2491), with the finite-sample correction
 explained in `_quantiles`. It applies to an image of a new group; with K groups of fully correlated
 images, no interval can guarantee more than K / (K + 1). `halved_coverage` measures the coverage.
@@ -20,7 +20,7 @@ images, no interval can guarantee more than K / (K + 1). `halved_coverage` measu
          "intervals": {                           all parameters but the spin
            "azimuth": {
              "circular": true,                    an arc: bounds wrap, low and high are not used
-             "low": 0.0, "high": 180.0,           range of the parameter, to which bounds are cut
+             "low": 0.0, "high": 180.0,           range of the parameter (null: unlimited)
              "theta_deg": [7.5, 22.5, ...],       predicted viewing angles, and ...
              "usual_error": [9.1, 7.3, ...],      ... the usual error there; linear in between
              "quantiles": [1.1, 2.4]}},           per level, half width in units of usual error
@@ -32,7 +32,7 @@ where x is `models.targets.retrograde_score`. ``spin`` is null if spin is not es
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +63,10 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Interval:
-    """How wide one parameter's intervals are; the attributes are those of intervals.json."""
+    """How wide one parameter's intervals are; the attributes are those of intervals.json.
+
+    An unlimited range has infinite ends.
+    """
 
     circular: bool
     low: float
@@ -71,6 +74,10 @@ class Interval:
     theta_deg: tuple[float, ...]
     usual_error: tuple[float, ...]
     quantiles: tuple[float, ...]
+
+    def within(self, predicted: Floats) -> Floats:
+        """Return predictions, (N,), with those outside the range moved to its nearer end."""
+        return predicted if self.circular else np.clip(predicted, self.low, self.high)
 
     def usual(self, theta: Floats) -> Floats:
         """Return the usual error at predicted viewing angles, both of shape (N,)."""
@@ -86,8 +93,8 @@ class Interval:
         An arc's bounds are in -180..180; if the upper one is the smaller, the arc wraps around at
         +-180. A full circle is -180..180.
         """
-        half = self.half_widths(theta)
-        bounds = np.stack([predicted[:, None] - half, predicted[:, None] + half], axis=-1)
+        half, middle = self.half_widths(theta), self.within(predicted)[:, None]
+        bounds = np.stack([middle - half, middle + half], axis=-1)
         if not self.circular:
             return np.clip(bounds, self.low, self.high)
         wrapped = (bounds + 180.0) % 360.0 - 180.0
@@ -164,13 +171,17 @@ class Calibration:
         held = {}
         for k, name in enumerate(names):
             if interval := self.intervals.get(name):
-                ratio = _errors(name, true[:, k], predicted[:, k]) / interval.usual(theta)
+                errors = _errors(name, true[:, k], interval.within(predicted[:, k]))
+                ratio = errors / interval.usual(theta)
                 held[name] = ratio[:, None] <= np.array(interval.quantiles)
         return held
 
     def to_json(self) -> dict[str, Any]:
         """Return it in the form of intervals.json."""
-        return asdict(self)
+        values = asdict(self)
+        for part in values["intervals"].values():
+            part |= {end: part[end] if np.isfinite(part[end]) else None for end in ("low", "high")}
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Calibration":
@@ -183,11 +194,15 @@ class Calibration:
         """
         intervals = {
             name: Interval(
-                part["circular"], part["low"], part["high"], tuple(part["theta_deg"]),
-                tuple(part["usual_error"]), tuple(part["quantiles"]),
+                part["circular"],
+                -np.inf if part["low"] is None else part["low"],
+                np.inf if part["high"] is None else part["high"],
+                tuple(part["theta_deg"]),
+                tuple(part["usual_error"]),
+                tuple(part["quantiles"]),
             )
             for name, part in values["intervals"].items()
-        }  # fmt: skip
+        }
         spin = SpinProbability(**values["spin"]) if values["spin"] else None
         return cls(values["groups"], values["images"], tuple(values["levels"]), intervals, spin)
 
@@ -283,20 +298,18 @@ def calibrate(labels: Labels, levels: Sequence[float]) -> Calibration:
     for k, name in enumerate(names):
         if name == SPIN.name:
             continue
-        errors = _errors(name, true[:, k], predicted[:, k])
+        # A held-out grid seldom reaches the ends of a range, and a catalogue may exceed it.
+        low = min(named(name).low, float(true[:, k].min()))
+        high = max(named(name).high, float(true[:, k].max()))
+        interval = Interval(name == AZIMUTH.name, low, high, (), (), ())
+        errors = _errors(name, true[:, k], interval.within(predicted[:, k]))
         nodes, usual = _usual_error(errors, theta, weights)
         ratio = errors / np.interp(theta, nodes, usual)
-        # A held-out grid seldom reaches the ends of a range: use the known range, if there is one.
-        parameter = named(name)
-        known = [limit for limit in (parameter.low, parameter.high) if np.isfinite(limit)]
-        limits = [*true[:, k].tolist(), *known]
-        intervals[name] = Interval(
-            name == AZIMUTH.name,
-            min(limits),
-            max(limits),
-            tuple(nodes.tolist()),
-            tuple(usual.tolist()),
-            tuple(_quantiles(ratio, groups, levels)),
+        intervals[name] = replace(
+            interval,
+            theta_deg=tuple(nodes.tolist()),
+            usual_error=tuple(usual.tolist()),
+            quantiles=tuple(_quantiles(ratio, groups, levels)),
         )
     spin = None
     if score is not None:

@@ -41,7 +41,7 @@ from galmerhpc.evaluation.summary import PREDICTORS, conditions, describe_sample
 from galmerhpc.metrics import to_json
 from galmerhpc.models.build import load
 from galmerhpc.models.targets import prediction_width, retrograde_score
-from galmerhpc.parameters import class_groups, encode_classes
+from galmerhpc.parameters import class_groups, named
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,8 @@ def record_of(config: Config, split: str | None = None, other: Config | None = N
 def evaluate(config: Config, split: str | None = None, other: Config | None = None) -> None:
     """Evaluate ``model.keras``; called by rank 0.
 
-    Writes the folder `folder_of`, or returns at once if this very model has been evaluated so.
+    Writes the folder `folder_of`, or returns at once if this very model has been evaluated so on
+    these very images.
 
     Parameters
     ----------
@@ -113,14 +114,15 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
     if not model_path.is_file():
         raise InputError(f"{model_path}: no such file; run galmerhpc train first")
     model_sha256 = files.sha256(model_path)
-    if intact(record, folder):
-        evaluated = files.read_json(folder / "metrics.json")["repeat"]["model"]
-        if evaluated == model_sha256:
-            log.info("evaluate: complete, nothing to do")
-            return
     # These refuse shards and weights made with another configuration.
     dataset = open_dataset(config)
+    evaluated = open_dataset(other) if other else dataset
     stage_record(config, "train")
+    if intact(record, folder):
+        repeat = files.read_json(folder / "metrics.json")["repeat"]
+        if (repeat["model"], repeat["dataset"]) == (model_sha256, evaluated.fingerprint):
+            log.info("evaluate: complete, nothing to do")
+            return
     history = read_history(config.run_dir / "metrics.csv", config.parameters)
     devices.take_gpu(local_rank=0)  # rank 0 is the first of its node
     network = load(model_path, dataset.image_shape, prediction_width(config))
@@ -128,9 +130,7 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
     if not len(training):
         raise InputError("the data set has no training images: change the fractions of the split")
     trained = read_views(config, dataset, training)
-    sample = read_sample(
-        other or config, open_dataset(other) if other else dataset, config.parameters, split
-    )
+    sample = read_sample(other or config, evaluated, config.parameters, split)
     refuse_unfit_images(config, dataset, sample)
 
     ranges = {CLEAN: None, **({SKY: config.evaluation.sky} if config.evaluation.sky else {})}
@@ -144,7 +144,7 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
         found[condition], calibrations[condition] = assess(
             config, sample, trained, predicted, ranges[condition]
         )
-    own = None if other else calibrations
+    own = calibrations if evaluated.fingerprint == dataset.fingerprint else None
     carried = transferred_coverage(config, sample, predictions, ranges, own, model_sha256)
     for condition, part in found.items():
         if part["uncertainty"]:
@@ -152,8 +152,8 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
     metrics = to_json(
         {
             "format": FORMAT,
-            "run": facts.run(config, dataset, sample.split),
-            "data": facts.data(other, sample) if other else None,
+            "run": facts.run(config, dataset, trained, sample.split),
+            "data": facts.data(other, evaluated, dataset) if other else None,
             "sample": facts.views(sample, trained),
             "training": facts.training(config, history),
             **found[CLEAN],
@@ -251,10 +251,12 @@ def refuse_unfit_images(config: Config, dataset: Dataset, sample: Sample) -> Non
             "preprocess them with the same preprocess.image_size and preprocess.channels"
         )
     if config.model.task == "classification":
-        try:
-            encode_classes(sample.true, config.model.class_width_deg, config.parameters)
-        except ValueError as error:
-            raise InputError(f"{folder}: {error}, for which the network has no class") from None
+        for name, column in zip(config.parameters, sample.true.T, strict=True):
+            if not (good := named(name).in_class(column)).all():
+                raise InputError(
+                    f"{folder}: {name} {column[~good][0]:g}, for which the network has no class "
+                    f"(only for {named(name).span}); train a regression to evaluate it"
+                )
 
 
 # --- scores ---------------------------------------------------------------------------------------
@@ -281,10 +283,10 @@ def assess(
     kept = [config.parameters.index(name) for name in names]
     true = sample.true[:, kept]
     predicted = {name: labels[:, kept] for name, labels in predictions.labels.items()}
-    simulated = np.unique([*trained.inclination_deg, *views.inclination_deg])
+    simulated = np.concatenate([trained.inclination_deg, views.inclination_deg])
     scorer = Scorer(
         names, true, sky_weights(views.theta_deg, views.inclination_deg),
-        simulated[~np.isnan(simulated)], groups, settings.bootstrap, settings.seed,
+        facts.distinct(simulated), groups, settings.bootstrap, settings.seed,
     )  # fmt: skip
     scores = {name: scorer.score(labels) for name, labels in predicted.items()}
     if config.model.task == "classification":
@@ -337,7 +339,7 @@ def transferred_coverage(
     config, sample, predictions, ranges
         As in `evaluate`.
     own : dict of Calibration, optional
-        Calibrations of the run's own images by condition; None where other data are evaluated,
+        Calibrations of the run's own images by condition; None where another data set is evaluated,
         which are then tested with the calibrations that the run's own evaluation wrote.
     model_sha256 : str
         SHA-256 of the model file.

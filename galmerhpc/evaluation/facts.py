@@ -18,7 +18,7 @@ BRIGHTNESS_SAMPLE = 256
 """Number of training images from which their brightness is measured."""
 
 
-def run(config: Config, dataset: Dataset, split: str) -> dict[str, Any]:
+def run(config: Config, dataset: Dataset, trained: ViewColumns, split: str) -> dict[str, Any]:
     """Return the network, its training data and their split."""
     samples, simulations = {}, {}
     simulation = dataset.column("simulation")
@@ -39,9 +39,15 @@ def run(config: Config, dataset: Dataset, split: str) -> dict[str, Any]:
         "evaluated": split,
         "samples": samples,
         "simulations": simulations,
+        "inclinations_deg": distinct(trained.inclination_deg),
         "training_mean": dict(zip(config.parameters, means, strict=True)),
         "bright_level": bright_level(dataset, training),
     }
+
+
+def distinct(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the distinct values that are known, in order."""
+    return np.unique(values[~np.isnan(values)])
 
 
 def bright_level(dataset: Dataset, rows: NDArray[np.int64]) -> float:
@@ -55,14 +61,15 @@ def bright_level(dataset: Dataset, rows: NDArray[np.int64]) -> float:
     return float(np.median(levels))
 
 
-def data(other: Config, sample: Sample) -> dict[str, Any]:
-    """Return the data set that is evaluated instead of the run's own."""
+def data(other: Config, evaluated: Dataset, trained: Dataset) -> dict[str, Any]:
+    """Return the data set that was given for evaluation; it may be the training's, by any name."""
     return {
         "name": other.run_dir.name,
         "folder": str(other.run_dir),
         "source": other.scrape.source,
         "split": other.split.kind,
-        "samples": len(sample.dataset),
+        "samples": len(evaluated),
+        "own": evaluated.fingerprint == trained.fingerprint,
     }
 
 
@@ -77,7 +84,7 @@ def views(sample: Sample, trained: ViewColumns) -> dict[str, Any]:
         "images": len(sample.rows),
         "groups": len(np.unique(views.groups())),
         "simulations": np.unique(views.simulation).tolist(),
-        "inclinations_deg": np.unique(views.inclination_deg),
+        "inclinations_deg": distinct(views.inclination_deg),
         "times_myr": np.unique(views.time_myr),
         "trained_encounters": float(np.mean(seen)),
         "never_trained_configurations": sorted(

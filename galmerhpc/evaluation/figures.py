@@ -45,6 +45,7 @@ STYLE: Any = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
     "pdf.fonttype": 42,  # keep text as text
+    "text.parse_math": False,  # names may have dollar signs
 }
 
 PREDICTOR_STYLES: dict[str, dict[str, Any]] = {
@@ -334,6 +335,8 @@ def confusion(
 ) -> None:
     """Draw confusion matrices: for each true class, the share of each predicted class.
 
+    The row of a class without images is left empty.
+
     Parameters
     ----------
     counts : dict of ndarray, shape (K, K)
@@ -348,7 +351,8 @@ def confusion(
     with rc_context({**STYLE, "axes.grid": False}):
         figure, panels = _panels(len(counts))
         for axes, (name, matrix) in zip(panels, counts.items(), strict=True):
-            share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+            total = matrix.sum(axis=1, keepdims=True)
+            share = np.where(total > 0, matrix / np.maximum(total, 1), np.nan)
             shown = axes.imshow(share, cmap=SHARES, vmin=0, vmax=1)
             size, names = len(matrix), list(ticks[name])
             every = -(-size // 10)
@@ -356,7 +360,7 @@ def confusion(
             axes.set_xticks(places, names[::every], rotation=90 if size > _FEW_TICKS else 0)
             axes.set_yticks(places, names[::every])
             for row in range(size if size <= _FEW_TICKS else 0):
-                for column in range(size):
+                for column in range(size if total[row] else 0):
                     dark = share[row, column] > 0.5
                     axes.text(
                         column, row, f"{100 * share[row, column]:.1f} %", ha="center", va="center",
@@ -534,7 +538,7 @@ def montage(
         box = {"facecolor": "black", "alpha": 0.55, "pad": 1.2, "edgecolor": "none"}
         for axes, image, above, below in zip(grid, images, true, predicted, strict=False):
             axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            text = {"transform": axes.transAxes, "fontsize": 8.5, "bbox": box, "parse_math": False}
+            text = {"transform": axes.transAxes, "fontsize": 8.5, "bbox": box}
             axes.text(0.03, 0.97, above, color="white", ha="left", va="top", **text)
             axes.text(0.97, 0.03, below, color=YELLOW, ha="right", va="bottom", **text)
         if axes_names:

@@ -12,6 +12,7 @@ from galmerhpc.evaluation import figures
 from galmerhpc.evaluation.conditions import CLEAN, SKY, Change, draws, surviving
 from galmerhpc.evaluation.explain import grad_cam
 from galmerhpc.evaluation.sample import Sample
+from galmerhpc.evaluation.scores import errors
 from galmerhpc.evaluation.summary import COLLISIONLESS, PREDICTORS, conditions, describe_sample
 from galmerhpc.parameters import INCLINATION, PROGRADE, RETROGRADE, SPIN, named
 
@@ -109,20 +110,22 @@ def draw(
         figures.predicted_against_true(
             names, true, predicted["network"], path(f"predicted_against_true{suffix}"), own
         )
-        matrices, ticks = _confusion(config, sample, found, names, predicted["network"])
+        matrices, ticks = confusion_counts(
+            config, sample, metrics, condition, names, predicted["network"]
+        )
         if matrices:
             figures.confusion(matrices, ticks, path(f"confusion{suffix}"), own)
         _montage(config, sample, labels[condition]["network"], changes[condition],
                  path(f"montage{suffix}"), own)  # fmt: skip
-    errors = {
+    absolute = {
         condition: _errors(config, sample, labels[condition], condition) for condition in labels
     }
-    shown = {k: errors[SKY][k] for k in ("network", "lookup")} if SKY in errors else {}
+    shown = {k: absolute[SKY][k] for k in ("network", "lookup")} if SKY in absolute else {}
     sky = metrics["sky"]
     both = f"{note}\nSky-like: {sky['changes']}." if sky else note
     for axis, (xlabel, values) in _axes(sample).items():
         figures.error_against(
-            xlabel, values, config.parameters, errors[CLEAN], shown,
+            xlabel, values, config.parameters, absolute[CLEAN], shown,
             path(f"error_against_{axis}"), both,
         )  # fmt: skip
     covered = {
@@ -157,11 +160,12 @@ def _errors(
 ) -> dict[str, dict[str, Floats]]:
     """Return absolute errors, (N,), by predictor and parameter."""
     kept = surviving(config.parameters, config.evaluation.sky if condition == SKY else None)
-    places = {name: config.parameters.index(name) for name in kept}
+    columns = [config.parameters.index(name) for name in kept]
+    true = sample.true[:, columns]
     return {
-        predictor: {
-            name: np.abs(labels[predictor][:, k] - sample.true[:, k]) for name, k in places.items()
-        }
+        predictor: dict(
+            zip(kept, np.abs(errors(kept, true, labels[predictor][:, columns])).T, strict=True)
+        )
         for predictor in PREDICTORS
     }
 
@@ -182,12 +186,20 @@ def _axes(sample: Sample) -> dict[str, tuple[str, Floats]]:
     }
 
 
-def _confusion(
-    config: Config, sample: Sample, found: dict[str, Any], names: list[str], predicted: Floats
+def confusion_counts(
+    config: Config,
+    sample: Sample,
+    metrics: dict[str, Any],
+    condition: str,
+    names: list[str],
+    predicted: Floats,
 ) -> tuple[dict[str, NDArray[np.int64]], dict[str, list[str]]]:
-    """Return confusion matrices and names of classes, for the parameters that have classes."""
+    """Return confusion matrices and names of classes, for the parameters that have classes.
+
+    Those of a regression are the values that were trained or evaluated.
+    """
     if config.model.task == "classification":
-        counts = found["scores"]["network"]["classes"]["confusion"]
+        counts = conditions(metrics)[condition]["scores"]["network"]["classes"]["confusion"]
         width = config.model.class_width_deg
         ticks = {
             name: ["P", "R"]
@@ -198,12 +210,13 @@ def _confusion(
         }
         return {name: np.array(matrix) for name, matrix in counts.items()}, ticks
     counts, ticks = {}, {}
+    inclinations = np.union1d(*(metrics[part]["inclinations_deg"] for part in ("run", "sample")))
     for name in names:
         if name not in (SPIN.name, INCLINATION.name):
             continue
         k = names.index(name)
         column = sample.true[:, config.parameters.index(name)]
-        values = np.unique(column)
+        values = np.array(SPIN.values if name == SPIN.name else inclinations)
         true, chosen = (
             np.abs(of[:, None] - values).argmin(axis=1) for of in (column, predicted[:, k])
         )

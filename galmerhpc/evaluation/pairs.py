@@ -53,6 +53,12 @@ FAINTEST_MAGNITUDE = 40.0
 FARTHEST_REDSHIFT = 10.0
 """Anything larger is a velocity in km/s."""
 
+WIDEST_ANGLE = 360.0
+"""Largest absolute value of a position angle, degrees; catalogues write 999 for unknown."""
+
+EDGE_ON = 90.0
+"""Largest inclination to the sky, degrees."""
+
 _J_NAME = re.compile(r"J(\d\d)(\d\d)(\d\d(?:\.\d+)?)([+-])(\d\d)(\d\d)(\d\d(?:\.\d+)?)")
 
 
@@ -237,20 +243,30 @@ def pair_of(cells: dict[str, str]) -> Pair:
 
 def _disc(cells: dict[str, str], number: int) -> Disc:
     inclination = _number(cells, f"i{number}_deg")
-    if inclination is not None and not 0 <= inclination <= 90:
-        raise ValueError(f"i{number}_deg: must be in 0..90, not {inclination:g}")
+    if inclination is not None and not 0 <= inclination <= EDGE_ON:
+        raise ValueError(f"i{number}_deg: must be in 0..{EDGE_ON:g}, not {inclination:g}")
     major, minor = (_positive(cells, f"{axis}{number}_px") for axis in "ab")
+    if major and minor and minor > major:
+        raise ValueError(
+            f"b{number}_px: {minor:g} is above a{number}_px, {major:g}; a is the major axis, to "
+            "which the position angle belongs"
+        )
     if inclination is None and major and minor:
-        inclination = inclination_of_axes(min(major, minor) / max(major, minor))
+        inclination = inclination_of_axes(minor / major)
     magnitude = _number(cells, f"mag{number}")
     if magnitude is not None and abs(magnitude) > FAINTEST_MAGNITUDE:
         raise ValueError(
             f"mag{number}: {magnitude:g} is not a magnitude; leave it empty if unknown"
         )
     angle = _number(cells, f"pa{number}_deg")
-    if angle is not None and abs(angle) > 360:
+    if angle is not None and abs(angle) > WIDEST_ANGLE:
         raise ValueError(f"pa{number}_deg: {angle:g} is not an angle; leave it empty if unknown")
     place = _both(cells, f"ra{number}_deg", f"dec{number}_deg")
+    if place and not (0 <= place[0] <= 360 and abs(place[1]) <= 90):
+        raise ValueError(
+            f"ra{number}_deg, dec{number}_deg: {place[0]:g}, {place[1]:g} is no position on the "
+            "sky (0..360 and -90..90 degrees)"
+        )
     return Disc(
         sky=place or place_of_name(cells.get(f"name{number}", "")),
         pixel=_both(cells, f"x{number}_px", f"y{number}_px"),

@@ -23,13 +23,13 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from galmerhpc.config import Config
 from galmerhpc.dataset.pictures import is_blank
 from galmerhpc.dataset.preprocess import finished
 from galmerhpc.dataset.shards import Images
-from galmerhpc.errors import brief
+from galmerhpc.errors import InputError, brief
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF")
 """Pillow formats; some of the others start programs. NumPy and FITS files are read separately."""
@@ -72,15 +72,40 @@ def paths_of(names: Sequence[str]) -> list[Path]:
     list of Path
         Without duplicates. A folder without images and a pattern without matches are returned
         themselves, so that `read` refuses them by name.
+
+    Raises
+    ------
+    InputError
+        A name is empty.
     """
     found: list[Path] = []
     for name in names:
-        # A file may be named like a pattern. The module glob takes any name and skips folders that
-        # it may not read, where the methods of Path raise.
-        matches = [] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True))  # noqa: PTH207
+        if not name:
+            raise InputError("an image's name is empty; is a variable of the shell not set?")
+        # A file may be named like a pattern.
+        matches = [] if os.path.lexists(name) else _matches(name)
         for path in map(Path, matches or [name]):
             found += _pictures_in(path) or [path]
     return list(dict.fromkeys(found))
+
+
+def _matches(pattern: str) -> list[str]:
+    """Return what matches a pattern, by name; ``**`` follows no links, which may lead in circles.
+
+    The module glob takes any name and skips folders that it may not read, where the methods of Path
+    raise.
+    """
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return sorted(glob.glob(pattern))  # noqa: PTH207
+    place = parts.index("**")
+    before, after = Path(*parts[:place]), parts[place + 1 :] or ("*",)
+    found: set[str] = set()
+    for top in glob.glob(str(before)):  # noqa: PTH207
+        for folder, inside, _ in os.walk(top):
+            inside[:] = [name for name in inside if not name.startswith(".")]
+            found.update(_matches(str(Path(glob.escape(folder), *after))))
+    return sorted(found)
 
 
 def _pictures_in(folder: Path) -> list[Path]:
@@ -175,6 +200,11 @@ def decode(file: Path | IO[bytes]) -> Image.Image:
             # Cameras add previews of the same image to a JPEG.
             if picture.format != "MPO" and getattr(picture, "is_animated", False):
                 raise ValueError("several images in one file")
+            if picture.mode in _EIGHT_BITS and _is_deep(picture):
+                raise ValueError(
+                    "16 bits per channel in colour or with transparency, of which only 8 would be "
+                    "read; save it in grey without transparency, or as NumPy or FITS"
+                )
             return _decoded(picture)
     except UnidentifiedImageError:
         raise ValueError(f"not a {', '.join(FORMATS)}, NumPy or FITS image") from None
@@ -292,10 +322,15 @@ def _fits(path: Path) -> NDArray[Any]:
     return np.moveaxis(values, 0, 2)[::-1]
 
 
+def _is_deep(picture: ImageFile.ImageFile) -> bool:
+    """Return whether a file has 16 bits per channel; in colour Pillow decodes only 8 of them."""
+    return any(";16" in str(tile[3]) for tile in picture.tile)  # such as RGB;16B
+
+
 def _decoded(picture: Image.Image) -> Image.Image:
-    if picture.mode not in _EIGHT_BITS:
-        return _of_numbers(np.asarray(picture))
     upright = ImageOps.exif_transpose(picture)
+    if upright.mode not in _EIGHT_BITS:
+        return _of_numbers(np.asarray(upright))
     if upright.mode in _ALPHA or "transparency" in upright.info:
         layer = upright.convert("RGBA")
         upright = Image.new("RGBA", layer.size, (0, 0, 0, 255))

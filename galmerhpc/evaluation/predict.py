@@ -61,6 +61,12 @@ class Estimate:
     bounds: dict[str, NDArray[np.float64]]
     retrograde: float | None
 
+    def shown(self, name: str) -> float:
+        """Return what a label is drawn from: for the spin its probability, if calibrated."""
+        if name == SPIN.name and self.retrograde is not None:
+            return self.retrograde
+        return self.labels[name]
+
 
 @dataclass(frozen=True)
 class Predictor:
@@ -159,7 +165,7 @@ class Predictor:
                 f"no intervals: {self.path.parent / 'evaluation' / conformal.FILE} is missing or "
                 f"has none for {self.condition} images; run galmerhpc evaluate"
             )
-        levels = ", ".join(f"{level:.0%}" for level in self.calibration.levels)
+        levels = ", ".join(f"{100 * level:g}%" for level in self.calibration.levels)
         return (
             f"intervals of {levels}: calibrated on {self.condition} images of "
             f"{self.calibration.groups} encounters like those trained on; an azimuth interval may "
@@ -212,11 +218,11 @@ def predict(
     Raises
     ------
     InputError
-        The model cannot be used or the montage is a folder; or files were refused, after the
-        predictions for all others have been printed.
+        The model cannot be used, or the montage cannot be written there; or files were refused,
+        after the predictions for all others have been printed.
     """
-    if montage and montage.is_dir():
-        raise InputError(f"--montage {montage}: is a folder; give the name of a file")
+    if montage:
+        refuse_montage(montage)
     paths = photographs.paths_of(names)
     predictor = Predictor.open(model, condition)
     log.info("predict: %s", treatment(predictor.config))
@@ -238,6 +244,21 @@ def predict(
             f"{len(answers.refused)} of {len(paths)} files cannot be used as images; "
             "the reasons are given above"
         )
+
+
+def refuse_montage(path: Path) -> None:
+    """Refuse a montage that is a folder or below a file, before any work.
+
+    Raises
+    ------
+    InputError
+        It is.
+    """
+    if path.is_dir():
+        raise InputError(f"--montage {path}: is a folder; give the name of a file")
+    nearest = next(folder for folder in path.absolute().parents if folder.exists())
+    if not nearest.is_dir():
+        raise InputError(f"--montage {path}: {nearest} is not a folder")
 
 
 def treatment(config: Config) -> str:
@@ -270,6 +291,8 @@ def _pictures(
     for path in paths:
         try:
             image = photographs.training_form(photographs.read(path), config)
+            if image.min() == image.max():
+                raise ValueError("blank in the central square, which the network sees; crop it")
         except ValueError as error:
             answers.refused.append((path, str(error)))
             log.warning("%s: refused: %s", photographs.shown(path), error)
@@ -304,10 +327,10 @@ def _text(name: str, estimate: Estimate) -> str:
     """Return a label for a reader; for the spin with its probability, if calibrated."""
     value = estimate.labels[name]
     if name == SPIN.name:
-        if estimate.retrograde is None:
-            return f"{figures.montage_text([name], [value])} {value:.2f}"
         retrograde = estimate.retrograde
-        return f"{figures.montage_text([name], [retrograde])} {max(retrograde, 1 - retrograde):.0%}"
+        letter = figures.montage_text([name], [estimate.shown(name)])
+        sure = f"{value:.2f}" if retrograde is None else f"{max(retrograde, 1 - retrograde):.0%}"
+        return f"{letter} {sure}"
     form = ".1f" if named(name).unit == "deg" else ".3g"
     if name not in estimate.bounds:
         return f"{value:{form}}"
@@ -367,7 +390,7 @@ def draw(answers: Answers, config: Config, path: Path) -> None:
     figures.montage(
         np.stack(answers.drawn),
         [ascii(file.name)[1:-1][:LONGEST_NAME] for file, _ in shown],
-        [figures.montage_text(names, [one.labels[name] for name in names]) for _, one in shown],
+        [figures.montage_text(names, [one.shown(name) for name in names]) for _, one in shown],
         min(config.evaluation.montage_columns, len(shown)),
         path,
         figures.montage_key(names, above="file")

@@ -22,6 +22,7 @@ from galmerhpc.evaluation.summary import (
     conditions,
     describe_sample,
     interval,
+    is_foreign,
     listed,
     lost_to_lookup,
     number,
@@ -234,14 +235,15 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
     run, sample, found = metrics["run"], metrics["sample"], []
     if (metrics["data"] or run)["source"] == "mirror":
         found.append(f"The images are {COLLISIONLESS}.")
-    if run["evaluated"] == "all" and not metrics["data"]:
+    if run["evaluated"] == "all" and not is_foreign(metrics):
         found.append("The evaluated images include the training images.")
-    if run["evaluated"] == "validation" and not run["samples"]["test"] and not metrics["data"]:
+    only_validation = run["evaluated"] == "validation" and not run["samples"]["test"]
+    if only_validation and not is_foreign(metrics):
         found.append(
             "There is no test split: as in the paper's regression, the validation images, which "
             "were monitored during training, serve as the test set."
         )
-    if run["split"] == "random" and not metrics["data"]:
+    if run["split"] == "random" and not is_foreign(metrics):
         found.append(
             "The split is random: nearly every evaluated view has training views one grid step "
             "away, so these figures measure interpolation between near-duplicates."

@@ -19,6 +19,7 @@ from galmerhpc.parameters import (
     circular_error,
     class_groups,
     encode_classes,
+    goes_round,
 )
 
 INTERVAL = (2.5, 97.5)
@@ -67,6 +68,27 @@ def sky_weights(theta: Floats, inclination: Floats) -> Floats:
 
 
 # --- errors ---------------------------------------------------------------------------------------
+
+
+def errors(parameters: Sequence[str], true: Floats, predicted: Floats) -> Floats:
+    """Return predicted - true; for an azimuth around the full circle, the shorter way round.
+
+    Parameters
+    ----------
+    parameters : sequence of str
+        Names of the P labels.
+    true, predicted : ndarray, shape (N, P)
+        In the labels' units.
+
+    Returns
+    -------
+    ndarray, shape (N, P)
+    """
+    difference = predicted - true
+    for k, name in enumerate(parameters):
+        if name == AZIMUTH.name and goes_round(true[:, k]):
+            difference[:, k] = (difference[:, k] + 180.0) % 360.0 - 180.0
+    return difference
 
 
 class Scorer:
@@ -120,7 +142,7 @@ class Scorer:
         dict
             ``parameters``: by name, ``mae``, ``mse``, ``rmse``, ``r2``, ``median_error`` and
             ``p95_error`` of the absolute error, ``sky_mae`` and ``sky_mse`` (weighted), ``bias``
-            (the mean of predicted - true); spin and inclination also ``accuracy`` (the nearest
+            (the mean error), all of `errors`; spin and inclination also ``accuracy`` (the nearest
             value is the true one), the azimuth ``circular_mae``; ``interval``: lower and upper
             bound by measure. ``average``: the means over parameters, of R2 over those that have one
             (NaN if all true values are equal), with its ``interval``.
@@ -149,7 +171,7 @@ class Scorer:
             ``interval``, which is narrower than those of the two MAEs suggest, since both are
             scored on the same images in each resample.
         """
-        gain = np.abs(predicted - self._true) - np.abs(other - self._true)  # (N, P)
+        gain = np.abs(self._errors(predicted)) - np.abs(self._errors(other))  # (N, P)
         groups = self._counts.shape[1]
         sums = np.stack([np.bincount(self._member, g, groups) for g in gain.T], axis=1)  # (G, P)
         sizes = np.bincount(self._member, minlength=groups)
@@ -159,6 +181,9 @@ class Scorer:
             name: {"mae_difference": float(gain[:, k].mean()), "interval": ends[:, k].tolist()}
             for k, name in enumerate(self._parameters)
         }
+
+    def _errors(self, predicted: Floats) -> Floats:
+        return errors(self._parameters, self._true, predicted)
 
     def _interval(self, spread: Floats) -> Floats:
         """Return both ends of the interval of measures over resamples (R, P), shape (2, P).
@@ -177,7 +202,8 @@ class Scorer:
 
     def _measures(self, predicted: Floats, counts: NDArray[np.int64]) -> dict[str, Floats]:
         """Return each measure, (R, P), of images drawn `counts` (R, N) times."""
-        error = np.abs(predicted - self._true)  # (N, P)
+        signed = self._errors(predicted)  # (N, P)
+        error = np.abs(signed)
         times = counts.astype(np.float64)
         total = times.sum(axis=1, keepdims=True)  # (R, 1)
         centred = self._true - self._true.mean(axis=0)  # less cancellation
@@ -198,7 +224,7 @@ class Scorer:
             "p95_error": p95,
             "sky_mae": on_sky @ error / sky_total,
             "sky_mse": on_sky @ error**2 / sky_total,
-            "bias": times @ (predicted - self._true) / total,
+            "bias": times @ signed / total,
             "accuracy": times @ self._nearest_is_true(predicted) / total,
             "circular_mae": times @ self._on_the_circle(predicted) / total,
         }
@@ -287,21 +313,21 @@ def breakdown(
     -------
     dict
         By axis a list of bins: ``from`` and ``to`` (equal for a single value), ``images``, and by
-        predictor and parameter ``mae`` and ``bias`` (mean of predicted - true). Axes with unknown
-        values are left out.
+        predictor and parameter ``mae`` and ``bias`` (mean of `errors`). Axes with unknown values
+        are left out.
     """
     result: dict[str, list[dict[str, Any]]] = {}
+    off = {name: errors(parameters, true, predicted) for name, predicted in predictions.items()}
     for axis, (values, width) in axes.items():
         if np.isnan(values).any():
             continue
         entries = result[axis] = []
         for low, high, inside in bins(values, width):
             entry: dict[str, Any] = {"from": low, "to": high, "images": int(inside.sum())}
-            for predictor, predicted in predictions.items():
-                error = predicted[inside] - true[inside]
+            for predictor, error in off.items():
                 entry[predictor] = {
                     name: {"mae": float(np.abs(e).mean()), "bias": float(e.mean())}
-                    for name, e in zip(parameters, error.T, strict=True)
+                    for name, e in zip(parameters, error[inside].T, strict=True)
                 }
             entries.append(entry)
     return result

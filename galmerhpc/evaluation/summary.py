@@ -37,12 +37,17 @@ def condition_name(condition: str, metrics: dict[str, Any]) -> str:
     return f"sky-like images ({metrics['sky']['changes']})"
 
 
+def is_foreign(metrics: dict[str, Any]) -> bool:
+    """Return whether the evaluated images are of another data set than the training's."""
+    return bool(metrics["data"]) and not metrics["data"].get("own")  # evaluations of old lack it
+
+
 def describe_sample(metrics: dict[str, Any]) -> str:
     """Return a phrase that says which images were evaluated."""
     run, sample = metrics["run"], metrics["sample"]
     name = "" if run["evaluated"] == "all" else f"{run['evaluated']} "
     count = f"{sample['images']:,} {name}images"
-    if metrics["data"]:
+    if is_foreign(metrics):
         return f"{count} of {metrics['data']['name']} (not the training's data set)"
     if run["evaluated"] == "all":
         return f"{count}, including the training images"

@@ -86,7 +86,7 @@ def _panel(axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: 
         label = "power law fitted to the network"
         axes.plot(x, [law.at(v) for v in x], color="black", linewidth=0.8, label=label)
         text = rf"${law.amplitude:.3g}\,x^{{{law.exponent:.2f}\pm{law.exponent_error:.2f}}}$"
-        axes.text(0.97, 0.95, text, transform=axes.transAxes, ha="right", va="top")
+        axes.text(0.97, 0.95, text, transform=axes.transAxes, ha="right", va="top", parse_math=True)
     if study.scale == "log":
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())

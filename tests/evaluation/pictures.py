@@ -73,6 +73,9 @@ def odd_files() -> dict[str, bytes]:
         "transparent.png": encode(colour.quantize(16), "PNG", transparency=15),
         "one_bit.png": encode(picture.convert("1"), "PNG"),
         "sixteen.png": encode(Image.fromarray(linear.astype(np.uint16)), "PNG"),
+        "turned_sixteen.png": encode(
+            Image.fromarray(linear.astype(np.uint16)), "PNG", exif=_turned_exif()
+        ),
         "plain.gif": encode(picture, "GIF"),
         "plain.tif": encode(colour, "TIFF"),
         "deflate.tif": encode(picture, "TIFF", compression="tiff_adobe_deflate"),
@@ -115,6 +118,7 @@ def bad_files() -> dict[str, bytes]:
     """Return files that are not images, or not usable ones, by name."""
     odd, picture = odd_files(), Image.fromarray(grey())
     other = Image.fromarray(255 - grey())
+    linear = (3000 * scene()).astype(np.uint16)
     table = fits.BinTableHDU.from_columns([fits.Column("x", "E", array=np.arange(5.0))])
     files = {
         "empty.png": b"",
@@ -162,6 +166,10 @@ def bad_files() -> dict[str, bytes]:
         "black.png": encode(Image.new("L", (SIDE, SIDE)), "PNG"),
         "white.jpg": encode(Image.new("RGB", (SIDE, SIDE), "white"), "JPEG"),
         "invisible.png": encode(Image.new("RGBA", (SIDE, SIDE), (9, 9, 9, 0)), "PNG"),
+        # Pillow would read the upper half of each number.
+        "sixteen_colour.png": _png_of(np.stack([linear] * 3, axis=2)),
+        "sixteen_alpha.png": _png_of(np.stack([linear, np.full_like(linear, 65535)], axis=2)),
+        "sixteen_colour.tif": _tiff_of(np.stack([linear] * 3, axis=2)),
         "film.gif": encode(picture, "GIF", save_all=True, append_images=[other]),
         "film.png": encode(picture, "PNG", save_all=True, append_images=[other]),
         "pages.tif": encode(picture, "TIFF", save_all=True, append_images=[other]),
@@ -226,6 +234,29 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 def _png_head(width: int, height: int) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + _chunk(b"IDAT", zlib.compress(bytes(99)))
+
+
+def _png_of(values: np.ndarray) -> bytes:
+    """Return a PNG of 16 bits per channel, which Pillow cannot write in colour, from (H, W, C)."""
+    height, width, channels = values.shape
+    kind = {2: 4, 3: 2}[channels]
+    rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
+
+
+def _tiff_of(values: np.ndarray) -> bytes:
+    """Return an uncompressed RGB TIFF of 16 bits per channel, from (H, W, 3)."""
+    height, width, _ = values.shape
+    body = values.astype("<u2").tobytes()
+    end = 8 + 2 + 12 * 9 + 4  # of the directory, where the three depths begin
+    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, end), (259, 3, 1, 1),
+            (262, 3, 1, 2), (273, 4, 1, end + 6), (277, 3, 1, 3), (278, 4, 1, height),
+            (279, 4, 1, len(body))]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\x00" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return head + struct.pack("<HHH", 16, 16, 16) + body
 
 
 def _png_bomb(side: int) -> bytes:

@@ -66,8 +66,8 @@ def training_and_unseen() -> tuple[np.ndarray, np.ndarray]:
     return training, unseen
 
 
-def write_shards(config: Config) -> None:
-    """Write the shards as preprocessing does."""
+def write_shards(config: Config, shade: float = 1.0) -> None:
+    """Write the shards as preprocessing does, their images multiplied by a factor."""
     training, unseen = training_and_unseen()
     labels = np.concatenate([training, unseen])
     simulation = np.repeat([0, 1], [len(training), len(unseen)])
@@ -99,7 +99,8 @@ def write_shards(config: Config) -> None:
     names, half = [], len(labels) // 2
     for number, rows in enumerate((slice(0, half), slice(half, None))):
         part = {name: column[rows] for name, column in columns.items()}
-        pictures = [(draw_pair(part["labels"]), ["0" * 64] * len(part["labels"]))]
+        images = (shade * draw_pair(part["labels"])).astype(np.uint8)
+        pictures = [(images, ["0" * 64] * len(images))]
         names.append(shards.shard_name(number))
         identity = shards.attributes(digest(inputs), number * half)
         shards.write_shard(folder / names[-1], identity, NAMES, IMAGE_SHAPE, part, pictures)

@@ -86,6 +86,36 @@ def test_what_stands_for_an_unknown_magnitude_is_none(
     assert [disc.magnitude for disc in pair.discs] == [None, 16.5]
 
 
+@pytest.mark.parametrize(
+    "unknown",
+    [{"pa_deg": -9999.0}, {"pa_deg": 999.9}, {"inclination_deg": -9999.0}, {"redshift": 12.0}],
+)
+def test_what_stands_for_an_unknown_number_stays_open_and_is_read_back(
+    archives: Archives, sky: Sky, tmp_path: Path, unknown: dict[str, float]
+) -> None:
+    sky.galaxies[:] = [replace(FIRST, **unknown), replace(SECOND, redshift=unknown.get("redshift"))]
+    for _ in range(2):
+        (pair,) = fetch([PAIR], tmp_path, archives)
+    first = pair.discs[0]
+    assert (first.pa_deg is None) == ("pa_deg" in unknown)
+    assert (first.inclination_deg is None) == ("inclination_deg" in unknown)
+    assert pair.redshift is None
+
+
+def test_one_entry_is_not_taken_for_both_galaxies_of_a_close_pair(
+    archives: Archives, sky: Sky, tmp_path: Path
+) -> None:
+    apart = 8 / 3600
+    discs = (Disc(sky=(150.0, 0.0)), Disc(sky=(150.0, apart)))
+    sky.galaxies[:] = [Galaxy(150.0, apart / 2)]
+    (pair,) = fetch([replace(PAIR, discs=discs)], tmp_path, archives)
+    assert pair.solutions_deg is pair.light_ratio is None
+    sky.galaxies[:] = [Galaxy(150.0, apart / 20)]  # one of the two is known
+    (pair,) = fetch([replace(PAIR, name="b", image="b.jpg", discs=discs)], tmp_path, archives)
+    assert [disc.pa_deg for disc in pair.discs] == [30, None]
+    assert [disc.magnitude for disc in pair.discs] == [16, None]
+
+
 def test_a_pair_astride_the_meridian_is_one_pair(
     archives: Archives, sky: Sky, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from galmerhpc.config import Lookup
-from galmerhpc.evaluation.baselines import LookUp, goes_round, mean_prediction, thumbnails
+from galmerhpc.evaluation.baselines import LookUp, mean_prediction, thumbnails
 from galmerhpc.parameters import NAMES
 from tests.evaluation.runs import draw_pair, grid
 
@@ -64,9 +64,3 @@ def test_azimuths_are_averaged_on_the_circle_where_they_go_round() -> None:
     levels = np.where(np.abs(azimuths) == 170, azimuths / 85, 200 + azimuths)[:, None]
     found = LookUp(levels.astype(np.float32), labels, NAMES, Lookup(neighbours=2))
     assert abs(found.predict(np.zeros((1, 1), np.float32))[0, 2]) == pytest.approx(180)
-
-
-def test_what_goes_round() -> None:
-    assert goes_round(np.array([-180.0, -90, 0, 90]))
-    assert not goes_round(np.arange(0.0, 181))
-    assert not goes_round(np.array([30.0, 30.0]))

@@ -146,7 +146,29 @@ def test_bounds_reach_the_ends_of_a_range_that_nothing_was_calibrated_at() -> No
     bounds = calibrate(labels, LEVELS).bounds(names, np.array([[2.0, 2.0], [89.0, 89.0]]))
     assert bounds["viewing_angle"].min() == 0
     assert bounds["viewing_angle"].max() == 90
-    assert bounds["mass_ratio"].min() == true[:, 1].min()  # whose range nobody knows
+    low, high = bounds["mass_ratio"][0, -1]  # whose range nobody knows
+    assert low < 2 < high < true[:, 1].min()
+
+
+def test_a_prediction_out_of_range_has_an_interval_at_that_end() -> None:
+    true, predicted, score, group = predictions(20, 50, seed=2)
+    calibration = calibrate(Labels(NAMES, true, predicted, score, group), LEVELS)
+    beyond, end = np.array([[0, 96, 90, 45]], float), np.array([[0, 90, 90, 45]], float)
+    bounds = calibration.bounds(NAMES, beyond)["inclination"]
+    assert (bounds == calibration.bounds(NAMES, end)["inclination"]).all()
+    assert (bounds[..., 0] < 90).all()
+    held = calibration.holds(NAMES, end, beyond)["inclination"]
+    assert held.all()
+
+
+def test_a_calibration_survives_its_file() -> None:
+    random = np.random.default_rng(4)
+    true = random.uniform(0, 90, (400, 2))
+    labels = Labels(("azimuth", "mass_ratio"), true, true + random.normal(0, 3, true.shape), None,
+                    np.repeat(np.arange(20), 20))  # fmt: skip
+    calibration = calibrate(labels, LEVELS)
+    text = json.dumps(calibration.to_json(), allow_nan=False)
+    assert Calibration.from_json(json.loads(text)) == calibration
 
 
 def test_the_spin_s_probability_is_calibrated() -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +16,18 @@ from galmerhpc.config import Config
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import InputError
 from galmerhpc.evaluation import conformal
-from galmerhpc.evaluation.evaluate import evaluate, read_history, record_of
+from galmerhpc.evaluation.evaluate import evaluate, read_history, record_of, refuse_unfit_images
 from galmerhpc.evaluation.report import report
-from galmerhpc.evaluation.summary import result_table, verdict
+from galmerhpc.evaluation.summary import describe_sample, result_table, verdict
 from galmerhpc.parameters import NAMES
-from tests.evaluation.runs import EXPECTED, OTHER_MODEL, training_and_unseen, write_run
+from tests.evaluation.runs import (
+    EXPECTED,
+    OTHER_MODEL,
+    SIZE,
+    training_and_unseen,
+    write_run,
+    write_shards,
+)
 from tests.support import galmerhpc
 
 
@@ -165,7 +173,8 @@ def test_other_data_and_other_switches_are_evaluated_beside(
     evaluated: Config, model: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(evaluated.run_dir.parent, tmp_path / "own", dirs_exist_ok=True)
-    other = write_run(tmp_path, model).run_dir.parent / "run.yaml"
+    other = tmp_path / "run.yaml"
+    rescrape(write_run(tmp_path, model), shade=0.9)
     own = (str(tmp_path / "own/run.yaml"), f"run_dir={tmp_path / 'own/run'}")
     switches = ("evaluation.sky.mirror=true", "evaluation.bootstrap=50")
     for stage in ("evaluate", "report"):
@@ -177,6 +186,7 @@ def test_other_data_and_other_switches_are_evaluated_beside(
     assert metrics["sample"]["images"] == training + unseen
     assert 0 < metrics["sample"]["trained_encounters"] < 1
     assert metrics["data"]["name"] == "run"
+    assert "not the training's data set" in describe_sample(metrics)
     assert metrics["uncertainty"]["carried"]["from"] == "clean images of run"
     # A mirrored picture is of another azimuth and viewing angle.
     assert metrics["sky"]["scores"]["network"]["parameters"].keys() == {"spin", "inclination"}
@@ -188,6 +198,32 @@ def test_other_data_and_other_switches_are_evaluated_beside(
         for run in (evaluated.run_dir, tmp_path / "own/run")
     )
     assert before == after
+
+
+def rescrape(config: Config, shade: float) -> None:
+    """Replace a run's shards by those of other pictures, by the same configuration."""
+    shutil.rmtree(config.run_dir / "shards")
+    write_shards(config, shade)
+
+
+def test_other_data_are_known_by_their_images_not_by_their_name(
+    evaluated: Config, model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(evaluated.run_dir.parent, tmp_path / "own")
+    run, other, metrics = tmp_path / "own/run", write_run(tmp_path, model), []
+    for shade in (1.0, 0.5):
+        rescrape(other, shade)
+        given = (str(tmp_path / "own/run.yaml"), f"run_dir={run}", "evaluation.bootstrap=50")
+        done = galmerhpc("evaluate", *given, "--data", str(tmp_path / "run.yaml"))
+        assert done.returncode == 0, done.stderr
+        metrics.append(json.loads((run / "evaluation-on-run/metrics.json").read_text()))
+    same, darker = metrics
+    assert "of run (not the training's data set)" in describe_sample(darker)
+    assert darker["uncertainty"]["carried"]["from"] == "clean images of run"
+    assert "realisations never seen in training" in describe_sample(same)
+    mae = [part["scores"]["network"]["average"]["mae"] for part in (same, metrics_of(evaluated))]
+    assert mae[0] == mae[1]
+    assert same["uncertainty"]["carried"] is None
 
 
 def test_sky_like_images_are_looked_up_among_several_versions_of_each(
@@ -308,6 +344,15 @@ def test_a_model_of_other_outputs_is_refused(model: Path, tmp_path: Path) -> Non
     config = write_run(tmp_path, model)
     shutil.copy(model.with_name(OTHER_MODEL), config.run_dir / "model.keras")
     assert "needs (32, 32, 3) and (4,)" in refusal(config)
+
+
+def test_labels_without_a_class_are_refused_not_counted_as_the_nearest(tmp_path: Path) -> None:
+    config = Config(run_dir="run", model={"task": "classification"})
+    dataset = SimpleNamespace(folder=tmp_path, image_shape=(SIZE, SIZE, 3))
+    true = np.array([[0, 45, 90, 45], [1, 60, 90, 45]], float)
+    refuse_unfit_images(config, dataset, SimpleNamespace(dataset=dataset, true=true[:1]))
+    with pytest.raises(InputError, match=r"inclination 60, for which .* \(only for 0, 45, 75, 90"):
+        refuse_unfit_images(config, dataset, SimpleNamespace(dataset=dataset, true=true))
 
 
 def test_shards_of_another_configuration_are_refused(model: Path, tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 """Figures: their content, and that unusual data do not break them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from galmerhpc.config import Config
 from galmerhpc.evaluation import figures
+from galmerhpc.evaluation.gallery import confusion_counts
 from galmerhpc.evaluation.summary import PREDICTORS
 from galmerhpc.parameters import NAMES
 
@@ -102,6 +105,36 @@ def test_a_confusion_matrix_is_darkest_where_most_images_are(tmp_path: Path) -> 
     ticks = {"spin": ["P", "R"], "azimuth": [f"{5 * k}" for k in range(36)]}
     figures.confusion(counts, ticks, tmp_path / "confusion", "note")
     assert len(np.unique(drawn(tmp_path / "confusion"))) > 10
+
+
+def test_a_class_without_images_has_an_empty_row(tmp_path: Path) -> None:
+    counts = {"inclination": np.array([[0, 0, 0], [0, 0, 0], [0, 9, 0]])}
+    figures.confusion(counts, {"inclination": ["0", "45", "60"]}, tmp_path / "a", "")
+    counts["inclination"][:2, 0] = 1
+    figures.confusion(counts, {"inclination": ["0", "45", "60"]}, tmp_path / "b", "")
+    dark = [(drawn(tmp_path / name).sum(axis=2) < 250).sum() for name in ("a", "b")]
+    assert dark[1] > 2.5 * dark[0]  # two more rows with a dark field
+
+
+def test_the_classes_of_a_regression_are_what_was_trained_or_evaluated() -> None:
+    config = Config(run_dir="run")
+    sample = SimpleNamespace(true=np.tile([1.0, 60.0, 90.0, 45.0], (9, 1)))
+    metrics = {"run": {"inclinations_deg": [0.0, 45.0]}, "sample": {"inclinations_deg": [60.0]}}
+    predicted = np.tile([0.1, 3.0, 90.0, 45.0], (9, 1))
+    counts, ticks = confusion_counts(config, sample, metrics, "clean", list(NAMES), predicted)
+    assert ticks == {"spin": ["P", "R"], "inclination": ["0", "45", "60"]}
+    assert counts["spin"].tolist() == [[0, 0], [9, 0]]
+    assert counts["inclination"].tolist() == [[0, 0, 0], [0, 0, 0], [9, 0, 0]]
+
+
+def test_names_may_have_dollar_signs(tmp_path: Path) -> None:
+    images = np.full((1, 32, 32, 1), 100, np.uint8)
+    maps = np.ones((1, 1, 32, 32), np.float32)
+    figures.grad_cam(images, maps, [r"pair $\a$"], ["x_{$"], tmp_path / "map", "run_$1_{$")
+    true = np.random.default_rng(0).uniform(0, 90, (50, 1))
+    figures.predicted_against_true(["x_{$ $"], true, true, tmp_path / "true", r"$\a$ of $")
+    for name in ("map", "true"):
+        assert len(np.unique(drawn(tmp_path / name))) > 10
 
 
 @pytest.mark.parametrize("spin", [True, False])

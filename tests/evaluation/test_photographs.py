@@ -12,6 +12,7 @@ from PIL import Image
 
 from galmerhpc.config import Config
 from galmerhpc.dataset.preprocess import picture_of
+from galmerhpc.errors import InputError
 from galmerhpc.evaluation import photographs
 from tests.evaluation.pictures import (
     SIDE,
@@ -47,9 +48,16 @@ def test_an_odd_picture_is_read_and_shows_the_scene(folder: Path, name: str) -> 
     assert image.shape == (SIDE, SIDE, 3)
     assert image.dtype == np.uint8
     assert image.max() > 150 or name == "red.png"
-    if picture.size == (SIDE, SIDE) and name not in ("turned.jpg", "holes.npy", "holes.fits"):
+    if picture.size == (SIDE, SIDE) and not name.startswith(("turned", "holes")):
         shown = image[::-1, :, 0] if name.endswith(".fits") else image[..., 0]  # rows count upwards
         assert np.corrcoef(shown.ravel(), grey().ravel())[0, 1] > 0.6
+
+
+@pytest.mark.parametrize("name", ["turned.jpg", "turned_sixteen.png"])
+def test_a_camera_s_turn_is_undone(folder: Path, name: str) -> None:
+    image = photographs.training_form(photographs.read(folder / name), config(SIDE))[..., 0]
+    turned = np.rot90(grey(), -1)
+    assert np.corrcoef(image.ravel(), turned.ravel())[0, 1] > 0.6
 
 
 @pytest.mark.parametrize("name", bad_files())
@@ -138,6 +146,31 @@ def test_folders_and_patterns_are_expanded_in_order(tmp_path: Path) -> None:
     assert [path.name for path in photographs.paths_of([str(tmp_path), f"{tmp_path}/*.png"])] == [
         *names, "e.png",
     ]  # fmt: skip
+
+
+def test_a_pattern_does_not_follow_links_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "in/deep").mkdir(parents=True)
+    (tmp_path / "in/.hidden").mkdir()
+    places = ("a.png", "in/b.png", "in/deep/c.png", "in/.hidden/d.png", "in/e.txt")
+    for place in places:
+        (tmp_path / place).touch()
+    for name in ("back", "again"):
+        (tmp_path / "in" / name).symlink_to(tmp_path)
+    expected = [tmp_path / place for place in places[:3]]
+    assert photographs.paths_of([f"{tmp_path}/**/*.png"]) == expected
+    assert photographs.paths_of([f"{tmp_path}/i*/**/*.png"]) == expected[1:]
+    assert photographs.paths_of([f"{tmp_path}/**/deep/**/*.png"]) == expected[2:]
+
+
+def test_patterns_are_relative_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/b.png").touch()
+    assert photographs.paths_of(["**/*.png"]) == [Path("a/b.png")]
+    with pytest.raises(InputError, match="name is empty"):
+        photographs.paths_of(["a", ""])
 
 
 def test_a_name_that_stands_for_no_picture_is_refused_by_that_name(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from PIL import Image
 from galmerhpc import files
 from galmerhpc.config import Config, dump
 from galmerhpc.errors import InputError
+from galmerhpc.evaluation import figures
 from galmerhpc.evaluation.conformal import FILE, read_calibration
-from galmerhpc.evaluation.predict import Predictor, predict
+from galmerhpc.evaluation.predict import Estimate, Predictor, predict
 from galmerhpc.parameters import NAMES
-from tests.evaluation.pictures import bad_files, odd_files, write_nuisances
+from tests.evaluation.pictures import bad_files, encode, grey, odd_files, write_nuisances
 from tests.evaluation.runs import EXPECTED, MODEL, OTHER_MODEL, SIZE, draw_pair, training_and_unseen
 from tests.support import galmerhpc
 
@@ -101,6 +102,10 @@ def test_no_file_stops_the_others(run: Path, tmp_path: Path) -> None:
     for name, content in (good | bad).items():
         (folder / name).write_bytes(content)
     nuisances = {path.name for path in write_nuisances(folder)}
+    beside = np.zeros((64, 640), np.uint8)
+    beside[:40, :40] = grey()
+    (folder / "beside.png").write_bytes(encode(Image.fromarray(beside), "PNG"))
+    bad["beside.png"] = b""
     given = [str(folder / name) for name in (*good, *bad, *nuisances)]
     assert len(given) >= 120
     montage = tmp_path / "montage_v1.5.png"
@@ -118,10 +123,20 @@ def test_no_file_stops_the_others(run: Path, tmp_path: Path) -> None:
     assert montage.with_suffix(".pdf").is_file()
 
 
-def test_a_montage_in_place_of_a_folder_is_refused_before_any_work(tmp_path: Path) -> None:
-    for montage in (Path(), tmp_path):
-        with pytest.raises(InputError, match="is a folder; give the name of a file"):
+def test_a_montage_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    cases = dict.fromkeys((Path(), tmp_path), "is a folder; give the name of a file")
+    cases |= dict.fromkeys((file / "a.png", file / "b/a.png"), "file is not a folder")
+    for montage, says in cases.items():
+        with pytest.raises(InputError, match=says):
             predict(tmp_path / "no model", [], montage=montage)
+
+
+def test_table_and_montage_give_the_same_spin() -> None:
+    doubtful = Estimate({"spin": 0.52}, {}, retrograde=0.45)
+    assert figures.montage_text(["spin"], [doubtful.shown("spin")]) == "P"
+    assert Estimate({"spin": 0.52}, {}, None).shown("spin") == 0.52
 
 
 @pytest.mark.parametrize(
