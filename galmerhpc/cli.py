@@ -501,7 +501,28 @@ def read_config(given: argparse.Namespace) -> Config:
 
 
 def open_run(config: Config, may_differ: Sequence[str] = ()) -> Config:
-    """Write the resolved configuration into the run folder.
+    """Write the resolved configuration into the run folder, if it fits what is there.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    may_differ : sequence of str
+        As for `refuse_other`.
+
+    Raises
+    ------
+    InputError
+        As from `refuse_other`.
+    """
+    refuse_other(config, may_differ)
+    if parallel.launched_rank() == 0:
+        files.write_text(config.run_dir / RESOLVED, dump(config))
+    return config
+
+
+def refuse_other(config: Config, may_differ: Sequence[str] = ()) -> None:
+    """Refuse a configuration from which a stage in its run folder was not made.
 
     Parameters
     ----------
@@ -520,9 +541,6 @@ def open_run(config: Config, may_differ: Sequence[str] = ()) -> Config:
     stages: tuple[Stage, ...] = ("scrape", "preprocess", "train")
     for stage in stages:
         stage_record(config, stage, may_differ)
-    if parallel.launched_rank() == 0:
-        files.write_text(config.run_dir / RESOLVED, dump(config))
-    return config
 
 
 @contextlib.contextmanager
@@ -698,10 +716,17 @@ def train(given: argparse.Namespace) -> None:
 
         dry_run(config)
         return
+    from galmerhpc.training.checkpoint import check_changes
     from galmerhpc.training.train import train
 
     with log_file(config.run_dir, "train"):
-        train(open_run(config, given.allow_change), given.allow_change, given.elastic)
+        check_changes(config, given.allow_change)
+        refuse_other(config, given.allow_change)
+        stopped = train(config, given.allow_change, given.elastic)
+    if stopped and given.function is run:
+        raise InterruptedRunError(
+            f"stopped by {stopped} after the training; the same command evaluates it"
+        )
 
 
 def evaluate(given: argparse.Namespace) -> None:
@@ -870,9 +895,30 @@ def submit(given: argparse.Namespace) -> None:
         given.allow_missing,
     )
     if given.study:
+        refuse_with_study(given)
         submit_study(read_config(given), request, given.study)
     else:
         submit(read_config(given), request)
+
+
+def refuse_with_study(given: argparse.Namespace) -> None:
+    """Refuse options of the stages, which a study's points would not get.
+
+    Raises
+    ------
+    InputError
+        There is one.
+    """
+    options = {
+        "--from": given.first != STAGES[0],
+        "--retry-failed": given.retry_failed,
+        "--allow-missing": given.allow_missing,
+    }
+    if chosen := [name for name, is_given in options.items() if is_given]:
+        raise InputError(
+            f"{chosen[0]} is for stages, not for --study; fetch the images first, with "
+            f"galmerhpc submit {given.config} {chosen[0]} ..."
+        )
 
 
 def status(given: argparse.Namespace) -> None:

@@ -762,8 +762,9 @@ class Training(Section):
     """Training batches from which batch normalisation's statistics are re-estimated before each
     evaluation; the cost grows with batch_size. 0: average the ranks' moving statistics instead."""
     freeze_batchnorm_epochs: Annotated[int, Field(ge=0)] = 0
-    """Number of final epochs with batch normalisation's statistics frozen as in evaluation, so that
-    the weights adapt to the statistics they are evaluated with."""
+    """Number of final epochs with batch normalisation's statistics frozen as in evaluation (and
+    re-estimated at the start of each), so that the weights adapt to the statistics they are
+    evaluated with."""
     sync_batchnorm: bool = False
     """Batch normalisation over the images of all ranks, for few images per rank. It costs one
     all-reduce per layer; model.keras contains plain layers."""
@@ -785,7 +786,8 @@ class Training(Section):
     evaluation_batch: Count = 64
     """Images per batch and rank in evaluation and prediction."""
     time_limit_s: Positive | None = None
-    """Seconds after which the command saves its work and exits with code 75; null for no limit."""
+    """Seconds of training after which it saves its work and exits with code 75; null for no limit.
+    Validation and export of a finished training are still done."""
     checkpoint_every_steps: Count | None = None
     """Steps between checkpoints, in addition to those at each epoch's end and after the last
     step."""

@@ -4,6 +4,7 @@ Each library is loaded in its own process, with a time limit: one that crashes o
 finding, not the end of the report. MPI is loaded but not started: a login node may forbid that.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -152,11 +153,23 @@ def ask(command: list[str], time_limit_s: float = TIME_LIMIT_S) -> Answer:
     except subprocess.TimeoutExpired:
         return Answer(fault=f"no answer within {time_limit_s:g} s")
     if done.returncode < 0:
-        return Answer(fault=f"crashed with {signal.Signals(-done.returncode).name}")
+        return Answer(fault=f"crashed with {signal_name(-done.returncode)}")
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         return Answer(fault=_EXCEPTION.sub("", said[-1]))
-    return Answer(facts=json.loads(done.stdout.splitlines()[-1]))
+    for line in reversed(done.stdout.splitlines()):  # libraries may print before and after
+        with contextlib.suppress(ValueError):
+            if isinstance(facts := json.loads(line), dict):
+                return Answer(facts=facts)
+    return Answer(fault="it printed no facts")
+
+
+def signal_name(number: int) -> str:
+    """Return a signal's name, or its number for one without, such as the real-time signals."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def supported_tensorflow() -> str:

@@ -167,11 +167,10 @@ def queued(names: Sequence[str]) -> list[Job]:
     printed = _run(
         ["squeue", "--me", "--noheader", f"--name={','.join(names)}", "--format=%i|%j|%T|%r"]
     )
-    jobs = []
-    for line in printed.splitlines():
-        number, name, state, reason = line.split("|", 3)
-        jobs.append(Job(_number(number), name, state, _reason(reason)))
-    return jobs
+    return [
+        Job(_number(number), name, state, _reason(reason))
+        for number, name, state, reason in _rows(printed)
+    ]
 
 
 def show(job_id: str) -> list[Job]:
@@ -216,11 +215,16 @@ def _accounted(job_id: str) -> list[Job]:
         printed = _run(command)
     except GalmerhpcError:  # no accounting on this cluster, or its database is down
         return []
-    jobs = []
-    for line in printed.splitlines():
-        number, name, state, exit_code = line.split("|", 3)
-        jobs.append(Job(_number(number), name, state.split()[0], "", exit_code))
-    return jobs
+    return [
+        Job(_number(number), name, (state.split() or ["UNKNOWN"])[0], "", exit_code)
+        for number, name, state, exit_code in _rows(printed)
+    ]
+
+
+def _rows(printed: str) -> list[list[str]]:
+    """Return a command's rows of four columns; a site's wrapper may print a banner around them."""
+    rows = [line.split("|", 3) for line in printed.splitlines()]
+    return [row for row in rows if len(row) == 4]
 
 
 def _number(text: str) -> str:

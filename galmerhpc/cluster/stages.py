@@ -10,7 +10,7 @@ from galmerhpc import files
 from galmerhpc.config import Config, Stage
 from galmerhpc.dataset.records import FOLDERS, stage_record
 from galmerhpc.errors import InputError
-from galmerhpc.training.checkpoint import step_of
+from galmerhpc.training.checkpoint import changeable, step_of
 
 STAGES: tuple[Stage, ...] = ("scrape", "preprocess", "train", "evaluate")
 """One job each; each needs the output of the one before."""
@@ -29,7 +29,7 @@ def job_name(run_dir: Path, stage: str) -> str:
 
 
 def is_complete(config: Config, stage: Stage, allow_change: Sequence[str] = ()) -> bool:
-    """Return whether a stage is complete.
+    """Return whether a stage is complete; an evaluation only if it is of the run's present model.
 
     Parameters
     ----------
@@ -49,8 +49,25 @@ def is_complete(config: Config, stage: Stage, allow_change: Sequence[str] = ()) 
     # An evaluation with other keys of its own is made again, as is one of a resumed training.
     own = ("evaluation.", "training.") if stage == "evaluate" else ()
     may_differ = [*allow_change, *(k for k in config.inputs(stage) if k.startswith(own))]
-    done = stage_record(config, stage, may_differ).complete
-    return done and (stage != "evaluate" or report_path(config).exists())
+    record = stage_record(config, stage, may_differ)
+    if stage != "evaluate":
+        return record.complete
+    trained = stage_record(config, "train", changeable(config))
+    return (
+        record.complete
+        and trained.complete
+        and report_path(config).exists()
+        and _evaluated_model(config) == trained.files.get("../model.keras")  # from checkpoints/
+    )
+
+
+def _evaluated_model(config: Config) -> str:
+    """Return the SHA-256 of the model that was evaluated."""
+    metrics = files.read_json(config.run_dir / FOLDERS["evaluate"] / "metrics.json")
+    try:
+        return str(metrics["repeat"]["model"])
+    except (KeyError, TypeError):
+        return ""
 
 
 def report_path(config: Config) -> Path:

@@ -4,10 +4,11 @@ Split-conformal prediction: the errors of held-out images are divided by the usu
 predicted viewing angle; with a quantile of these ratios, predicted value +- quantile x usual error
 is the interval of a new image. Predictions and bounds outside the parameter's range are moved to
 its nearer end. Errors of views of one encounter are correlated, so groups of images (realisation x
-configuration) are exchangeable, not images: every group has the same weight, whatever its size. This is the pooling of group distributions of Dunn, Wasserman & Ramdas 2022
-(Journal of the American Statistical Association 118, 2491), with the finite-sample correction
-explained in `_quantiles`. It applies to an image of a new group; with K groups of fully correlated
-images, no interval can guarantee more than K / (K + 1). `halved_coverage` measures the coverage.
+configuration) are exchangeable, not images: every group has the same weight, whatever its size.
+This is the pooling of group distributions of Dunn, Wasserman & Ramdas 2022 (Journal of the American
+Statistical Association 118, 2491), with the finite-sample correction explained in `_quantiles`. It
+applies to an image of a new group; with K groups of fully correlated images, no interval can
+guarantee more than K / (K + 1). `halved_coverage` measures the coverage.
 
 ``evaluation/intervals.json`` contains `Calibration.to_json` by condition of the images::
 

@@ -2,14 +2,14 @@
 
 from galmerhpc.config import Config
 from galmerhpc.studies.classification import as_classification
-from galmerhpc.studies.study import Point, Study
+from galmerhpc.studies.study import Point, Study, name_of
 
 
 def points(config: Config) -> list[Point]:
     """Return one point per width."""
     classification = as_classification(config)
     return [
-        Point(f"{width:g}", width, {**classification, "model.class_width_deg": width})
+        Point(name_of(width), width, {**classification, "model.class_width_deg": width})
         for width in config.studies.class_widths_deg
     ]
 

@@ -1,23 +1,28 @@
 """Error against the number of training images: the paper's figure 7."""
 
 from galmerhpc.config import Config
-from galmerhpc.studies.study import Point, Study, epochs_for
+from galmerhpc.studies.study import Point, Study, epochs_for, name_of
 
 
 def points(config: Config) -> list[Point]:
     """Return one point per share; all see the same number of images in training."""
-    whole = config.split.training_fraction or 1.0
     return [
         Point(
-            f"{share:g}",
+            name_of(share),
             share,
             {
-                "split.training_fraction": share * whole,
+                "split.training_fraction": _share_of(config, share),
                 **epochs_for(config, share),
             },
         )
         for share in config.studies.training_fractions
     ]
+
+
+def _share_of(config: Config, share: float) -> float | None:
+    """Return the fraction that is a share of the configured one, which may be unset (all)."""
+    whole = config.split.training_fraction
+    return whole if share == 1 else share * (whole or 1.0)
 
 
 STUDY = Study(

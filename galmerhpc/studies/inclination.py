@@ -1,7 +1,7 @@
 """Error at inclinations never seen in training: the paper claims that it interpolates."""
 
 from galmerhpc.config import Config
-from galmerhpc.studies.study import Point, Study
+from galmerhpc.studies.study import Point, Study, name_of
 
 
 def points(config: Config) -> list[Point]:
@@ -9,7 +9,7 @@ def points(config: Config) -> list[Point]:
     shared = config.split.shared()
     return [
         Point(
-            f"{value:g}",
+            name_of(value),
             value,
             {"split": {"kind": "inclination", **shared, "test_inclination_deg": value}},
         )

@@ -2,7 +2,7 @@
 
 from galmerhpc.config import Config, digest
 from galmerhpc.errors import InputError
-from galmerhpc.studies.study import Point, Study
+from galmerhpc.studies.study import Point, Study, name_of
 
 
 def points(config: Config) -> list[Point]:
@@ -22,7 +22,7 @@ def points(config: Config) -> list[Point]:
             for component, count in config.simulate.particles.model_dump().items()
         }
         changes = {"simulate.particles": particles, "library": _library(config, particles)}
-        made.append(Point(f"{share:g}", sum(particles.values()), changes))
+        made.append(Point(name_of(share), sum(particles.values()), changes))
     return made
 
 

@@ -62,7 +62,12 @@ class Study:
 
 def points_of(key: str, values: Sequence[float]) -> list[Point]:
     """Return one point per value of a key."""
-    return [Point(f"{value:g}", value, {key: value}) for value in values]
+    return [Point(name_of(value), value, {key: value}) for value in values]
+
+
+def name_of(value: float) -> str:
+    """Return the name of a value's point; near values have different ones."""
+    return f"{value:.12g}"
 
 
 def epochs_for(config: Config, share: float) -> dict[str, int]:

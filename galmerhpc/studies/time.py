@@ -2,7 +2,7 @@
 
 from galmerhpc.config import Config, require_catalogue
 from galmerhpc.errors import InputError
-from galmerhpc.studies.study import Point, Study
+from galmerhpc.studies.study import Point, Study, name_of
 
 
 def points(config: Config) -> list[Point]:
@@ -19,7 +19,7 @@ def points(config: Config) -> list[Point]:
             for run in catalogue.runs
             if (chosen := [s for s in run.all_snapshots() if s.time_myr == time])
         ]
-        made.append(Point(f"{time:g}", time, {"catalogue.runs": runs}))
+        made.append(Point(name_of(time), time, {"catalogue.runs": runs}))
     return made
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from galmerhpc.config import Config, Training
 from galmerhpc.dataset.batches import SplitReader, steps_per_epoch, training_batches
+from galmerhpc.dataset.records import stage_record
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import GalmerhpcError
 from galmerhpc.models.targets import make_targets
@@ -42,6 +43,7 @@ def dry_run(config: Config) -> None:
         The loss or gradient of the first batch is not finite.
     """
     training = config.training
+    stage_record(config, "preprocess")  # refuses shards of another configuration
     horovod.init(training.stall_limit_s)
     dataset = Dataset.open(config.run_dir / "shards")
     reader = SplitReader(dataset, "train", config.data)

@@ -1,10 +1,11 @@
 """The record of a training: one row per epoch in metrics.csv, and TensorBoard's files."""
 
 import io
+import math
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from galmerhpc import files
@@ -19,14 +20,21 @@ MONTAGE_IMAGES = MONTAGE_ROWS * MONTAGE_COLUMNS
 def metric_columns(name: str, sums: Sums, parameters: tuple[str, ...]) -> Row:
     """Return the columns of metrics.csv for one split: means over parameters, then each parameter.
 
-    R2 is None if it is undefined: if all labels are equal.
+    R2 is None if it is undefined: if all labels are equal. Its mean is over the other parameters.
     """
     metrics = sums.metrics()
-    columns = {f"{name}_{key}": np.mean(value) for key, value in metrics.items()}
+    columns = {f"{name}_{key}": _mean(value) for key, value in metrics.items()}
     each = [key for key in ("mae", "mse", "r2", "accuracy") if key in metrics]
     for k, parameter in enumerate(parameters):
         columns |= {f"{name}_{key}_{parameter}": metrics[key][k] for key in each}
     return to_json(columns)
+
+
+def _mean(values: ArrayLike) -> float:
+    """Return the mean of the defined values; NaN if there are none."""
+    defined = np.atleast_1d(np.asarray(values, np.float64))
+    defined = defined[~np.isnan(defined)]
+    return float(defined.mean()) if len(defined) else math.nan
 
 
 def larger_is_better(metric: str) -> bool:

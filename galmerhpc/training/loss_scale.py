@@ -34,11 +34,16 @@ class LossScale:
         import keras
 
         self.used = training.precision == "mixed_float16" or training.compression == "fp16"
-        first = FIRST if self.used else 1.0
+        self._first = (FIRST if self.used else 1.0, 0.0)
         self.variables = [
             keras.Variable(value, dtype="float32", trainable=False, name=name)
-            for name, value in (("loss_scale", first), ("finite_steps", 0.0))
+            for name, value in zip(("loss_scale", "finite_steps"), self._first, strict=True)
         ]
+
+    def reset(self) -> None:
+        """Begin again, in a training that was continued with another precision."""
+        for variable, value in zip(self.variables, self._first, strict=True):
+            variable.assign(value)
 
     @property
     def factor(self) -> Any:

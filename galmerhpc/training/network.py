@@ -66,12 +66,18 @@ class Network:
             self.model = synchronised(self.model)
         self.optimizer = make_optimizer(training, steps)
         self.optimizer.build(self.model.trainable_variables)
-        loss_scale = LossScale(training)
-        self.state = State(self.model, self.optimizer, loss_scale)
+        self.loss_scale = LossScale(training)
+        self.state = State(self.model, self.optimizer, self.loss_scale)
         self.losses = make_losses(training, targets)
         self._augment = sky.make_augment(training.augment, training.seed)
         self.step = Step(
-            self.model, self.optimizer, loss_scale, self.losses, targets, self._augment, training
+            self.model,
+            self.optimizer,
+            self.loss_scale,
+            self.losses,
+            targets,
+            self._augment,
+            training,
         )
         self.predict = make_predict(self.model)
         self._statistics = StatisticsEstimator(self.model, self._augment, training.micro_batch)

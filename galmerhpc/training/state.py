@@ -186,6 +186,13 @@ class State:
         list of list of ndarray
             The statistics of each rank that wrote it.
         """
+        # Averages that were not kept begin at the weights, as those of a new training do.
+        averages = {
+            name: arrays.get(name, arrays.get(name.replace("averages", "weights")))
+            for name in self.shared
+            if name.startswith("averages/")
+        }
+        arrays = arrays | {name: value for name, value in averages.items() if value is not None}
         for name, variable in self.shared.items():
             if name not in arrays or arrays[name].shape != tuple(variable.shape):
                 raise InputError(

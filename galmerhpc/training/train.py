@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from galmerhpc import files, parallel, provenance
-from galmerhpc.config import Config, Training
+from galmerhpc.config import RESOLVED, Config, Training, dump
 from galmerhpc.dataset.batches import (
     Batch,
     SplitReader,
@@ -44,14 +44,18 @@ SMALL_LOCAL_BATCH = 8
 SLOWEST_READ_BYTES_PER_S = 20e6
 """A disk slower than this counts as hanging."""
 
+WRITTEN = ("model.keras", "metrics.csv")
+"""What a training leaves in the run folder, beside its own folders."""
+
 _NAMED_VIEWS = 4
 
 
-def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = False) -> None:
+def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = False) -> str:
     """Train the configured network on the run's shards; called by every rank.
 
     Rank 0 writes ``checkpoints/``, ``metrics.csv``, ``tensorboard/`` and ``model.keras`` into the
-    run folder. Resumes from the newest checkpoint, and returns at once if the training is finished.
+    run folder, and the resolved configuration once it fits what is there. Resumes from the newest
+    checkpoint, and returns at once if the training is finished.
 
     Parameters
     ----------
@@ -61,6 +65,12 @@ def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = Fals
         Keys of `training` that may differ from the checkpoints'.
     elastic : bool
         Continue with the remaining ranks when some are lost; under an elastic horovodrun.
+
+    Returns
+    -------
+    str
+        What asked to stop after the last step, when only validation and export were left to do;
+        empty if nothing did.
 
     Raises
     ------
@@ -78,7 +88,7 @@ def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = Fals
         record = stage_record(config, "train", may_differ=allow_change)
         if parallel.broadcast(record.complete):  # as rank 0 sees it: a shared disk may lag
             log.info("train: complete, nothing to do")
-            return
+            return ""
         horovod.init(training.stall_limit_s)
         dataset = Dataset.open(config.run_dir / "shards")
         with (
@@ -94,6 +104,7 @@ def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = Fals
             elif horovod.rank() == 0:
                 trainer.resume_alone()
             if horovod.rank() == 0:
+                files.write_text(config.run_dir / RESOLVED, dump(config))
                 record.begin()
             if elastic:
                 run_elastic(trainer, stop)
@@ -105,12 +116,10 @@ def train(config: Config, allow_change: Sequence[str] = (), elastic: bool = Fals
             if horovod.rank() == 0:
                 log.info("peak memory of a rank: %.2f GB", max(peaks))
                 record.finish(
-                    {
-                        f"../{name}": files.sha256(config.run_dir / name)
-                        for name in ("model.keras", "metrics.csv")
-                    }
+                    {f"../{name}": files.sha256(config.run_dir / name) for name in WRITTEN}
                 )
-            horovod.barrier()
+            reasons = horovod.gather_objects(stop.reason)  # also waits for rank 0
+            return next(filter(None, reasons), "")
 
 
 def _bytes_of(dataset: Dataset) -> int:
@@ -224,7 +233,7 @@ class Trainer:
                 start = time.perf_counter()
 
     def _reestimate_batchnorm(self) -> None:
-        """Re-estimate batch normalisation's statistics before the first epoch that freezes them.
+        """Re-estimate batch normalisation's statistics before each epoch that freezes them.
 
         A training that resumes with another number of epochs may freeze them in mid-epoch.
         """
@@ -330,11 +339,22 @@ class Trainer:
         return round(self._timed_images / max(self._timed_seconds, 1e-9), 2)
 
     def _note_best(self, row: history.Row) -> None:
-        """Record whether this epoch is the best so far."""
+        """Record whether this epoch is the best so far.
+
+        Raises
+        ------
+        InputError
+            The measure to tell it by is undefined.
+        """
         metric, progress = self._training.best_metric, self.progress
-        value = row[metric] if metric else None
-        if metric is None or value is None:
+        if metric is None:
             return
+        value = row[metric]
+        if value is None:
+            raise InputError(
+                f"training.best_metric: {metric} is undefined where all validation images have the "
+                "same label; choose another, with --allow-change training.best_metric"
+            )
         sign = -1 if history.larger_is_better(metric) else 1
         if progress.best is None or sign * value < sign * progress.best:
             progress.best, progress.best_name = value, self._checkpoint_name()
@@ -452,7 +472,9 @@ class Trainer:
 
     def _newest(self) -> tuple[checkpoint.Arrays, dict[str, Any]] | None:
         """Read the newest intact checkpoint, and refuse one of other data."""
-        files.remove_temporaries(self._folder)
+        for folder in (self._folder, self._config.run_dir / "tensorboard"):
+            files.remove_temporaries(folder)
+        files.remove_temporaries(self._config.run_dir, lambda path: path.name.endswith(WRITTEN))
         found = checkpoint.load_latest(self._folder)
         if found and found[1]["dataset"] != self._dataset.fingerprint:
             raise InputError(
@@ -467,7 +489,12 @@ class Trainer:
         self.progress = Progress.from_meta(
             meta, type(sums).from_vector(arrays["sums"]) if arrays else sums
         )
-        if meta["configuration"].get("training.best_metric") != self._training.best_metric:
+        before, now = meta["configuration"], self._config.inputs("train")
+        if any(
+            before.get(key) != now[key] for key in ("training.precision", "training.compression")
+        ):
+            self.network.loss_scale.reset()
+        if before.get("training.best_metric") != self._training.best_metric:
             self.progress.best, self.progress.best_name = None, None
             self.progress.epochs_since_best = 0
         if horovod.rank() == 0:

@@ -149,6 +149,14 @@ def test_a_probe_may_print_before_its_facts():
     assert ask([sys.executable, "-c", code]) == Answer(facts={"version": "1"})
 
 
+def test_a_probe_that_prints_after_its_facts_or_none_is_no_end_of_the_report():
+    code = "print('{\"a\": 1}'); print('bye')"
+    assert ask([sys.executable, "-c", code]).facts == {"a": 1}
+    assert ask([sys.executable, "-c", "print(7)"]).fault == "it printed no facts"
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 6)"
+    assert ask([sys.executable, "-c", killed]).fault.startswith("crashed with signal ")
+
+
 def test_a_launcher_that_does_not_start_is_reported():
     assert doctor._first_line(["/nonexistent/mpirun"]).startswith("does not start")
 

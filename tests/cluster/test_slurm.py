@@ -84,6 +84,15 @@ def test_an_answer_without_a_number_is_quoted(commands: Commands) -> None:
         slurm.submit(["sbatch"], dict(os.environ))
 
 
+def test_lines_that_are_no_jobs_are_left_out(commands: Commands) -> None:
+    banner = "echo; echo 'Welcome to the cluster | today'"
+    commands.add("squeue", f"{banner}; echo '12|train|RUNNING|None'")
+    assert slurm.queued(["train"]) == [slurm.Job("12", "train", "RUNNING")]
+    commands.add("scontrol", f"echo '{FORGOTTEN}' >&2; exit 1")
+    commands.add("sacct", f"{banner}; echo '12|train||0:0'")
+    assert slurm.show("12") == [slurm.Job("12", "train", "UNKNOWN", "", "0:0")]
+
+
 def test_a_refusal_is_not_repeated(commands: Commands) -> None:
     commands.fail_once("scontrol", "Requested operation is presently disabled for job 7")
     with pytest.raises(InputError, match="presently disabled"):

@@ -324,6 +324,11 @@ def test_a_study_is_an_array_of_its_unfinished_points(checkout, cluster, tiny):
     assert line.endswith(f"slurm/study.sbatch batch-size {tiny} '{sizes}'")
     assert not (checkout.folder / "run").exists()
 
+    for option in (["--allow-missing"], ["--retry-failed"], ["--from", "train"]):
+        done = checkout.galmerhpc("submit", tiny, "--study", "batch-size", *option, "--dry-run")
+        assert done.returncode == ExitCode.WRONG_INPUT
+        assert f"{option[0]} is for stages, not for --study" in done.stderr
+
     with nothing_starts(cluster):
         first = checkout.galmerhpc("submit", tiny, sizes, "--study", "batch-size")
         assert "job" in first.stdout, first.stderr

@@ -38,6 +38,15 @@ def test_points_differ_and_have_folders_of_their_own(name: str) -> None:
     assert len(made) == len(found)
 
 
+def test_the_whole_data_set_is_the_run_s_own_and_near_values_have_folders_of_their_own() -> None:
+    config = load(NEVER_SEEN, ["studies.batch_sizes=[1000000, 1000001]"])
+    names = [point.name for point in STUDIES["batch-size"].points(config)]
+    assert names == ["1000000", "1000001"]
+    *_, whole = sorted(STUDIES["data-size"].points(config), key=lambda point: point.value)
+    assert whole.value == 1
+    assert whole.changes["split.training_fraction"] is None
+
+
 def test_what_a_point_does_not_vary_stays() -> None:
     base = load(NEVER_SEEN)
     for own in configs("batch-size").values():

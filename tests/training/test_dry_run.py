@@ -40,6 +40,12 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(tiny_run: Path) -> None
     assert "leaves some of the 2 ranks without images" in done.stderr
 
 
+def test_a_dry_run_refuses_shards_of_another_configuration(tiny_run: Path) -> None:
+    done = galmerhpc("train", str(tiny_run), "--dry-run", "preprocess.image_size=64")
+    assert done.returncode == 2
+    assert "made with another preprocess.image_size: 32 there, 64 now" in done.stderr
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("size", [64, 128])

@@ -18,6 +18,7 @@ from galmerhpc import files
 from galmerhpc.dataset.batches import epoch_order
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.training import checkpoint
+from galmerhpc.training.loss_scale import FIRST
 from tests.conftest import catalogue_runs, write_run
 from tests.support import BIN, ROOT, environment, galmerhpc, mpirun, mpirun_command, run, wait_for
 
@@ -423,6 +424,94 @@ def test_another_configuration_is_refused_with_the_key_unless_it_may_change(
     done = galmerhpc("train", "--allow-change", "training.batch_size", str(config))
     assert done.returncode == 2
     assert "--allow-change training.batch_size: it decides the data, their order" in done.stderr
+
+
+def test_a_refused_training_leaves_the_run_as_it_was(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed.parent / "run", tmp_path / "run")
+    run_dir, written = tmp_path / "run", tmp_path / "run/config.yaml"
+    before = written.read_bytes()
+    for key, value in (("preprocess.image_size", "48"), ("training.batch_size", "7")):
+        more = (f"{key}={value}", f"run_dir={run_dir}", "--allow-change", key)
+        done = galmerhpc("train", str(undisturbed), *more)
+        assert done.returncode == 2
+        assert f"--allow-change {key}: it decides the data" in done.stderr
+    with files.lock(run_dir / "checkpoints/train.lock"):
+        more = ("training.epochs=77", f"run_dir={run_dir}", "--allow-change", "training.epochs")
+        assert "in use by" in galmerhpc("train", str(undisturbed), *more).stderr
+    assert written.read_bytes() == before
+
+
+def test_a_loss_scale_is_that_of_the_present_precision(preprocessed: Path, tmp_path: Path) -> None:
+    config, scales = small_run(preprocessed, tmp_path, epochs=1), []
+    changing = ("training.epochs", "training.compression")
+    allowed = [word for key in changing for word in ("--allow-change", key)]
+    for epochs, compression in enumerate(("fp16", "none", "fp16"), 1):
+        more = (f"training.epochs={epochs}", f"training.compression={compression}")
+        done = galmerhpc("train", str(config), *more, *allowed)
+        assert done.returncode == 0, done.stderr
+        newest = tmp_path / "run/checkpoints" / checkpoints(config)[-1]
+        with np.load(newest / "state.npz") as state:
+            scales.append(float(state["loss_scale/0"]))
+    assert scales == [FIRST, 1, FIRST]
+
+
+def test_averages_may_begin_with_a_training_that_goes_on(
+    preprocessed: Path, tmp_path: Path
+) -> None:
+    config = small_run(preprocessed, tmp_path, epochs=1, ema_momentum=0.0)
+    assert galmerhpc("train", str(config)).returncode == 0
+    changed = {"training.epochs": 2, "training.ema_momentum": 0.9}
+    allowed = [word for key in changed for word in ("--allow-change", key)]
+    values = [f"{key}={value}" for key, value in changed.items()]
+    done = galmerhpc("train", str(config), *values, *allowed)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after epoch 1" in done.stderr
+
+
+def test_a_measure_that_is_undefined_is_not_taken_for_the_best(
+    preprocessed: Path, tmp_path: Path
+) -> None:
+    """The tiny run's validation images have one viewing angle."""
+    metric = {"best_metric": "validation_r2_viewing_angle", "patience": 1}
+    config = small_run(preprocessed, tmp_path, epochs=2, **metric)
+    left = tmp_path / "run/.tmp-elsewhere-77-model.keras"
+    left.touch()
+    done = galmerhpc("train", str(config))
+    assert done.returncode == 2
+    assert "validation_r2_viewing_angle is undefined" in done.stderr
+    more = ("training.best_metric=validation_r2", "--allow-change", "training.best_metric")
+    done = galmerhpc("train", str(config), *more)
+    assert done.returncode == 0, done.stderr
+    assert len(history(config)) == 2
+    assert all(row["validation_r2"] for row in history(config))  # of the other parameters
+    assert not left.exists()
+
+
+INTERRUPTED = """
+import os, signal, sys
+from galmerhpc import cli
+from galmerhpc.training.train import Trainer
+finish_epoch = Trainer.finish_epoch
+def interrupted(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+    finish_epoch(self)
+Trainer.finish_epoch = interrupted
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_in_the_last_validation_ends_a_run_after_the_training(
+    preprocessed: Path, tmp_path: Path
+) -> None:
+    config = small_run(preprocessed, tmp_path, epochs=1)
+    done = run(sys.executable, "-c", INTERRUPTED, "run", str(config))
+    assert done.returncode == 75, done.stderr
+    assert "stopped by SIGTERM after the training" in done.stderr
+    assert (tmp_path / "run/model.keras").exists()
+    assert not (tmp_path / "run/evaluation").exists()
+    # A training that is finished is complete.
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    assert run(sys.executable, "-c", INTERRUPTED, "train", str(config)).returncode == 0
 
 
 def test_a_second_training_of_the_same_run_is_refused(preprocessed: Path, tmp_path: Path) -> None:
