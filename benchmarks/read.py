@@ -69,9 +69,9 @@ import h5py
 import numpy as np
 from machine import write_results
 
-from galmerhpc import files, parallel
+from galmerhpc import files, hdf5, parallel
 from galmerhpc.config import Data, digest
-from galmerhpc.dataset import hdf5, shards
+from galmerhpc.dataset import shards
 from galmerhpc.dataset.batches import SplitReader, training_batches
 from galmerhpc.dataset.records import StageRecord
 from galmerhpc.dataset.shards import Dataset

@@ -16,10 +16,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from galmerhpc import files, parallel
+from galmerhpc import files, hdf5, parallel
 from galmerhpc.catalogue import Places, View, Views
 from galmerhpc.config import Config, Stage, require_catalogue
-from galmerhpc.dataset import hdf5, shards
+from galmerhpc.dataset import shards
 from galmerhpc.dataset.missing import list_path
 from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.preprocess import (

@@ -27,7 +27,8 @@ from galmerhpc.dataset.raw import RawShard
 from galmerhpc.errors import InputError
 from galmerhpc.evaluation.photographs import MOST_PIXELS, read
 from galmerhpc.preview import Preview
-from galmerhpc.simulate import import_fits
+from galmerhpc.simulate import import_fits, library
+from galmerhpc.simulate.library import Encounter, merge, write_encounter
 from tests.dataset.runs import scraped, write_config, write_dataset
 from tests.evaluation.pictures import odd_files
 from tests.servers import Reply, gif, serve
@@ -326,6 +327,32 @@ def raw_shards(folder: Path) -> tuple[list[bytes], Judge]:
     return [good.read_bytes()], judge
 
 
+def libraries(folder: Path) -> tuple[list[bytes], Judge]:
+    """Judge snapshot libraries: read throughout, or refused."""
+    encounter = Encounter(
+        "prograde-i45-r0", {"spin": "prograde", "inclination_deg": 45.0, "pair": "gSa-gSb"},
+        np.array([0.0, 50.0]), np.random.default_rng(1).normal(0, 9, (2, 40, 3)), np.ones(40),
+        np.zeros(40, np.uint8), np.repeat([0, 1], 20).astype(np.uint8),
+    )  # fmt: skip
+    write_encounter(folder / "part.h5", encounter, neighbours=4)
+    merge(folder / "good.h5", {encounter.name: folder / "part.h5"}, first_snapshot_id=7)
+
+    def judge(path: Path, _: bytes) -> bool:
+        try:
+            library.describe(path)
+            library.stored_attributes(path)
+            with library.Library(path) as found:
+                for number in found.snapshot_ids:
+                    assert np.isfinite(found.snapshot(number).position).all()
+                    found.describe(number)
+            merge(folder / "merged.h5", {encounter.name: path}, first_snapshot_id=7)
+        except InputError as error:
+            return refused(path, error)
+        return True
+
+    return [(folder / "good.h5").read_bytes()], judge
+
+
 def training_shards(folder: Path) -> tuple[list[bytes], Judge]:
     """Judge training shards: every byte as it was written, or none."""
     write_dataset(folder / "good", 6, 6)
@@ -390,6 +417,7 @@ KINDS: dict[str, tuple[Callable, Callable, str]] = {
     "raw": (raw_shards, damage_hdf5, "case/raw-0000-00000.h5"),
     "training": (training_shards, damage_hdf5, "case.h5"),
     "fits": (fits_files, damage, "case.fits"),
+    "library": (libraries, damage, "case.h5"),
 }
 """Good files and judge, damage, and the damaged file's name."""
 

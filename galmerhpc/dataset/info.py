@@ -6,7 +6,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from galmerhpc.dataset import hdf5, raw, shards
+from galmerhpc import hdf5
+from galmerhpc.dataset import raw, shards
 from galmerhpc.dataset.split import SPLITS
 from galmerhpc.errors import InputError
 

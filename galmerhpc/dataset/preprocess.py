@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from galmerhpc import files, parallel
+from galmerhpc import files, hdf5, parallel
 from galmerhpc.catalogue import Views, require_classes
 from galmerhpc.config import Config, Preprocess, digest, require_catalogue
-from galmerhpc.dataset import augment, hdf5, shards
+from galmerhpc.dataset import augment, shards
 from galmerhpc.dataset.missing import list_path
 from galmerhpc.dataset.pictures import PictureError, decode
 from galmerhpc.dataset.raw import RawStore, open_store

@@ -28,10 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from galmerhpc import __version__, files
+from galmerhpc import __version__, files, hdf5
 from galmerhpc.catalogue import Places, View
 from galmerhpc.config import Config
-from galmerhpc.dataset import hdf5
 from galmerhpc.dataset.slices import WHOLE, Slice
 from galmerhpc.errors import InputError
 

@@ -20,9 +20,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from galmerhpc import __version__, files
+from galmerhpc import __version__, files, hdf5
 from galmerhpc.config import digest
-from galmerhpc.dataset import hdf5
 from galmerhpc.dataset.records import read_record
 from galmerhpc.dataset.split import SPLITS
 from galmerhpc.errors import InputError

@@ -22,7 +22,8 @@ Positions beyond +-655.34 kpc, twenty times the width of an image, are moved to 
 encounter's attribute ``clamped`` counts them.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -33,9 +34,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from galmerhpc import __version__
+from galmerhpc import __version__, hdf5
 from galmerhpc.errors import InputError
-from galmerhpc.files import atomic_path, unreadable
+from galmerhpc.files import atomic_path
 from galmerhpc.simulate.galaxies import Component as Component
 
 FORMAT = 1
@@ -150,14 +151,15 @@ class Library:
         self.path = path
         self._file = _open(path)
         try:
-            self._places = {
-                int(number): (name, row)
-                for name, group in self._file["encounters"].items()
-                for row, number in enumerate(group["snapshot_id"])
-            }
-        except (KeyError, OSError):
+            with _reading(path):
+                self._places = {
+                    int(number): (name, row)
+                    for name, group in self._file["encounters"].items()
+                    for row, number in enumerate(group["snapshot_id"])
+                }
+        except InputError:
             self.close()
-            raise _damaged(path) from None
+            raise
 
     def __contains__(self, snapshot_id: int) -> bool:
         return snapshot_id in self._places
@@ -182,18 +184,26 @@ class Library:
         Raises
         ------
         InputError
-            The library has no such encounter.
+            The library has no such encounter, or is damaged.
         """
-        if encounter not in self._file["encounters"]:
+        if encounter not in self.encounters:
             raise InputError(
                 f"{self.path}: no encounter {encounter!r} (available: {', '.join(self.encounters)})"
             )
-        return _read_attributes(self._file["encounters"][encounter])
+        with _reading(self.path):
+            return _read_attributes(self._file["encounters"][encounter])
 
     def describe(self, snapshot_id: int) -> dict[str, Attribute]:
-        """Return the parameters and results of a snapshot's encounter, and its ``time_myr``."""
+        """Return the parameters and results of a snapshot's encounter, and its ``time_myr``.
+
+        Raises
+        ------
+        InputError
+            The library is damaged.
+        """
         name, row = self._places[snapshot_id]
-        time = float(self._file["encounters"][name]["time_myr"][row])
+        with _reading(self.path):
+            time = float(self._file["encounters"][name]["time_myr"][row])
         return {**self.attributes(name), "time_myr": time}
 
     def snapshot(self, snapshot_id: int) -> Snapshot:
@@ -209,8 +219,8 @@ class Library:
                 f"{self.path}: no snapshot {snapshot_id} (available: {_ranges(self.snapshot_ids)})"
             )
         name, row = self._places[snapshot_id]
-        group = self._file["encounters"][name]
-        try:
+        with _reading(self.path):
+            group = self._file["encounters"][name]
             return Snapshot(
                 snapshot_id=snapshot_id,
                 encounter=name,
@@ -222,8 +232,6 @@ class Library:
                 component=group["component"][:],
                 galaxy=group["galaxy"][:],
             )
-        except (KeyError, OSError):
-            raise _damaged(self.path) from None
 
     def close(self) -> None:
         """Close the file."""
@@ -244,7 +252,7 @@ def stored_attributes(path: Path) -> dict[str, dict[str, Attribute]]:
     InputError
         The file is missing, damaged or not a snapshot library.
     """
-    with _open(path) as file:
+    with _open(path) as file, _reading(path):
         return {name: _read_attributes(group) for name, group in file["encounters"].items()}
 
 
@@ -254,26 +262,50 @@ def _open(path: Path) -> h5py.File:
             f"{path}: no such snapshot library; make it with galmerhpc simulate, "
             f"or set library: {SHIPPED}"
         )
-    try:
+    with _reading(path):
         file = h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise (unreadable(path, error) if error.errno else _damaged(path)) from None
-    if file.attrs.get("format") != FORMAT or "encounters" not in file:
-        file.close()
-        raise _damaged(path)
+        try:
+            if file.attrs.get("format") != FORMAT or "encounters" not in file:
+                raise ValueError(f"it has no encounters of format {FORMAT}")
+        except hdf5.ERRORS:
+            file.close()
+            raise
     return file
 
 
-def _damaged(path: Path) -> InputError:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what h5py raises on a damaged library into one error."""
+    try:
+        yield
+    except hdf5.ERRORS as error:
+        raise hdf5.fault(path, error, _damaged) from None
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    if not h5py.is_hdf5(path):
+        return InputError(
+            f"{path}: not a snapshot library; give one that galmerhpc simulate made, "
+            f"or set library: {SHIPPED}"
+        )
     return InputError(
-        f"{path}: damaged, or not a snapshot library of format {FORMAT}; "
+        f"{path}: damaged, or not a snapshot library ({why}); "
         "remove it and make it again with galmerhpc simulate"
     )
 
 
 def _read_attributes(group: h5py.Group) -> dict[str, Attribute]:
-    # Convert NumPy scalars to Python's, so that they print and compare as what was written.
-    return {key: v.item() if isinstance(v, np.generic) else v for key, v in group.attrs.items()}
+    return {key: _plain(value) for key, value in group.attrs.items()}
+
+
+def _plain(value: Any) -> Attribute:
+    """Return NumPy's scalars and bytes as Python's, which print and compare as what was written."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _write_attributes(group: h5py.Group, values: Mapping[str, Attribute]) -> None:
+    group.attrs.update({name: hdf5.attribute(value) for name, value in values.items()})
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -292,7 +324,7 @@ def is_library(path: Path) -> bool:
     try:
         with h5py.File(path, "r", locking=False) as file:
             return "encounters" in file
-    except OSError:
+    except hdf5.ERRORS:
         return False
 
 
@@ -381,15 +413,20 @@ def merge(library: Path, sources: Mapping[str, Path], first_snapshot_id: int) ->
         number = first_snapshot_id
         for name, path in sources.items():
             with _open(path) as source:
+                with _reading(path):
+                    attributes = _read_attributes(source["encounters"][name])
                 source.copy(f"encounters/{name}", file.require_group("encounters"))
             group = file["encounters"][name]
+            _write_attributes(
+                group, attributes
+            )  # older libraries have texts without a fixed length
             group.pop("snapshot_id", None)
             group["snapshot_id"] = number + np.arange(len(group["time_myr"]), dtype=np.int64)
             number += len(group["time_myr"])
 
 
 def _write_root(file: h5py.File) -> None:
-    file.attrs.update({"format": FORMAT, "code_version": __version__})
+    _write_attributes(file, {"format": FORMAT, "code_version": __version__})
 
 
 def _write_group(file: h5py.File, encounter: Encounter, neighbours: int) -> h5py.Group:
@@ -399,8 +436,8 @@ def _write_group(file: h5py.File, encounter: Encounter, neighbours: int) -> h5py
         values = np.asarray(getattr(encounter, name), dtype)[_order(encounter)]
         group.create_dataset(name, data=values, compression="gzip", shuffle=True)
     clamped = _write_snapshots(group, encounter, neighbours)
-    results = {"clamped": clamped, "code_version": __version__}
-    group.attrs.update({**encounter.attributes, **results})
+    results: dict[str, Attribute] = {"clamped": clamped, "code_version": __version__}
+    _write_attributes(group, {**encounter.attributes, **results})
     return group
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from galmerhpc import files
+from galmerhpc import files, hdf5
 from galmerhpc.catalogue import View, Views
 from galmerhpc.config import Config, digest, load, require_catalogue
-from galmerhpc.dataset import hdf5, shards
+from galmerhpc.dataset import shards
 from galmerhpc.dataset.raw import RawStore, RawWriter, Response
 from galmerhpc.dataset.records import StageRecord
 from tests.support import run

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from galmerhpc import files
+from galmerhpc import files, hdf5
 from galmerhpc.config import Config, digest, dump, load
-from galmerhpc.dataset import hdf5, shards
+from galmerhpc.dataset import shards
 from galmerhpc.dataset.records import StageRecord
 from galmerhpc.dataset.split import SPLITS
 from galmerhpc.parameters import NAMES

@@ -1,4 +1,4 @@
-"""What raw and training shards have in common: columns with checksums, and damaged files."""
+"""What libraries and shards have in common: damaged files, texts, columns with checksums."""
 
 import contextlib
 import errno
@@ -65,6 +65,11 @@ def text_column(texts: Sequence[str], width: int | None = None) -> NDArray[Any]:
     encoded = [text.encode() for text in texts]
     width = width or max(1, *map(len, encoded))
     return np.array(encoded, h5py.string_dtype("utf-8", width))
+
+
+def attribute(value: str | float) -> Any:
+    """Return an attribute's value in the form to store, a text as by `text_column`."""
+    return text_column([value]).reshape(()) if isinstance(value, str) else value
 
 
 def sha256(column: NDArray[Any]) -> str:
