@@ -108,6 +108,10 @@ def preview(render: Render, snap_id: int, theta: float, phi: float) -> Preview:
     )  # fmt: skip
 
 
+MOST_VIEWS = 2_000_000_000
+"""Most views of a run; GalMer's whole grid in steps of one degree has half as many."""
+
+
 class Views(Sequence[View]):
     """All views of a catalogue, in its order: run by run, snapshot, theta, phi innermost.
 
@@ -245,6 +249,23 @@ class _Table:
         return np.array([_of_run(run, name) for run in self._runs])[self._number]
 
 
+def views_to_make(catalogue: Catalogue) -> Views:
+    """Return the views of a catalogue that is not only to be shown.
+
+    Raises
+    ------
+    InputError
+        There are more than their numbers, of 32 bits, can tell apart; or as from `Views`.
+    """
+    views = Views(catalogue)
+    if len(views) > MOST_VIEWS:
+        raise InputError(
+            f"the catalogue has {len(views):,} views, more than {MOST_VIEWS:,}; take larger steps, "
+            "or split it into several runs"
+        )
+    return views
+
+
 def _id_of_picture(name: str, theta: float, phi: float) -> str:
     """Write an image's id: like a query string, since evaluation reads the line of sight there."""
     return f"file={quote(name)}&phi={number_text(phi)}&theta={number_text(theta)}"
@@ -280,6 +301,7 @@ class _Row(NamedTuple):
 
 
 _LARGEST = 2.0**31 - 1
+_REAL = (-1e9, 1e9)  # as in the configuration; far larger numbers overflow in training
 # Of the columns with numbers; one that is left out counts as zeros.
 _RANGES = {
     INCLINATION.name: (0.0, 180.0),
@@ -287,7 +309,7 @@ _RANGES = {
     VIEWING_ANGLE.name: (-90.0, 180.0),
     "simulation": (0.0, _LARGEST),
     "snapshot_id": (0.0, _LARGEST),
-    "time_myr": (-1e9, 1e9),
+    "time_myr": _REAL,
 }
 _WHOLE = ("simulation", "snapshot_id")
 
@@ -340,7 +362,7 @@ def _number(name: str, text: str) -> float:
         number = float(text)
     except ValueError:
         raise ValueError(f"{name}: {text!r} is not a number") from None
-    low, high = _RANGES.get(name, (-math.inf, math.inf))
+    low, high = _RANGES.get(name, _REAL)
     if not (math.isfinite(number) and low <= number <= high):
         raise ValueError(f"{name}: {text} is outside {low:g}..{high:g}")
     if name in _WHOLE and number != int(number):

@@ -33,20 +33,22 @@ from galmerhpc import tables
 from galmerhpc.errors import InputError
 from galmerhpc.parameters import AZIMUTH, INCLINATION, NAMES, SPIN, VIEWING_ANGLE, Parameter, named
 
-Spin = Literal["prograde", "retrograde"]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-# No sensible value lies outside these bounds, and arithmetic within them cannot overflow.
-Positive = Annotated[float, Field(ge=1e-9, le=1e9)]
-Real = Annotated[float, Field(ge=-1e9, le=1e9)]
-
 
 def _refuse_bool(value: object) -> object:
     if isinstance(value, bool):  # for Python, true is 1
-        raise ValueError("should be an integer")
+        raise ValueError(f"should be a number, not {str(value).lower()}")
     return value
 
 
+Float = Annotated[float, BeforeValidator(_refuse_bool)]
 Integer = Annotated[int, BeforeValidator(_refuse_bool)]
+Spin = Literal["prograde", "retrograde"]
+Fraction = Annotated[Float, Field(ge=0.0, lt=1.0)]
+# No sensible value lies outside these bounds, and arithmetic within them cannot overflow.
+Positive = Annotated[Float, Field(ge=1e-9, le=1e9)]
+Real = Annotated[Float, Field(ge=-1e9, le=1e9)]
+
+
 Count = Annotated[Integer, Field(ge=1, le=10**9)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
 Number = Annotated[Integer, Field(ge=0, lt=2**31)]
@@ -140,7 +142,7 @@ class Orbit(Section):
 
     pericentre_kpc: Positive = 8.0
     """Distance of closest approach of the point masses."""
-    energy_km2_s2: Annotated[float, Field(ge=0.0)] = 0.0
+    energy_km2_s2: Annotated[Float, Field(ge=0.0)] = 0.0
     """Specific orbital energy: 0 for a parabola, above 0 for a hyperbola."""
     start_separation_kpc: Positive = 55.0
     """Separation at which the integration starts."""
@@ -168,10 +170,10 @@ class Simulate(Section):
     """Names of the two galaxy models."""
     galaxies: dict[str, Galaxy] = {"gSa": GSA, "gSb": GSB}
     """Galaxy models by name; others may be added."""
-    orbit_type: int = 1
+    orbit_type: Integer = 1
     """GalMer's orbit number, kept as a label."""
     orbit: Orbit = Orbit()
-    mass_ratio: Annotated[float, Field(ge=1.0)] = 1.0
+    mass_ratio: Annotated[Float, Field(ge=1.0)] = 1.0
     """Factor by which the second model's mass is divided; its lengths are divided by the square
     root (equal surface density). For models of equal mass, such as gSa and gSb, it is the ratio of
     the first galaxy's mass to the second's."""
@@ -269,15 +271,15 @@ IMAGE_COLUMNS = ("file", "simulation", "snapshot_id", "time_myr")
 class Render(Section):
     """Options of a preview image, named as by the service."""
 
-    nbins: Annotated[int, Field(ge=16, le=2048)] = 400
+    nbins: Annotated[Integer, Field(ge=16, le=2048)] = 400
     """Width and height in pixels."""
-    zoom: Annotated[float, Field(ge=1e-3, le=1e3)] = 6.0
+    zoom: Annotated[Float, Field(ge=1e-3, le=1e3)] = 6.0
     """Pixels per kpc; the service is sent its inverse."""
-    brightness: Annotated[float, Field(ge=-100, le=100)] = 4.0
+    brightness: Annotated[Float, Field(ge=-100, le=100)] = 4.0
     """Exposure; each step doubles it on the mirror, where 4 suits the shipped encounters."""
-    xc_kpc: Annotated[float, Field(ge=-1e4, le=1e4)] = 0.0
+    xc_kpc: Annotated[Float, Field(ge=-1e4, le=1e4)] = 0.0
     """Centre of the image in the image plane, kpc to the right."""
-    yc_kpc: Annotated[float, Field(ge=-1e4, le=1e4)] = 0.0
+    yc_kpc: Annotated[Float, Field(ge=-1e4, le=1e4)] = 0.0
     """Centre of the image in the image plane, kpc upwards."""
     gas: bool = True
     """Whether gas is drawn."""
@@ -285,8 +287,12 @@ class Render(Section):
     """Whether stars are drawn."""
     halo: bool = False
     """Whether dark matter is drawn; the mirror cannot draw it."""
-    quantity: Annotated[int, Field(ge=0, le=100)] = 0
+    quantity: Annotated[Integer, Field(ge=0, le=100)] = 0
     """What is drawn; 0 is the surface density."""
+
+
+_ANGLE_DIGITS = 9
+"""Decimals of a view's angles, degrees."""
 
 
 class Angles(Section):
@@ -296,7 +302,7 @@ class Angles(Section):
     """First angle, degrees."""
     stop: Real
     """Last angle, degrees."""
-    step: Annotated[float, Field(ge=1e-3, le=1e9)]
+    step: Annotated[Float, Field(ge=1e-3, le=1e9)]
     """Interval, degrees; the smallest allowed moves nothing by as much as a pixel."""
 
     @property
@@ -306,11 +312,18 @@ class Angles(Section):
 
     def at(self, index: int) -> float:
         """Return one of the angles, degrees."""
-        return self.start + index * self.step
+        return float(self._rounded(np.float64(self.start + index * self.step)))
 
     def values(self) -> NDArray[np.float64]:
         """Return the angles, degrees."""
-        return grid(self.start, self.stop, self.step)
+        return self._rounded(grid(self.start, self.stop, self.step))
+
+    def _rounded(self, angles: Any) -> Any:
+        """Return angles without the sums' rounding errors.
+
+        So a direction has one name wherever its grid begins, and none lies beyond the end.
+        """
+        return np.minimum(np.round(angles, _ANGLE_DIGITS), self.stop)
 
     @model_validator(mode="after")
     def _check(self) -> "Angles":
@@ -355,19 +368,19 @@ class Run(Section):
 
     spin: Spin
     """Whether the first disc rotates with the orbit or against it."""
-    inclination_deg: Annotated[float, Field(ge=0.0, le=180.0)]
+    inclination_deg: Annotated[Float, Field(ge=0.0, le=180.0)]
     """Relative inclination of the two discs."""
     simulation: Number = 0
     """Number of the realisation."""
     pair: str = "gSa-gSb"
     """Galaxy models, kept as a label."""
-    orbit: int = 1
+    orbit: Integer = 1
     """GalMer's orbit number, kept as a label."""
     snapshots: tuple[Snapshot, ...] = ()
     """List of snapshots; or omit it and give first_id, count, first_time_myr, step_myr."""
     first_id: Number | None = None
     """Number of the first of several consecutive snapshots."""
-    count: Annotated[int, Field(ge=1, le=MAX_SNAPSHOTS)] = 1
+    count: Annotated[Integer, Field(ge=1, le=MAX_SNAPSHOTS)] = 1
     """Number of consecutive snapshots."""
     first_time_myr: Real = 0.0
     """Time of the first of them since pericentre, Myr."""
@@ -375,7 +388,7 @@ class Run(Section):
     """Interval between them, Myr."""
     views: ViewGrid | None = None
     """Viewing directions of this run; by default the catalogue's."""
-    labels: dict[str, float] = {}
+    labels: dict[str, Real] = {}
     """Further labels by name (mass ratio, pericentre ...), from which `parameters` may choose."""
 
     @model_validator(mode="after")
@@ -535,17 +548,22 @@ class Scrape(Section):
     def _check_source(cls, value: str) -> str:
         if value != "mirror" and not value.startswith(("http://", "https://")):
             raise ValueError("must be 'mirror' or an address that starts with http:// or https://")
-        return value
+        if "@" in value.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "must not contain a password, which would be stored with the images; put it into "
+                "~/.netrc, which is read"
+            )
+        return value.rstrip("/")
 
 
 class Augment(Section):
     """Ranges of the changes to offline copies, drawn independently for each (paper, section 2)."""
 
-    rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 10.0
+    rotation_deg: Annotated[Float, Field(ge=0.0, le=180.0)] = 10.0
     """Roll of the image, drawn from -rotation_deg..rotation_deg."""
     intensity: Fraction = 0.2
     """Relative change of brightness, drawn from 1 - intensity..1 + intensity."""
-    blur_px: Annotated[float, Field(ge=0.0)] = 1.0
+    blur_px: Annotated[Float, Field(ge=0.0)] = 1.0
     """Sigma of a Gaussian blur in pixels of the final image, drawn from 0..blur_px."""
     seed: Seed = 0
     """Seed of these changes."""
@@ -554,14 +572,14 @@ class Augment(Section):
 class Preprocess(Section):
     """From fetched images to training shards."""
 
-    image_size: Annotated[int, Field(ge=32, le=2048)] = 64
+    image_size: Annotated[Integer, Field(ge=32, le=2048)] = 64
     """Width and height of a training image in pixels."""
-    channels: Literal[1, 3] = 3
+    channels: Annotated[Literal[1, 3], BeforeValidator(_refuse_bool)] = 3
     """1 (grey) or 3 (RGB)."""
-    copies: Annotated[int, Field(ge=0)] = 0
+    copies: Annotated[Integer, Field(ge=0, le=1000)] = 0
     """Augmented copies of each original; only in training, except with split.kind random."""
     augment: Augment = Augment()
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    jpeg_quality: Annotated[Integer, Field(ge=1, le=100)] | None = None
     """Compress images as JPEG of this quality and decode them, as the paper did; null: do not."""
     samples_per_shard: Count = 8192
     """Images per training shard."""
@@ -597,10 +615,10 @@ class Split(Section):
     """Realisations for test. Default: the last."""
     training_simulations: tuple[int, ...] | None = None
     """Realisations for training. Default: all others. Any not listed in a split are unused."""
-    training_fraction: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    training_fraction: Annotated[Float, Field(gt=0.0, le=1.0)] | None = None
     """Share of the training views to use, drawn at random; larger shares contain smaller ones.
     Default: all."""
-    test_inclination_deg: float | None = None
+    test_inclination_deg: Float | None = None
     """The inclination held out by kind `inclination`."""
     seed: Seed = 0
     """Seed for drawing tiles or samples."""
@@ -630,7 +648,7 @@ class Split(Section):
 class Data(Section):
     """Reading of training shards."""
 
-    memory_gb: Annotated[float, Field(ge=0.0)] = 8.0
+    memory_gb: Annotated[Float, Field(ge=0.0)] = 8.0
     """A split up to this size is read once, in order, into memory shared by the node's ranks; a
     larger one is read from the shards batch by batch."""
     stage: bool = False
@@ -664,7 +682,7 @@ class Model(Section):
     """Angles that regression learns as sine and cosine, so that -180 and 180 deg are the same."""
     dropout: Fraction = 0.0
     """Share of the head's inputs dropped in training."""
-    batchnorm_momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    batchnorm_momentum: Annotated[Float, Field(gt=0.0, lt=1.0)] = 0.9
     """Momentum of the moving statistics; Keras's default of 0.99 leaves short runs with the
     statistics of their first steps."""
 
@@ -673,7 +691,7 @@ class Schedule(Section):
     """Learning-rate schedule."""
 
     kind: Literal["constant", "cosine"] = "cosine"
-    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    warmup_steps: Annotated[Integer, Field(ge=0)] = 100
     """Steps of linear warm-up, for either kind."""
     batch_scaling: Literal["none", "linear", "sqrt"] = "none"
     """How the peak rate scales with batch_size / reference_batch: linear for sgd (Goyal et al.
@@ -687,7 +705,7 @@ class Optimizer(Section):
 
     kind: Literal["adam", "adamw", "sgd"] = "adam"
     """adam: the paper's."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    weight_decay: Annotated[Float, Field(ge=0.0)] = 0.0
     """Decoupled weight decay of adamw, multiplied by the learning rate; not applied to biases and
     batch normalisation."""
     momentum: Fraction = 0.0
@@ -708,7 +726,7 @@ class Optimizer(Section):
 class OnlineAugment(Section):
     """Ranges of the random changes to each training image, redrawn every epoch; 0: none."""
 
-    rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+    rotation_deg: Annotated[Float, Field(ge=0.0, le=180.0)] = 0.0
     """Roll of the image, drawn from -rotation_deg..rotation_deg. Rolled images are cut to the
     largest circle, since corners would reveal the roll."""
     mirror: bool = False
@@ -716,22 +734,22 @@ class OnlineAugment(Section):
     and viewing angle cannot then be among the parameters."""
     zoom: Fraction = 0.0
     """Relative change of scale, drawn from 1 - zoom..1 + zoom."""
-    centre_px: Annotated[float, Field(ge=0.0)] = 0.0
+    centre_px: Annotated[Float, Field(ge=0.0)] = 0.0
     """Shift to the right and downwards, each drawn from -centre_px..centre_px."""
     intensity: Fraction = 0.0
     """Relative change of brightness, drawn from 1 - intensity..1 + intensity."""
-    neighbours: Annotated[int, Field(ge=0, le=32)] = 0
+    neighbours: Annotated[Integer, Field(ge=0, le=32)] = 0
     """Galaxies in front of or behind the pair; their number is drawn from 0..neighbours."""
-    stars: Annotated[int, Field(ge=0, le=32)] = 0
+    stars: Annotated[Integer, Field(ge=0, le=32)] = 0
     """Foreground stars; their number is drawn from 0..stars."""
-    sky: Annotated[float, Field(ge=0.0, le=255.0)] = 0.0
+    sky: Annotated[Float, Field(ge=0.0, le=255.0)] = 0.0
     """Sky brightness in grey levels, drawn from 0..sky, with a gradient of up to half of it from
     the centre to each edge."""
-    psf_fwhm_px: Annotated[float, Field(ge=0.0, le=8.0)] = 0.0
+    psf_fwhm_px: Annotated[Float, Field(ge=0.0, le=8.0)] = 0.0
     """FWHM of the point spread function in pixels, drawn from 0..psf_fwhm_px."""
-    blur_px: Annotated[float, Field(ge=0.0, le=8.0)] = 0.0
+    blur_px: Annotated[Float, Field(ge=0.0, le=8.0)] = 0.0
     """Sigma of a Gaussian blur in pixels, drawn from 0..blur_px."""
-    noise: Annotated[float, Field(ge=0.0)] = 0.0
+    noise: Annotated[Float, Field(ge=0.0)] = 0.0
     """Sigma of Gaussian noise in grey levels of 0..255, drawn from 0..noise."""
 
 
@@ -758,10 +776,10 @@ class Training(Section):
     ema_momentum: Fraction = 0.0
     """Decay of an exponential moving average of the weights, used for evaluation and export; 0:
     none."""
-    statistics_batches: Annotated[int, Field(ge=0)] = 128
+    statistics_batches: Annotated[Integer, Field(ge=0)] = 128
     """Training batches from which batch normalisation's statistics are re-estimated before each
     evaluation; the cost grows with batch_size. 0: average the ranks' moving statistics instead."""
-    freeze_batchnorm_epochs: Annotated[int, Field(ge=0)] = 0
+    freeze_batchnorm_epochs: Annotated[Integer, Field(ge=0)] = 0
     """Number of final epochs with batch normalisation's statistics frozen as in evaluation (and
     re-estimated at the start of each), so that the weights adapt to the statistics they are
     evaluated with."""
@@ -801,7 +819,7 @@ class Training(Section):
     stall_limit_s: Positive = 600.0
     """Seconds after which an unresponsive rank ends the job; must exceed the tracing of the first
     step and any work that only rank 0 does."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # the limit of NumPy's legacy generator
+    seed: Annotated[Integer, Field(ge=0, lt=2**32)] = 0  # the limit of NumPy's legacy generator
     """Seed of weights, order, augmentation and dropout; below 2**32."""
 
     @model_validator(mode="after")
@@ -842,11 +860,11 @@ class Lookup(Section):
 class SkyLike(OnlineAugment):
     """Ranges of the changes that make test images sky-like; same keys as training.augment."""
 
-    rotation_deg: Annotated[float, Field(ge=0.0, le=180.0)] = 180.0
+    rotation_deg: Annotated[Float, Field(ge=0.0, le=180.0)] = 180.0
     """Roll of the image; any by default, since pairs on the sky have random orientations."""
-    psf_fwhm_px: Annotated[float, Field(ge=0.0, le=8.0)] = 2.0
+    psf_fwhm_px: Annotated[Float, Field(ge=0.0, le=8.0)] = 2.0
     """FWHM of the point spread function in pixels, drawn from 0..psf_fwhm_px."""
-    noise: Annotated[float, Field(ge=0.0)] = 8.0
+    noise: Annotated[Float, Field(ge=0.0)] = 8.0
     """Sigma of Gaussian noise in grey levels of 0..255, drawn from 0..noise."""
 
 
@@ -860,7 +878,7 @@ class Evaluation(Section):
     """Width of the bins of viewing angle and azimuth in which errors are reported."""
     bootstrap: Count = 1000
     """Bootstrap resamples of whole encounters (realisation x configuration) for 95 % intervals."""
-    levels: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.68, 0.9)
+    levels: tuple[Annotated[Float, Field(gt=0.0, lt=1.0)], ...] = (0.68, 0.9)
     """Nominal coverages of the prediction intervals, in increasing order."""
     halvings: Count = 100
     """Random halvings of the encounters with which the actual coverage is measured."""
@@ -884,11 +902,11 @@ class Studies(Section):
 
     batch_sizes: tuple[Count, ...] = (8, 16, 25, 32, 64, 128)
     """`batch-size`: global batch sizes."""
-    training_fractions: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = (
+    training_fractions: tuple[Annotated[Float, Field(gt=0.0, le=1.0)], ...] = (
         0.0625, 0.125, 0.25, 0.5, 1.0,
     )  # fmt: skip
     """`data-size`: shares of the training views."""
-    image_sizes: tuple[Annotated[int, Field(ge=32, le=2048)], ...] = (64, 96, 128)
+    image_sizes: tuple[Annotated[Integer, Field(ge=32, le=2048)], ...] = (64, 96, 128)
     """`resolution`: image sizes, pixels."""
     augment: OnlineAugment = OnlineAugment(
         rotation_deg=180, intensity=0.2, psf_fwhm_px=2, blur_px=1, noise=4
@@ -901,7 +919,7 @@ class Studies(Section):
     """`class-width`: class widths of azimuth and viewing angle."""
     realisations: tuple[Count, ...] = (1, 4, 12)
     """`realisations`: numbers of realisations to train on."""
-    particle_fractions: tuple[Annotated[float, Field(gt=0.0)], ...] = (0.1, 0.3, 1.0)
+    particle_fractions: tuple[Annotated[Float, Field(gt=0.0)], ...] = (0.1, 0.3, 1.0)
     """`particles`: shares of `simulate.particles`."""
     inclinations_deg: tuple[float, ...] = (45.0, 75.0)
     """`inclination`: values held out of training, one at a time."""

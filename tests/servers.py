@@ -37,8 +37,9 @@ class Reply:
     """What a service answers.
 
     `cut` ends the connection after so many bytes of the body; `hang` sends nothing until the
-    service ends; `drip` sends a byte at a time, and never the last one; `reset` sends nothing and
-    breaks the connection; `after_s` is what the service takes to think.
+    service ends; `drip` sends a byte at a time, and never the last one; `drip_header` does so from
+    the first header on, without end; `reset` sends nothing and breaks the connection; `after_s` is
+    what the service takes to think.
     """
 
     body: bytes = b""
@@ -48,6 +49,7 @@ class Reply:
     cut: int | None = None
     hang: bool = False
     drip: bool = False
+    drip_header: bool = False
     reset: bool = False
     after_s: float = 0.0
 
@@ -129,6 +131,11 @@ def serve(behaviour: Behaviour = well, host: str = "127.0.0.1") -> Iterator[Serv
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             if reply.hang or reply.reset:
                 self.close_connection = True
+                return
+            if reply.drip_header:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                while not service.ending.wait(0.05):
+                    self.wfile.write(b"x")
                 return
             self.send_response(reply.status)
             headers = {"Content-Type": reply.content_type, "Content-Length": len(reply.body)}

@@ -2,16 +2,18 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from galmerhpc.catalogue import Views, describe, preview
+from galmerhpc.catalogue import Views, describe, preview, views_to_make
 from galmerhpc.config import Angles, Catalogue, Render, Run, Snapshot, ViewGrid
 from galmerhpc.dataset.split import ViewTable
+from galmerhpc.errors import InputError
 from galmerhpc.parameters import NAMES
-from galmerhpc.preview import Preview
+from galmerhpc.preview import Preview, number_text
 
 RUN = {"spin": "prograde", "inclination_deg": 0, "first_id": 7}
 
@@ -139,6 +141,26 @@ def test_a_catalogue_of_billions_of_views_is_read_and_shown_by_its_ends() -> Non
     assert len(views) == 100 * 71 * 9001 * 18001
     assert f"{len(views):,} views" in describe(catalogue)
     assert (views[-1].snapshot.id, views[-1].theta, views[-1].phi) == (9970, 90, 180)
+    with pytest.raises(InputError, match=r"1,150,391,707,100 views, more than .*larger steps"):
+        views_to_make(catalogue)
+
+
+@given(pieces=st.integers(1, 400))
+def test_a_step_written_with_few_digits_reaches_its_end_and_not_beyond(pieces: int) -> None:
+    for step in (round(180 / pieces, 6), float(f"{180 / pieces:.15g}")):
+        phi = Angles(start=0, stop=180, step=step)
+        values = phi.values()
+        assert [phi.at(k) for k in range(phi.count)] == values.tolist()
+        assert (np.diff(values) > 0).all()
+        assert values[-1] <= 180
+
+
+@given(step=st.sampled_from([0.1, 0.3, 0.7, 1.1, 2.5]), first=st.integers(0, 36))
+def test_a_direction_has_one_name_wherever_its_grid_begins(step: float, first: int) -> None:
+    whole = Angles(start=0, stop=90, step=step)
+    later = Angles(start=round(first * step, 9), stop=90, step=step)
+    names = {number_text(angle) for angle in whole.values().tolist()}
+    assert {number_text(angle) for angle in later.values().tolist()} <= names
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,12 @@ def test_overrides_win_and_wrong_ones_are_named(tmp_path: Path) -> None:
         ("training.epochs=!!int abc", "not valid YAML"),
         ("training={epochs: 1, epochs: 2}", "not valid YAML"),
         ('run_dir="a\\0b"', "not valid YAML"),
-        ("training.epochs=true", "training.epochs: should be an integer"),
+        ("training.epochs=true", "training.epochs: should be a number, not true"),
+        ("preprocess.channels=true", "preprocess.channels: should be a number, not true"),
+        ("preprocess.copies=true", "preprocess.copies: should be a number, not true"),
+        ("training.learning_rate=true", "training.learning_rate: should be a number, not true"),
+        ("preprocess.copies=100000000000", "preprocess.copies: .*1000"),
+        ("scrape.source=http://joe:secret@host", "scrape.source: must not contain a password"),
     ]:
         with pytest.raises(InputError, match=expected.replace("?", r"\?")):
             load(path, [override])

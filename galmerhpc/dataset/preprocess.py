@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from galmerhpc import files, hdf5, parallel
-from galmerhpc.catalogue import Views, require_classes
+from galmerhpc.catalogue import Views, require_classes, views_to_make
 from galmerhpc.config import Config, Preprocess, digest, require_catalogue
 from galmerhpc.dataset import augment, shards
 from galmerhpc.dataset.missing import list_path
@@ -134,7 +134,7 @@ def require_split(config: Config) -> None:
         The catalogue does not hold what the split names, or a split is empty.
     """
     if not stage_record(config, "preprocess").complete:
-        views = ViewTable.of(Views(require_catalogue(config)))
+        views = ViewTable.of(views_to_make(require_catalogue(config)))
         assign(views, config.split, config.preprocess.copies)
 
 
@@ -188,7 +188,7 @@ def lay_out(config: Config, store: RawStore) -> Plan:
         The split is impossible, or a part of it has lost all its views.
     """
     folder = config.run_dir / "raw"
-    views, absent = Views(require_catalogue(config)), missing_views(folder)
+    views, absent = views_to_make(require_catalogue(config)), missing_views(folder)
     samples = assign(ViewTable.of(views), config.split, config.preprocess.copies)
     if absent:
         present = np.fromiter((view not in absent for view in views.ids()), bool, len(views))

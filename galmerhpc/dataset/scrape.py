@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from galmerhpc import files, parallel
-from galmerhpc.catalogue import Views
+from galmerhpc.catalogue import Views, views_to_make
 from galmerhpc.config import Config, require_catalogue
 from galmerhpc.dataset import missing
 from galmerhpc.dataset.fetch_pool import SPARE, FetchPool, Picture, Result
@@ -72,7 +72,7 @@ def scrape(
         The host cannot be reached or gives no images, or the disk is full.
     """
     folder, settings = config.run_dir / "raw", config.scrape
-    views = Views(require_catalogue(config))
+    views = views_to_make(require_catalogue(config))
     connections = _connections(config, part)
     if parallel.from_rank_0(lambda: is_done(config, retry_failed)):
         log.info("scrape: complete, nothing to do")
@@ -207,7 +207,7 @@ def forecast(config: Config, part: Slice = WHOLE, retry_failed: bool = False) ->
     """
     folder, catalogue = config.run_dir / "raw", require_catalogue(config)
     stage_record(config, "scrape")  # refuses another configuration's folder
-    views = Views(catalogue)
+    views = views_to_make(catalogue)
     spools = sorted(folder.glob("raw-*.spool"))
     spooled = {response.view for spool in spools for response in read_spool(spool)}
     stock = _take_stock(config, views, part, retry_failed, spooled)

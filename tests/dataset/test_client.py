@@ -1,5 +1,6 @@
 """The client: what it accepts, what it tries again, what it says when it gives up."""
 
+import gzip
 import io
 import socket
 from collections.abc import Callable, Iterator
@@ -52,6 +53,26 @@ def test_a_picture_comes_as_it_is_and_connections_are_reused() -> None:
     assert "me@example.org" in agent
 
 
+def test_a_host_that_compresses_unasked_gives_the_same_picture() -> None:
+    def packed(query: str, _: int) -> Reply:
+        return Reply(gzip.compress(gif(query)), headers={"Content-Encoding": "gzip"})
+
+    page = Reply(gzip.compress(PAGE), 404, "text/html", {"Content-Encoding": "gzip"})
+    broken = Reply(gif(preview().query()), headers={"Content-Encoding": "gzip"})
+    with serve(packed) as service, client(service.url) as c:
+        assert c.fetch(preview()).body == gif(preview().query())
+    for reply, error, says in (
+        (page, ViewFailedError, "No such snapshot"),
+        (broken, TryAgainError, "gzip"),
+    ):
+        with (
+            serve(lambda *_, reply=reply: reply) as service,
+            client(service.url) as c,
+            pytest.raises(error, match=says),
+        ):
+            c.fetch(preview())
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
 def test_other_picture_formats_are_accepted(kind: str) -> None:
     body = encode(NOISE, kind)
@@ -79,9 +100,12 @@ def test_other_picture_formats_are_accepted(kind: str) -> None:
         pytest.param(
             Reply(b"\x00\x01\x02" * 50), "150 bytes that are not GIF", False, True, id="no picture"
         ),
-        pytest.param(Reply(hang=True), "no answer within 0.5 s", True, False, id="no answer"),
+        pytest.param(Reply(hang=True), "no whole answer within 0.5 s", True, False, id="no answer"),
         pytest.param(
-            Reply(encode(NOISE), drip=True), "answer incomplete after 0.5 s", True, True, id="drip"
+            Reply(encode(NOISE), drip=True), "no whole answer within", True, True, id="drip"
+        ),
+        pytest.param(
+            Reply(drip_header=True), "no whole answer within", True, False, id="dripping header"
         ),
     ],
 )

@@ -258,6 +258,7 @@ def edit(old: str, new: str) -> Callable[[str], str]:
         (edit("sub/1.png", "/etc/a.png"), ":3: file: '/etc/a.png' is not a file beside"),
         (edit("sub/1.png", "'a\0"), ":3: file: "),
         (edit("sub/1.png,", ""), ":3: 8 cells, but the header has 9"),
+        (edit("0,0,0,0,0,1\n", "0,0,0,0,0,1e300\n"), ":2: mass_ratio: 1e300 is outside -1e+09.."),
         (edit("0,0,0,0,0,1\n", "0,0,0.5,0,0,1\n"), ":2: simulation: 0.5 is not a whole number"),
         (lambda _: "", ":0: no column file"),
         (lambda text: text.splitlines()[0], ": the table has no rows"),
