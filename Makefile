@@ -6,8 +6,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Whatever pip installs here, also inside install_horovod.sh, gets the pinned versions.
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+# Whatever pip installs here, also inside install_horovod.sh, gets the pinned versions. An address, since
+# pip takes a path with spaces for several files.
+nothing :=
+export PIP_CONSTRAINT := file://$(subst $(nothing) ,%20,$(subst %,%25,$(CURDIR)))/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Open MPI refuses to run as root unless told twice.
