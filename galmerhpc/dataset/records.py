@@ -215,7 +215,8 @@ def stage_record(config: Config, stage: Stage, may_differ: Sequence[str] = ()) -
     """Return a stage's record.
 
     While the scrape is not finished, it is not known which views it will leave out: preprocessing
-    is then not complete, but shards that lack views are not another configuration's either.
+    is then not complete, but shards that lack views are not another configuration's either. A
+    scrape that fetched nothing, from a mistyped address for example, may begin with any other.
 
     Raises
     ------
@@ -226,5 +227,12 @@ def stage_record(config: Config, stage: Stage, may_differ: Sequence[str] = ()) -
         scraped = read_record(config.run_dir / FOLDERS["scrape"])
         if scraped is None or scraped.files is None:
             may_differ = (*may_differ, LEFT_OUT)
-    folder = config.run_dir / FOLDERS[stage]
-    return StageRecord(folder, stage_inputs(config, stage), may_differ)
+    folder, inputs = config.run_dir / FOLDERS[stage], stage_inputs(config, stage)
+    if stage == "scrape" and (begun := read_record(folder)) and _has_fetched_nothing(folder, begun):
+        may_differ = (*may_differ, *inputs, *begun.inputs)
+    return StageRecord(folder, inputs, may_differ)
+
+
+def _has_fetched_nothing(raw: Path, record: Recorded) -> bool:
+    there = (path for pattern in ("raw-*", "missing*.csv") for path in raw.glob(pattern))
+    return record.files is None and not any(there)

@@ -245,6 +245,13 @@ def test_an_unreachable_host_is_one_line(tmp_path: Path, ranks: int) -> None:
     assert done.returncode == ExitCode.FAILED
     assert f"{url}: cannot be reached (connection refused)" in one_line(done.stderr)
     assert [file.name for file in (tmp_path / "run" / "raw").iterdir()] == ["stage.json"]
+    # A mistyped address does not claim the folder.
+    with serve() as service:
+        done = galmerhpc("scrape", str(path), f"scrape.source={service.url}", ranks=ranks)
+    assert done.returncode == ExitCode.COMPLETE, done.stderr
+    done = galmerhpc("scrape", str(path), ranks=ranks)
+    assert done.returncode == ExitCode.WRONG_INPUT
+    assert "made with another scrape.source" in one_line(done.stderr)
 
 
 @pytest.mark.parametrize(
