@@ -123,7 +123,7 @@ main(["evaluate", "nowhere"])
         (["run", DEMO, "model.task=classification"], "training.loss: mae does not fit"),
         (["simulate", DEMO], "library: shipped is part of the package"),
         (["mirror", "--library", "nowhere.h5"], "nowhere.h5: no such snapshot library"),
-        (["mirror", "--library", DEMO], "demo.yaml: not a snapshot library; give one"),
+        (["mirror", "--library", DEMO], "demo.yaml: damaged, or not a snapshot library at all"),
         (["evaluate", str(ROOT)], "not a run folder"),
     ],
     ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else None,

@@ -632,7 +632,9 @@ def _symbol(name: str) -> str:
 
 def save(figure: Figure, path: Path, note: str = "") -> None:
     """Add the note below the figure and write ``PATH.png`` and ``PATH.pdf``."""
-    figure.supxlabel(note, fontsize=8.5, color=GREY, wrap=True)
+    # Text that is wrapped is measured as mathematics even if it is not drawn so.
+    escaped = note.replace("$", r"\$")
+    figure.supxlabel(escaped, fontsize=8.5, color=GREY, wrap=True, parse_math=True)
     for suffix in SUFFIXES:
         with files.atomic_path(path.with_name(path.name + suffix)) as temporary:
             figure.savefig(temporary)

@@ -285,8 +285,8 @@ def _reading(path: Path) -> Iterator[None]:
 def _damaged(path: Path, why: str) -> InputError:
     if not h5py.is_hdf5(path):
         return InputError(
-            f"{path}: not a snapshot library; give one that galmerhpc simulate made, "
-            f"or set library: {SHIPPED}"
+            f"{path}: damaged, or not a snapshot library at all; give one that galmerhpc simulate "
+            f"made, or set library: {SHIPPED}"
         )
     return InputError(
         f"{path}: damaged, or not a snapshot library ({why}); "

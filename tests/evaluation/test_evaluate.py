@@ -347,7 +347,8 @@ def test_a_model_of_other_outputs_is_refused(model: Path, tmp_path: Path) -> Non
 
 
 def test_labels_without_a_class_are_refused_not_counted_as_the_nearest(tmp_path: Path) -> None:
-    config = Config(run_dir="run", model={"task": "classification"})
+    config = Config(run_dir="run", model={"task": "classification"},
+                    training={"loss": "binary_crossentropy"})  # fmt: skip
     dataset = SimpleNamespace(folder=tmp_path, image_shape=(SIZE, SIZE, 3))
     true = np.array([[0, 45, 90, 45], [1, 60, 90, 45]], float)
     refuse_unfit_images(config, dataset, SimpleNamespace(dataset=dataset, true=true[:1]))

@@ -174,7 +174,7 @@ def wrong_files(folder: Path) -> dict[str, Path]:
     return {
         "no such": folder / "none.h5",
         "damaged, or": folder / "other.h5",
-        "text.h5: not a snapshot library; give one": folder / "text.h5",
+        "text.h5: damaged, or not a snapshot library at all": folder / "text.h5",
         "not a snapshot library": part,
         "make it again": cut,
         "no such snapshot": folder,
