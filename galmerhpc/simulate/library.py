@@ -417,9 +417,8 @@ def merge(library: Path, sources: Mapping[str, Path], first_snapshot_id: int) ->
                     attributes = _read_attributes(source["encounters"][name])
                 source.copy(f"encounters/{name}", file.require_group("encounters"))
             group = file["encounters"][name]
-            _write_attributes(
-                group, attributes
-            )  # older libraries have texts without a fixed length
+            # Texts of older libraries have no fixed length.
+            _write_attributes(group, attributes)
             group.pop("snapshot_id", None)
             group["snapshot_id"] = number + np.arange(len(group["time_myr"]), dtype=np.int64)
             number += len(group["time_myr"])
