@@ -170,7 +170,7 @@ class Simulate(Section):
     """Names of the two galaxy models."""
     galaxies: dict[str, Galaxy] = {"gSa": GSA, "gSb": GSB}
     """Galaxy models by name; others may be added."""
-    orbit_type: Integer = 1
+    orbit_type: Number = 1
     """GalMer's orbit number, kept as a label."""
     orbit: Orbit = Orbit()
     mass_ratio: Annotated[Float, Field(ge=1.0)] = 1.0
@@ -181,7 +181,7 @@ class Simulate(Section):
     """Sense of the first disc's rotation relative to the orbit."""
     inclination1_deg: Real = 0.0
     """Tilt i1 of disc 1 relative to the orbital plane, about the line of pericentre."""
-    inclinations2_deg: tuple[float, ...] = (0.0, 45.0, 75.0, 90.0)
+    inclinations2_deg: tuple[Real, ...] = (0.0, 45.0, 75.0, 90.0)
     """Tilts i2 of disc 2; the pair's relative inclination is i2 - i1."""
     realisations: tuple[Number, ...] = (0, 1)
     """Random seeds of the particles: each realises the same encounter with different particles."""
@@ -374,7 +374,7 @@ class Run(Section):
     """Number of the realisation."""
     pair: str = "gSa-gSb"
     """Galaxy models, kept as a label."""
-    orbit: Integer = 1
+    orbit: Number = 1
     """GalMer's orbit number, kept as a label."""
     snapshots: tuple[Snapshot, ...] = ()
     """List of snapshots; or omit it and give first_id, count, first_time_myr, step_myr."""
@@ -397,8 +397,10 @@ class Run(Section):
             raise ValueError("give either snapshots or first_id")
         if self.first_id is not None and self.first_id + self.count > 2**31:
             raise ValueError("first_id + count: snapshot numbers must stay below 2**31")
-        if clash := set(self.labels) & set(NAMES):
+        if clash := set(self.labels) & {*NAMES, *IMAGE_COLUMNS}:
             raise ValueError(f"labels: {', '.join(sorted(clash))}: already defined")
+        if "" in self.labels:
+            raise ValueError("labels: a label needs a name")
         return self
 
     def snapshot_ids(self) -> NDArray[np.int64]:
@@ -608,12 +610,12 @@ class Split(Section):
     tile_deg: Positive = 15.0
     """Side of a tile of views, degrees, and width of the unused guard band around held-out
     regions."""
-    validation_simulations: tuple[int, ...] | None = None
+    validation_simulations: tuple[Number, ...] | None = None
     """Realisations for validation. Default: the last but one if there are three or more, otherwise
     blocked tiles of the first."""
-    test_simulations: tuple[int, ...] | None = None
+    test_simulations: tuple[Number, ...] | None = None
     """Realisations for test. Default: the last."""
-    training_simulations: tuple[int, ...] | None = None
+    training_simulations: tuple[Number, ...] | None = None
     """Realisations for training. Default: all others. Any not listed in a split are unused."""
     training_fraction: Annotated[Float, Field(gt=0.0, le=1.0)] | None = None
     """Share of the training views to use, drawn at random; larger shares contain smaller ones.
@@ -921,7 +923,7 @@ class Studies(Section):
     """`realisations`: numbers of realisations to train on."""
     particle_fractions: tuple[Annotated[Float, Field(gt=0.0)], ...] = (0.1, 0.3, 1.0)
     """`particles`: shares of `simulate.particles`."""
-    inclinations_deg: tuple[float, ...] = (45.0, 75.0)
+    inclinations_deg: tuple[Real, ...] = (45.0, 75.0)
     """`inclination`: values held out of training, one at a time."""
 
     @model_validator(mode="after")
@@ -1257,20 +1259,34 @@ def _locate_images(catalogue: Any, place: Path) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader that refuses duplicate keys, of which the last would win, and NUL, never in a path."""
+    """Loader that refuses what YAML 1.1 reads as something else than was meant.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    These are duplicate keys, of which the last would win, and numbers such as 010, which is octal,
+    or 1:30, which is in base 60; also NUL, never in a path.
+    """
+
+    def compose_mapping_node(self, anchor: dict[str, yaml.Node]) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
             if key.value in seen:
                 raise _fault(f"the key {_SHORT.repr(key.value)} is given twice", key)
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        return node
 
     def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         if "\0" in node.value:
             raise _fault("a value has a NUL character", node)
+        if node.tag in _NUMBERS and re.match(r"[-+]?0[0-9_]|.*:", node.value):
+            raise _fault(
+                f"write {_SHORT.repr(node.value)} without leading zeros and colons, which mean "
+                "another base, or in quotes if it is text",
+                node,
+            )
         return super().construct_scalar(node)
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def _fault(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
@@ -1314,10 +1330,13 @@ def _override(values: dict[str, Any], override: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise InputError(f"{override}: {parent} has no keys of its own")
+    if not text.strip():  # in a script, more likely a variable that is not set than null
+        raise InputError(f"{override}: no value; write {key}=null for none")
     try:
         values[last] = yaml.load(text, _Loader)
-    except _NOT_YAML:
-        raise InputError(f"{override}: the value is not valid YAML") from None
+    except _NOT_YAML as error:
+        what = getattr(error, "problem", None) or "cannot be parsed"
+        raise InputError(f"{override}: the value is not valid YAML: {what}") from None
 
 
 # A few lines of YAML can make a key or value of any length, or any number of faults.

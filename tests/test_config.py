@@ -260,6 +260,10 @@ def test_overrides_win_and_wrong_ones_are_named(tmp_path: Path) -> None:
         ("training.learning_rate=true", "training.learning_rate: should be a number, not true"),
         ("preprocess.copies=100000000000", "preprocess.copies: .*1000"),
         ("scrape.source=http://joe:secret@host", "scrape.source: must not contain a password"),
+        ("training.batch_size=032", "'032' without leading zeros"),
+        ("training.batch_size=1:30", "'1:30' without leading zeros and colons"),
+        ("split.test_simulations=[yes]", "should be a number, not true"),
+        ("split.training_fraction=", "no value; write split.training_fraction=null"),
     ]:
         with pytest.raises(InputError, match=expected.replace("?", r"\?")):
             load(path, [override])
@@ -270,6 +274,27 @@ def test_a_key_that_is_given_twice_is_named(tmp_path: Path) -> None:
     path.write_text("training:\n  epochs: 3\n  batch_size: 8\n  epochs: 7\n")
     with pytest.raises(InputError, match=r"run\.yaml:4: not valid YAML: the key 'epochs' is given"):
         load(path)
+
+
+def test_numbers_of_another_base_are_refused_and_merged_keys_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("catalogue:\n  runs:\n  - {spin: prograde, inclination_deg: 045, first_id: 1}")
+    with pytest.raises(InputError, match=r"run\.yaml:3: not valid YAML: write '045' without"):
+        load(path)
+    path.write_text(
+        "simulate:\n  variants:\n    x: {particles: &c {halo: 1000}}\n"
+        "    y: {particles: &b {<<: *c, halo: 2000}}\n  particles: {<<: *b, gas: 500}"
+    )
+    assert load(path).simulate.particles.halo == 2000
+    path.write_text("run_dir: '010'")
+    assert str(load(path).run_dir) == "010"
+
+
+@pytest.mark.parametrize("name", ["", "simulation", "spin"])
+def test_a_label_has_a_name_of_its_own(tmp_path: Path, name: str) -> None:
+    run = {"spin": "prograde", "inclination_deg": 0, "first_id": 1, "labels": {name: 1}}
+    with pytest.raises(InputError, match="labels: "):
+        load(write(tmp_path, catalogue={"runs": [run]}))
 
 
 def test_differences_are_the_overrides_that_make_one_of_the_other(tmp_path: Path) -> None:
