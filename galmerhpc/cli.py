@@ -21,7 +21,6 @@ from galmerhpc.config import (
     Config,
     Render,
     Simulate,
-    Stage,
     dump,
     load,
     load_catalogue,
@@ -508,39 +507,19 @@ def open_run(config: Config, may_differ: Sequence[str] = ()) -> Config:
     config : Config
         The run.
     may_differ : sequence of str
-        As for `refuse_other`.
+        As for `records.refuse_other`.
 
     Raises
     ------
     InputError
-        As from `refuse_other`.
+        As from `records.refuse_other`.
     """
+    from galmerhpc.dataset.records import refuse_other
+
     refuse_other(config, may_differ)
     if parallel.launched_rank() == 0:
         files.write_text(config.run_dir / RESOLVED, dump(config))
     return config
-
-
-def refuse_other(config: Config, may_differ: Sequence[str] = ()) -> None:
-    """Refuse a configuration from which a stage in its run folder was not made.
-
-    Parameters
-    ----------
-    config : Config
-        The run.
-    may_differ : sequence of str
-        Keys with which a stage there may have been made otherwise.
-
-    Raises
-    ------
-    InputError
-        A stage there was made from another one, to which the folder's configuration belongs.
-    """
-    from galmerhpc.dataset.records import stage_record
-
-    stages: tuple[Stage, ...] = ("scrape", "preprocess", "train")
-    for stage in stages:
-        stage_record(config, stage, may_differ)
 
 
 @contextlib.contextmanager
@@ -716,6 +695,7 @@ def train(given: argparse.Namespace) -> None:
 
         dry_run(config)
         return
+    from galmerhpc.dataset.records import refuse_other
     from galmerhpc.training.checkpoint import check_changes
     from galmerhpc.training.train import train
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import hashlib
+import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,93 @@ def fault(path: Path, error: Exception, damaged: Damaged) -> Exception:
     if isinstance(error, OSError) and error.errno not in {None, errno.ENOENT}:
         return files.unreadable(path, error)
     return damaged(path, brief(error))
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """Write a file, atomically.
+
+    Parameters
+    ----------
+    path : Path
+        The file; its folder is created.
+
+    Yields
+    ------
+    file : h5py.File
+        The file.
+    check : callable
+        Raises what has gone wrong so far, so that a long writing ends early; it is raised at the
+        end in any case.
+
+    Raises
+    ------
+    GalmerhpcError
+        The disk is full or cannot be written.
+    """
+    with files.atomic_path(path) as temporary, temporary.open("w+b") as plain:
+        device = _Device(plain)
+        with create(device) as file:
+            yield file, device.raise_fault
+        device.raise_fault()
+
+
+def create(device: "io.BytesIO | _Device") -> h5py.File:
+    """Begin an HDF5 file whose bytes depend on its content alone.
+
+    Parameters
+    ----------
+    device : file-like
+        Where its bytes go.
+    """
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, device)
+    # Readable by HDF5 1.10 (2016) and later; its object headers carry checksums.
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    # A chunk is compressed when it is complete, not when a cache runs over.
+    access.set_cache(0, 0, 0, 0.0)
+    creation.set_obj_track_times(False)  # h5py.File has no switch for the root group's
+    return h5py.File(h5py.h5f.create(b"file", h5py.h5f.ACC_TRUNC, creation, access))
+
+
+class _Device:
+    """A file as HDF5 writes it, which takes every write, also when the disk is full.
+
+    HDF5 crashes the process where a write fails amid its closing of a file. So a fault is kept, and
+    raised by `raise_fault` once HDF5 is out of the way; the file is of no use then.
+    """
+
+    def __init__(self, file: io.BufferedRandom) -> None:
+        self._file = file
+        self._fault: OSError | None = None
+        self.seek, self.tell, self.readinto = file.seek, file.tell, file.readinto
+
+    def write(self, data: memoryview) -> int:
+        self._try(lambda: self._file.write(data))
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        self._try(lambda: self._file.truncate(size))
+        return size
+
+    def flush(self) -> None:
+        self._try(self._file.flush)
+
+    def _try(self, action: Callable[[], object]) -> None:
+        if self._fault is None:
+            try:
+                action()
+            except OSError as error:
+                self._fault = error
+
+    def raise_fault(self) -> None:
+        """Raise the first fault, if there was one."""
+        if self._fault:
+            raise self._fault
 
 
 # --- columns --------------------------------------------------------------------------------------

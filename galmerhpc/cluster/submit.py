@@ -149,7 +149,7 @@ def submit_study(config: Config, request: Request, name: str) -> None:
     InputError
         The site file, the run folder or the configuration does not allow it, or SLURM refuses.
     """
-    from galmerhpc.studies.sweep import is_finished, open_study, point_configs
+    from galmerhpc.studies.sweep import check, is_finished, open_study, point_configs
 
     slurm.require()
     site, stage = read_site(), study_stage(name)
@@ -157,6 +157,7 @@ def submit_study(config: Config, request: Request, name: str) -> None:
     if config.scrape.source != "mirror" and not is_complete(config, "scrape"):
         raise InputError(f"scrape.source is {config.scrape.source}: scrape the run itself first")
     points = point_configs(STUDIES[name], config)
+    check(STUDIES[name], points)
     _check_training([own for _, own in points], request, site)
     left = [k for k, (_, own) in enumerate(points, 1) if not is_finished(own)]
     if not left:

@@ -236,3 +236,23 @@ def stage_record(config: Config, stage: Stage, may_differ: Sequence[str] = ()) -
 def _has_fetched_nothing(raw: Path, record: Recorded) -> bool:
     there = (path for pattern in ("raw-*", "missing*.csv") for path in raw.glob(pattern))
     return record.files is None and not any(there)
+
+
+def refuse_other(config: Config, may_differ: Sequence[str] = ()) -> None:
+    """Refuse a configuration from which a stage in its run folder was not made.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    may_differ : sequence of str
+        Keys with which a stage there may have been made otherwise.
+
+    Raises
+    ------
+    InputError
+        A stage there was made from another one, to which the folder's configuration belongs.
+    """
+    stages: tuple[Stage, ...] = ("scrape", "preprocess", "train")
+    for stage in stages:
+        stage_record(config, stage, may_differ)

@@ -11,7 +11,7 @@ import io
 import itertools
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -184,69 +184,30 @@ def write_shard(
         layout["chunks"] = (1, *image_shape)
     sources: list[str] = []
     checksums: list[int] = []
-    with files.atomic_path(path) as temporary, temporary.open("w+b") as plain:
-        device = _Device(plain)
-        with _create(device) as file:
-            _set_attributes(file, identity)
-            images = file.create_dataset("images", shape, np.uint8, **layout)
-            for block, source_sha256 in pictures:
-                first = len(checksums)
-                if layout:  # chunk by chunk, so that they are in order whatever the blocks
-                    for row, image in enumerate(block, first):
-                        images[row] = image
-                else:
-                    images[first : first + len(block)] = block
-                device.raise_fault()
-                sources += source_sha256
-                # Not isal's, five times as fast: it leaves vector registers in a state in which
-                # Pillow resizes the next images a fifth slower (isal 1.9.1, AMD EPYC).
-                checksums += map(zlib.crc32, block)
-            late = {
-                "source_sha256": hdf5.text_column(sources, 64),
-                "image_crc32": np.array(checksums, np.uint32),
-            }
-            for name in _COLUMNS:
-                column = (columns | late)[name]
-                file[name] = column
-                _set_attributes(file[name], {"sha256": hdf5.sha256(column)})
-            _describe(file, parameters)
-        device.raise_fault()
-
-
-class _Device:
-    """A file as HDF5 writes it, which takes every write, also when the disk is full.
-
-    HDF5 crashes the process where a write fails amid its closing of a file. So a fault is kept, and
-    raised by `raise_fault` once HDF5 is out of the way; the file is of no use then.
-    """
-
-    def __init__(self, file: io.BufferedRandom) -> None:
-        self._file = file
-        self._fault: OSError | None = None
-        self.seek, self.tell, self.readinto = file.seek, file.tell, file.readinto
-
-    def write(self, data: memoryview) -> int:
-        self._try(lambda: self._file.write(data))
-        return len(data)
-
-    def truncate(self, size: int) -> int:
-        self._try(lambda: self._file.truncate(size))
-        return size
-
-    def flush(self) -> None:
-        self._try(self._file.flush)
-
-    def _try(self, action: Callable[[], object]) -> None:
-        if self._fault is None:
-            try:
-                action()
-            except OSError as error:
-                self._fault = error
-
-    def raise_fault(self) -> None:
-        """Raise the first fault, if there was one."""
-        if self._fault:
-            raise self._fault
+    with hdf5.written(path) as (file, check):
+        _set_attributes(file, identity)
+        images = file.create_dataset("images", shape, np.uint8, **layout)
+        for block, source_sha256 in pictures:
+            first = len(checksums)
+            if layout:  # chunk by chunk, so that they are in order whatever the blocks
+                for row, image in enumerate(block, first):
+                    images[row] = image
+            else:
+                images[first : first + len(block)] = block
+            check()
+            sources += source_sha256
+            # Not isal's, five times as fast: it leaves vector registers in a state in which
+            # Pillow resizes the next images a fifth slower (isal 1.9.1, AMD EPYC).
+            checksums += map(zlib.crc32, block)
+        late = {
+            "source_sha256": hdf5.text_column(sources, 64),
+            "image_crc32": np.array(checksums, np.uint32),
+        }
+        for name in _COLUMNS:
+            column = (columns | late)[name]
+            file[name] = column
+            _set_attributes(file[name], {"sha256": hdf5.sha256(column)})
+        _describe(file, parameters)
 
 
 def write_virtual(folder: Path, names: list[str], counts: dict[str, int]) -> None:
@@ -264,7 +225,7 @@ def write_virtual(folder: Path, names: list[str], counts: dict[str, int]) -> Non
     shards = [Shard.open(folder / name) for name in names]
     buffer = io.BytesIO()
     with (
-        _create(buffer) as file,
+        hdf5.create(buffer) as file,
         h5py.File(shards[0].path, "r", locking=False) as first,
     ):
         identity = {k: v for k, v in shards[0].identity.items() if k != "first_sample"}
@@ -275,19 +236,6 @@ def write_virtual(folder: Path, names: list[str], counts: dict[str, int]) -> Non
         _set_attributes(file["split"], {f"count_{name}": n for name, n in counts.items()})
     with files.atomic_path(folder / VIRTUAL) as temporary:
         temporary.write_bytes(buffer.getbuffer())
-
-
-def _create(device: "io.BytesIO | _Device") -> h5py.File:
-    """Begin an HDF5 file whose bytes depend on its content alone."""
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, device)
-    # Readable by HDF5 1.10 (2016) and later; its object headers carry checksums.
-    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
-    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
-    # A chunk is compressed when it is complete, not when a cache runs over.
-    access.set_cache(0, 0, 0, 0.0)
-    creation.set_obj_track_times(False)  # h5py.File has no switch for the root group's
-    return h5py.File(h5py.h5f.create(b"shard", h5py.h5f.ACC_TRUNC, creation, access))
 
 
 def _create_virtual(file: h5py.File, like: h5py.Dataset, sources: list[tuple[str, int]]) -> None:

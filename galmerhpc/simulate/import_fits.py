@@ -34,7 +34,13 @@ from galmerhpc import files, tables
 from galmerhpc.config import Run, Snapshot
 from galmerhpc.errors import GalmerhpcError, InputError, brief
 from galmerhpc.simulate.galaxies import Component, Particles
-from galmerhpc.simulate.library import Attribute, Encounter, write_library
+from galmerhpc.simulate.library import (
+    LARGEST_POSITION_KPC,
+    POSITION_UNIT_KPC,
+    Attribute,
+    Encounter,
+    write_library,
+)
 
 try:
     from astropy.io import fits
@@ -50,6 +56,7 @@ COLUMNS = ("X", "Y", "Z", "VX", "VY", "VZ", "MASS", "M_GAS", "P_TYPE", "GAL")
 MOST_PARTICLES = 20_000_000
 """Forty times GalMer's largest snapshots; a damaged header may claim any number."""
 
+_UNUSED = "M_GAS"
 _COMPONENTS = {0: Component.GAS, 1: Component.STARS, 2: Component.HALO}
 _NEEDED = ("file", "id", "time_myr", "spin", "inclination_deg")
 _OPTIONAL = ("simulation", "pair", "orbit")
@@ -148,7 +155,7 @@ def read_particles(path: Path, length_kpc: float, mass_msun: float) -> Particles
     """
     columns = _read_columns(path)
     for name, values in columns.items():
-        if not np.isfinite(values).all():
+        if name != _UNUSED and not np.isfinite(values).all():
             row = int(np.flatnonzero(~np.isfinite(values))[0])
             raise InputError(f"{path}: {name} of particle {row} is not finite")
     if (columns["MASS"] < 0).any():
@@ -170,9 +177,31 @@ def read_particles(path: Path, length_kpc: float, mass_msun: float) -> Particles
     )
     if not (particles.component != Component.HALO).any():
         raise InputError(f"{path}: no stars or gas: there is nothing to draw")
+    _check_units(path, particles)
     _warn_of_tilt(path, particles)
     _warn_of_offset(path, particles)
     return particles
+
+
+def _check_units(path: Path, particles: Particles) -> None:
+    """Refuse masses and positions that a library cannot hold, or that leave nothing to see."""
+    luminous = particles.component != Component.HALO
+    with np.errstate(over="ignore"):
+        mass = particles.mass[luminous].astype(np.float32)  # as the library holds it
+    if not (np.isfinite(mass).all() and mass.sum() > 0):
+        raise InputError(
+            f"{path}: a star or gas particle has up to {particles.mass[luminous].max():.3g} solar "
+            "masses, so that nothing can be drawn; check MASS and --mass-msun"
+        )
+    position = particles.position[luminous]
+    with np.errstate(over="ignore"):
+        size = np.median(np.linalg.norm(position - np.median(position, axis=0), axis=1))
+    if not POSITION_UNIT_KPC < size < LARGEST_POSITION_KPC:
+        raise InputError(
+            f"{path}: half of its stars and gas lie within {size:.3g} kpc; a library's positions "
+            f"go in steps of {POSITION_UNIT_KPC:g} kpc to {LARGEST_POSITION_KPC:.0f}; check X, Y, "
+            "Z and --length-kpc"
+        )
 
 
 def _read_columns(path: Path) -> dict[str, Floats]:
@@ -199,7 +228,7 @@ def _read_columns(path: Path) -> dict[str, Floats]:
 def _columns_of(path: Path, units: Any) -> dict[str, Floats]:
     tables = [unit for unit in units if isinstance(unit, fits.BinTableHDU)]
     if not tables:
-        raise InputError(f"{path}: contains no binary table")
+        raise InputError(f"{path}: contains no binary table, or is truncated before it")
     fitting = [unit for unit in tables if {*COLUMNS} <= {n.upper() for n in unit.columns.names}]
     if not fitting:
         names = [name.upper() for name in tables[0].columns.names]
@@ -218,6 +247,8 @@ def _columns_of(path: Path, units: Any) -> dict[str, Floats]:
         values = np.asarray(unit.data[name])
         if values.shape != (count,) or values.dtype.kind not in "iuf":
             raise InputError(f"{path}: column {name} is not one number per particle")
+        if name != _UNUSED and (values == unit.columns[name].null).any():
+            raise InputError(f"{path}: column {name} has missing values (TNULL)")
         columns[name] = values.astype(np.float64)
     return columns
 

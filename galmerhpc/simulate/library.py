@@ -36,14 +36,14 @@ from scipy.spatial import KDTree
 
 from galmerhpc import __version__, hdf5
 from galmerhpc.errors import InputError
-from galmerhpc.files import atomic_path
 from galmerhpc.simulate.galaxies import Component as Component
 
 FORMAT = 1
 SHIPPED = "shipped"
 
 # An eighth of a preview pixel at the default zoom, and much smaller than the softening length.
-_POSITION_UNIT_KPC = 0.02
+POSITION_UNIT_KPC = 0.02
+LARGEST_POSITION_KPC = POSITION_UNIT_KPC * np.iinfo(np.int16).max
 # 256 steps of 4 %: from 0.02 to 440 kpc.
 _SMALLEST_SMOOTHING_KPC = 0.02
 _SMOOTHING_RATIO = 1.04
@@ -367,7 +367,7 @@ def write_encounter(path: Path, encounter: Encounter, neighbours: int) -> None:
     neighbours : int
         A particle's smoothing length is the distance to this neighbour, of any component.
     """
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+    with hdf5.written(path) as (file, _):
         _write_root(file)
         _write_group(file, encounter, neighbours)
 
@@ -384,11 +384,12 @@ def write_library(path: Path, encounters: Iterable[tuple[int, Encounter]], neigh
     neighbours : int
         As for `write_encounter`.
     """
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+    with hdf5.written(path) as (file, check):
         _write_root(file)
         for number, encounter in encounters:
             group = _write_group(file, encounter, neighbours)
             group["snapshot_id"] = np.array([number], np.int64)
+            check()
 
 
 def merge(library: Path, sources: Mapping[str, Path], first_snapshot_id: int) -> None:
@@ -408,7 +409,7 @@ def merge(library: Path, sources: Mapping[str, Path], first_snapshot_id: int) ->
     InputError
         A source is missing or damaged.
     """
-    with atomic_path(library) as temporary, h5py.File(temporary, "w", libver="latest") as file:
+    with hdf5.written(library) as (file, check):
         _write_root(file)
         number = first_snapshot_id
         for name, path in sources.items():
@@ -422,6 +423,7 @@ def merge(library: Path, sources: Mapping[str, Path], first_snapshot_id: int) ->
             group.pop("snapshot_id", None)
             group["snapshot_id"] = number + np.arange(len(group["time_myr"]), dtype=np.int64)
             number += len(group["time_myr"])
+            check()
 
 
 def _write_root(file: h5py.File) -> None:
@@ -453,7 +455,7 @@ def _write_snapshots(group: h5py.Group, encounter: Encounter, neighbours: int) -
         compression="gzip",
         compression_opts=9,
     )
-    position.attrs["unit_kpc"] = _POSITION_UNIT_KPC
+    position.attrs["unit_kpc"] = POSITION_UNIT_KPC
     smoothing = group.create_dataset(
         "smoothing",
         (times, particles),
@@ -501,7 +503,7 @@ def neighbour_distance(position: NDArray[np.floating[Any]], neighbours: int) -> 
 def _encode_position(kpc: NDArray[np.floating[Any]]) -> tuple[NDArray[np.int16], int]:
     """Return int16 codes (N, 3) and the number of particles that had to be clamped."""
     limit = np.iinfo(np.int16).max
-    codes = np.rint(np.asarray(kpc, np.float64) / _POSITION_UNIT_KPC)
+    codes = np.rint(np.asarray(kpc, np.float64) / POSITION_UNIT_KPC)
     outside = int((np.abs(codes) > limit).any(axis=1).sum())
     return np.clip(codes, -limit, limit).astype(np.int16), outside
 

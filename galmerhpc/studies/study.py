@@ -66,7 +66,7 @@ def points_of(key: str, values: Sequence[float]) -> list[Point]:
 
 
 def name_of(value: float) -> str:
-    """Return the name of a value's point; near values have different ones."""
+    """Return the name of a value's point, of twelve digits at most."""
     return f"{value:.12g}"
 
 

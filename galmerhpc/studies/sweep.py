@@ -11,12 +11,14 @@ import contextlib
 import functools
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from galmerhpc import files, parallel
 from galmerhpc.config import RESOLVED, Config, Stage, digest, dump, replaced, require_catalogue
 from galmerhpc.dataset.preprocess import require_split
+from galmerhpc.dataset.records import refuse_other
 from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
 from galmerhpc.evaluation.evaluate import record_of
 from galmerhpc.evaluation.summary import COLLISIONLESS, WHAT_IS_NEW
@@ -63,7 +65,7 @@ def sweep(study: Study, config: Config, command: Command, number: int | None = N
     if number is not None and not 1 <= number <= len(points):
         raise InputError(f"--point {number}: the study {study.name} has points 1 to {len(points)}")
     if parallel.rank() == 0:
-        _check(study, points if number is None else [points[number - 1]])
+        check(study, points, number)
         open_study(study, config)
     consensus = parallel.Consensus()
     failures: dict[str, GalmerhpcError] = {}
@@ -99,18 +101,40 @@ def _place(study: Study, point: Point) -> str:
     return f"study {study.name}, point {point.name}"
 
 
-def _check(study: Study, points: Sequence[tuple[Point, Config]]) -> None:
-    """Refuse points that are bound to fail, before hours are spent on earlier points."""
-    faults = [f"{_place(study, point)}: {fault}" for point, own in points if (fault := _fault(own))]
+def check(study: Study, points: Sequence[tuple[Point, Config]], number: int | None = None) -> None:
+    """Refuse points that are bound to fail, before hours are spent on earlier points.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    points : sequence of (Point, Config)
+        All its points, none of which may have been made otherwise.
+    number : int, optional
+        The only point to be run, counted from 1; by default all unfinished ones.
+
+    Raises
+    ------
+    InputError
+        The message names each such point.
+    """
+    faults = [
+        f"{_place(study, point)}: {fault}"
+        for k, (point, own) in enumerate(points, 1)
+        if (fault := _fault(own, is_run=number in (None, k)))
+    ]
     if faults:
         raise InputError("\n".join(faults))
 
 
-def _fault(own: Config) -> str:
+def _fault(own: Config, *, is_run: bool) -> str:
     """Return why an unfinished point is bound to fail; empty if no reason is known."""
     batch_size, ranks = own.training.batch_size, parallel.size()
     try:
         if is_finished(own):
+            return ""
+        refuse_other(own)
+        if not is_run:
             return ""
         require_split(own)
     except InputError as error:
@@ -142,7 +166,12 @@ def point_configs(study: Study, config: Config) -> list[tuple[Point, Config]]:
     InputError
         The configuration does not fit the study, or that of a point is invalid.
     """
-    folder = study_folder(study, config)
+    folder, points = study_folder(study, config), study.points(config)
+    name, count = Counter(point.name for point in points).most_common(1)[0]
+    if count > 1:
+        raise InputError(
+            f"study {study.name}: {count} points are called {name}; leave out all but one"
+        )
     return [
         (
             point,
@@ -152,7 +181,7 @@ def point_configs(study: Study, config: Config) -> list[tuple[Point, Config]]:
                 _place(study, point),
             ),
         )
-        for point in study.points(config)
+        for point in points
     ]
 
 

@@ -14,13 +14,14 @@ from astropy.io import fits
 
 from galmerhpc.catalogue import Views
 from galmerhpc.config import Catalogue
-from galmerhpc.errors import InputError
+from galmerhpc.errors import ExitCode, InputError
 from galmerhpc.preview import Preview
 from galmerhpc.simulate.agreement import has_changed, note, require
 from galmerhpc.simulate.galaxies import MASS_UNIT_MSUN, Component
 from galmerhpc.simulate.import_fits import COLUMNS, import_fits
 from galmerhpc.simulate.library import Library, Snapshot, library_path
 from galmerhpc.simulate.render import render
+from tests.dataset.runs import galmerhpc_without_room
 from tests.support import galmerhpc, run
 
 HEADER = "file,id,time_myr,spin,inclination_deg,simulation\n"
@@ -182,8 +183,24 @@ def test_the_command_prints_runs_that_the_mirror_answers(tmp_path: Path) -> None
         (lambda table: table.update(P_TYPE=np.full(60, 2)), "nothing to draw"),
         (lambda table: table.update(GAL=np.arange(60)), "GAL has 60 values"),
         (lambda table: table.update({k: v[:0] for k, v in table.items()}), "the table is empty"),
+        (lambda table: table.update(MASS=np.zeros(60)), "has up to 0 solar masses"),
+        (lambda table: table.update(MASS=np.full(60, 1e40)), "check MASS and --mass-msun"),
+        (lambda table: [table[k].__imul__(1e-3) for k in "XYZ"], "check X, Y, Z and --length-kpc"),
+        (lambda table: [table[k].__imul__(1e3) for k in "XYZ"], "check X, Y, Z and --length-kpc"),
     ],
-    ids=["column", "nan", "mass", "type", "dark", "galaxies", "empty"],
+    ids=[
+        "column",
+        "nan",
+        "mass",
+        "type",
+        "dark",
+        "galaxies",
+        "empty",
+        "massless",
+        "overflow",
+        "megaparsecs",
+        "parsecs",
+    ],
 )
 def test_what_is_not_galmers_layout_is_named(
     tmp_path: Path, damage: Callable[[dict[str, np.ndarray]], object], expected: str
@@ -193,6 +210,32 @@ def test_what_is_not_galmers_layout_is_named(
     message = refusal(tmp_path, write_fits(tmp_path / "a.fits", table))
     assert message.startswith(str(tmp_path / "a.fits"))
     assert expected in message
+
+
+def test_missing_values_of_a_column_that_is_used_are_refused(tmp_path: Path) -> None:
+    table = few()
+    table["M_GAS"][0] = np.nan  # not used
+    imported(tmp_path, write_fits(tmp_path / "a.fits", table))
+    (tmp_path / "library.h5").unlink()
+    whole = {k: v for k, v in table.items() if k != "X"}
+    columns = [fits.Column(n, "JD"[v.dtype.kind == "f"], array=v) for n, v in whole.items()]
+    columns.append(fits.Column("X", "J", null=-99, array=np.where(np.arange(60) == 3, -99, 7)))
+    (tmp_path / "a.fits").unlink()
+    fits.BinTableHDU.from_columns(columns).writeto(tmp_path / "a.fits")
+    assert "column X has missing values" in refusal(tmp_path, tmp_path / "a.fits")
+
+
+def test_a_library_onto_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    path = write_fits(tmp_path / "a.fits", few(30_000))
+    (tmp_path / "table.csv").write_text(HEADER + ROW)
+    done = galmerhpc_without_room(
+        50_000, "library", "import", str(path),
+        "--table", str(tmp_path / "table.csv"), "--output", str(tmp_path / "library.h5"),
+    )  # fmt: skip
+    assert done.returncode == ExitCode.FAILED
+    assert "library.h5: cannot be written: " in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.fits", "table.csv"]
 
 
 def test_what_is_no_whole_fits_file_is_named(tmp_path: Path) -> None:
@@ -226,6 +269,7 @@ def test_what_is_no_whole_fits_file_is_named(tmp_path: Path) -> None:
         (ROW.replace("500", "-1"), "table.csv:2: id: "),
         (ROW.replace("100", "soon"), "not 'soon'"),
         (ROW.replace(",2\n", "\n"), "5 cells, but the header has 6"),
+        (ROW.replace(",2\n", ",99999999999\n"), "table.csv:2: simulation: "),
     ],
 )
 def test_a_wrong_table_is_named_with_its_line(tmp_path: Path, rows: str, expected: str) -> None:
@@ -250,6 +294,13 @@ def test_a_column_by_the_librarys_own_name_is_refused(
     message = refusal(tmp_path, path, header=HEADER.replace("simulation", name))
     assert f"table.csv:2: {name}: " in message
     assert remedy in message
+
+
+def test_a_column_without_a_name_is_refused(tmp_path: Path) -> None:
+    path = write_fits(tmp_path / "a.fits", few())
+    message = refusal(tmp_path, path, header=f",{HEADER}", rows=f"0,{ROW}")
+    assert "table.csv:2: " in message
+    assert "a label needs a name" in message
 
 
 def test_one_number_for_two_snapshots_is_refused(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def small(tiny_run: Path) -> Path:
 
 
 def test_points_share_what_is_there_and_are_not_done_twice(
-    small: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small.parent / "run"
     made = {path: path.stat().st_mtime_ns for path in run.glob("*/*.h5")}
@@ -44,8 +44,23 @@ def test_points_share_what_is_there_and_are_not_done_twice(
         assert (study / "0.25" / name).resolve() == (run / name).resolve()
     assert (run / "config.yaml").read_bytes() == own
 
-    # The rest on two ranks, as a line of the results, which finds the second point done.
+    # One of the others leads to shards that are gone, the other has a damaged checkpoint.
     model = (study / "0.25/model.keras").stat().st_mtime_ns
+    for name in ("0", "0.5"):
+        (study / name).mkdir()
+    (study / "0.5/shards").symlink_to("../../shards/gone")
+    (study / "0/checkpoints/step-00000001").mkdir(parents=True)
+    done = galmerhpc("study", "dropout", str(small), POINTS)
+    assert done.returncode == 2
+    failed, said = done.stderr.rsplit("galmerhpc: ", 1)
+    assert "study dropout, point 0: " in failed
+    assert "checkpoints: every checkpoint is damaged" in failed
+    assert said.startswith("study dropout: of its 3 points these failed: 0; ")
+    assert "Traceback" not in failed + said
+    assert [row["point"] for row in table.read(study / "results.csv")] == ["0.25", "0.5"]
+    shutil.rmtree(study / "0/checkpoints")
+
+    # It is done again on two ranks, as a line of the results.
     root = small.parent
     (root / "runs").symlink_to(root)
     (root / "results").mkdir()
@@ -60,20 +75,7 @@ def test_points_share_what_is_there_and_are_not_done_twice(
         monkeypatch.setenv(name, value)
     launcher = "mpirun -np 2 --oversubscribe --bind-to none"
     command = f"{launcher} galmerhpc study dropout {small.name} '{POINTS}'"
-    # Of the two that are left, one leads to shards that are gone, the other was made otherwise.
-    for name in ("0", "0.5"):
-        (study / name).mkdir()
-    (study / "0.5/shards").symlink_to("../../shards/gone")
-    StageRecord(study / "0/checkpoints", {"training.epochs": 99}).begin()
     lines = [Line(3, "Dropout", (command,), read), Line(4, "Another", ("galmerhpc info x",), read)]
-    assert make(lines[0], root) == 2
-    failed, said = capfd.readouterr().err.rsplit("galmerhpc: ", 1)
-    assert "study dropout, point 0: " in failed
-    assert "checkpoints: made with another" in failed
-    assert said.startswith("study dropout: of its 3 points these failed: 0; ")
-    assert "Traceback" not in failed + said
-    assert [row["point"] for row in table.read(study / "results.csv")] == ["0.25", "0.5"]
-    shutil.rmtree(study / "0/checkpoints")
     (study / "left_over/evaluation").mkdir(parents=True)
     files.write_json(study / "left_over/evaluation/metrics.json", {})  # of a study of other points
     assert make(lines[0], root) == 0
@@ -99,6 +101,25 @@ def test_points_share_what_is_there_and_are_not_done_twice(
     assert "changed since" in (root / "docs/results.md").read_text()
     # Points of another configuration are no points of this study.
     assert make(lines[0], root) == 2
+
+
+def test_a_study_of_another_configuration_changes_nothing(small: Path) -> None:
+    study = small.parent / "run/studies/dropout"
+    StageRecord(study / "0/checkpoints", {"training.epochs": 99}).begin()
+    files.write_text(study / "0/config.yaml", "of the other\n")
+    for only in ([], ["--point", "2"]):
+        done = galmerhpc("study", "dropout", str(small), POINTS, *only)
+        assert done.returncode == 2
+        assert "study dropout, point 0: " in done.stderr
+        assert "checkpoints: made with another" in done.stderr
+    assert (study / "0/config.yaml").read_text() == "of the other\n"
+    assert [path.name for path in study.iterdir()] == ["0"]
+
+
+def test_points_of_the_same_name_are_refused(small: Path) -> None:
+    done = galmerhpc("study", "dropout", str(small), "studies.dropout=[0.1, 0.10000000000000002]")
+    assert done.returncode == 2
+    assert "study dropout: 2 points are called 0.1; leave out all but one" in done.stderr
 
 
 def test_mistakes_are_one_line(small: Path) -> None:
