@@ -136,6 +136,9 @@ studies:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code (`errors.ExitCode`)."""
+    for name in ("stdout", "stderr"):  # a command started with >&- has none
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     given = make_parser().parse_args(arguments)
     # An elastic training may lose its first rank; another takes its place.
     speaks = parallel.launched_rank() == 0 or "HOROVOD_ELASTIC" in os.environ

@@ -25,7 +25,7 @@ command -v galmerhpc > /dev/null || die "no galmerhpc on $(hostname) after load_
 # longer inherits --cpus-per-task from sbatch, and binds each task to one core.
 on_every_gpu() {  # one task each; TASKS_PER_NODE if SLURM knows no GPUs
   # With whole nodes (--exclusive) the job gets the GPUs, but a step only if it asks for them.
-  [ -z "${SLURM_GPUS_ON_NODE:-}" ] || export SLURM_GPUS_PER_NODE=${SLURM_GPUS_PER_NODE:-$SLURM_GPUS_ON_NODE}
+  [ "${SLURM_GPUS_ON_NODE:-0}" = 0 ] || export SLURM_GPUS_PER_NODE=${SLURM_GPUS_PER_NODE:-$SLURM_GPUS_ON_NODE}
   local gpus=${SLURM_GPUS_PER_NODE:-}  # may be a100:4
   local tasks=${SLURM_NTASKS_PER_NODE:-${gpus##*:}}
   tasks=${tasks:-$TASKS_PER_NODE}

@@ -154,6 +154,13 @@ def test_output_that_is_not_read_to_its_end_is_one_line() -> None:
     assert done.stderr.splitlines() == ["galmerhpc: standard output was closed", "1"]
 
 
+def test_a_command_needs_no_standard_output() -> None:
+    command = f"{sys.executable} -m galmerhpc.cli catalogue show"
+    assert run("sh", "-c", f"{command} {DEMO} >&-").stderr == ""
+    done = run("sh", "-c", f"{command} {DEMO}x >&- 2>&-")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
 def test_output_onto_a_full_disk_is_one_line() -> None:
     done = run("sh", "-c", f"{sys.executable} -m galmerhpc.cli catalogue show {DEMO} > /dev/full")
     assert done.returncode == 1

@@ -25,7 +25,7 @@ def describe(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if path.suffix == ".spool":
+    if path.suffix == ".spool" and raw.is_spool(path):
         return list(_spool(path))
     with hdf5.opened(path, _unknown) as file:
         form = file.attrs.get("format", b"")

@@ -3,7 +3,7 @@
 import io
 import warnings
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from galmerhpc.errors import brief
 
@@ -60,7 +60,7 @@ def decode(body: bytes, nbins: int, still: bool = False) -> Image.Image:
     WrongSizeError
         It has another size.
     PictureError
-        It is animated, transparent, or of other pixels than 8-bit grey, palette or RGB.
+        It is animated, transparent, turned, or of other pixels than 8-bit grey, palette or RGB.
     """
     try:
         with Image.open(io.BytesIO(body), formats=FORMATS) as picture:
@@ -85,6 +85,9 @@ def decode(body: bytes, nbins: int, still: bool = False) -> Image.Image:
             f"pixels of kind {picture.mode}{', 16 bits per channel' if deep else ''}; only 8-bit "
             "grey, palette and RGB without alpha can be taken"
         )
+    # What other programs turn when they show it, `predict` among them, is not what is stored.
+    if picture.format != "GIF" and picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        raise PictureError("an image that its EXIF data turn; save it upright, without them")
     if "transparency" not in picture.info:
         return picture
     if picture.format != "GIF":

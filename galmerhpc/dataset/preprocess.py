@@ -162,8 +162,9 @@ def make_plan(config: Config) -> Plan:
         impossible.
     """
     folder = config.run_dir / "raw"
+    fetch = "images import" if require_catalogue(config).images else "scrape"
     if not stage_record(config, "scrape").complete:
-        raise InputError(f"{folder}: not complete; run galmerhpc scrape first")
+        raise InputError(f"{folder}: not complete; run galmerhpc {fetch} first")
     plan = lay_out(config, open_store(config))
     require_classes(config, plan.views)
     missing = np.unique(plan.samples.view[plan.rows[plan.samples.view] < 0])
@@ -171,7 +172,7 @@ def make_plan(config: Config) -> Plan:
         raise InputError(
             f"{folder}: {len(missing)} of {len(plan.views)} views are missing, "
             f"{plan.views[int(missing[0])].id} is the first; remove its stage.json and run "
-            "galmerhpc scrape again"
+            f"galmerhpc {fetch} again"
         )
     return plan
 
@@ -222,6 +223,14 @@ def _report(plan: Plan) -> None:
         "%d in the guard band, in no split",
         counts["train"], counts["validation"], counts["test"], counts["none"],
     )  # fmt: skip
+    fetched = require_catalogue(plan.config).render.nbins
+    if plan.config.preprocess.image_size > fetched:
+        log.warning(
+            "preprocess: images of %d pixels are enlarged to preprocess.image_size, %d, which "
+            "adds nothing to them",
+            fetched,
+            plan.config.preprocess.image_size,
+        )
     absent = np.flatnonzero(plan.rows < 0).tolist()
     if absent:
         log.warning(

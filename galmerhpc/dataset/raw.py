@@ -266,6 +266,12 @@ def read_spool(path: Path) -> list[Response]:
     return responses
 
 
+def is_spool(path: Path) -> bool:
+    """Return whether a file begins as a spool does; an empty one may be a spool."""
+    with path.open("rb") as file:
+        return _MAGIC.startswith(file.read(len(_MAGIC)))
+
+
 def _encode(response: Response) -> bytes:
     fields = {f.name: getattr(response, f.name) for f in dataclasses.fields(response)}
     body = fields.pop("body")

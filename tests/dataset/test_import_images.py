@@ -13,11 +13,11 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 
 from galmerhpc import files
 from galmerhpc.catalogue import Views
-from galmerhpc.config import Catalogue, Images, load
+from galmerhpc.config import Catalogue, Images, dump, load
 from galmerhpc.dataset.import_images import check, import_images
 from galmerhpc.dataset.pictures import decode
 from galmerhpc.dataset.preprocess import preprocess
@@ -51,6 +51,13 @@ def png_of_16_bits() -> bytes:
     lines[:, 0] = 0  # no filter
     data = chunk(b"IDAT", compress(lines.tobytes()))
     return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
+
+
+def turned() -> Image.Exif:
+    """Return the EXIF data of a picture that is to be shown turned by a quarter."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return exif
 
 
 def rows() -> list[str]:
@@ -214,6 +221,30 @@ def test_a_table_may_move_with_its_pictures(folder: Path) -> None:
     preprocess(load(write_config(folder, table="elsewhere/labels.csv")))
 
 
+def test_a_run_is_checked_also_without_its_table(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import_images(load(folder / "run.yaml"))
+    enlarged = load(folder / "run.yaml", ["preprocess.image_size=64"])
+    with caplog.at_level("WARNING"):
+        preprocess(enlarged)
+    assert "images of 40 pixels are enlarged to preprocess.image_size, 64" in caplog.text
+    files.write_text(folder / "run/config.yaml", dump(enlarged))
+    (folder / "pictures").rename(folder / "elsewhere")
+    done = galmerhpc("check", str(folder / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "No such file or directory; until it is back, shards are only" in done.stdout
+    for name in ("raw/raw-0000-00000.h5", "shards/shard-00001.h5"):
+        (path,) = (folder / "run").glob(name)
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + b"damage" + content[middle + 6 :])
+        done = galmerhpc("check", str(folder / "run"))
+        assert done.returncode != 0
+        assert path.name in done.stdout
+        path.write_bytes(content)
+
+
 def test_the_resolved_configuration_reads_back_from_the_run_folder(folder: Path) -> None:
     done = galmerhpc("images", "import", str(folder / "run.yaml"))
     assert done.returncode == 0, done.stderr
@@ -289,6 +320,8 @@ def test_a_wrong_table_is_named_with_its_line(
         (png_of_16_bits(), "pixels of kind RGB, 16 bits per channel"),
         (encode(noise(1), transparency=3), "an image with a transparent colour"),
         (encode(np.full((SIZE, SIZE), 7, np.uint8)), "a blank image"),
+        (encode(noise(1), "JPEG", exif=turned()), "an image that its EXIF data turn"),
+        (encode(noise(1), exif=turned()), "an image that its EXIF data turn"),
         (
             encode(noise(1), "GIF", save_all=True, append_images=[Image.fromarray(noise(2))]),
             "an animated image",
@@ -305,6 +338,8 @@ def test_a_wrong_table_is_named_with_its_line(
         "RGB of 16 bit",
         "transparent",
         "blank",
+        "turned jpeg",
+        "turned png",
         "animated",
     ],
 )

@@ -76,6 +76,12 @@ def test_a_spool(run: Path, tmp_path: Path) -> None:
     assert views[1].id in lines[-1]
 
 
+def test_another_file_called_spool_is_none(tmp_path: Path) -> None:
+    (tmp_path / "notes.spool").write_text("to be done\n")
+    with pytest.raises(InputError, match=r"notes\.spool: not a shard, spool or library"):
+        describe(tmp_path / "notes.spool")
+
+
 def test_the_command_knows_libraries_too(run: Path) -> None:
     done = galmerhpc("info", str(library_path("shipped")))
     assert done.returncode == ExitCode.COMPLETE

@@ -84,7 +84,7 @@ def test_points_share_what_is_there_and_are_not_done_twice(
     result = files.read_json(json_path(lines[0], root))
     assert {run["name"] for run in result["runs"]} == {"0", "0.25", "0.5"}
     assert result["training_s"] > 0
-    assert result["machine"]["ranks"] == 2
+    assert result["machine"]["cpus"] > 0
     write_page(lines, root)
     page = (root / "docs/results.md").read_text()
     first, second = page.split("## 4. Another")
