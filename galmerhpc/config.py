@@ -899,6 +899,21 @@ class Evaluation(Section):
         return value
 
 
+class StudiedAugment(OnlineAugment):
+    """Operations that the study `augmentation` switches on one by one; 0 or false: not studied."""
+
+    rotation_deg: Annotated[Float, Field(ge=0.0, le=180.0)] = 180.0
+    """Roll of the image, drawn from -rotation_deg..rotation_deg."""
+    intensity: Fraction = 0.2
+    """Relative change of brightness, drawn from 1 - intensity..1 + intensity."""
+    psf_fwhm_px: Annotated[Float, Field(ge=0.0, le=8.0)] = 2.0
+    """FWHM of the point spread function in pixels, drawn from 0..psf_fwhm_px."""
+    blur_px: Annotated[Float, Field(ge=0.0, le=8.0)] = 1.0
+    """Sigma of a Gaussian blur in pixels, drawn from 0..blur_px."""
+    noise: Annotated[Float, Field(ge=0.0)] = 4.0
+    """Sigma of Gaussian noise in grey levels of 0..255, drawn from 0..noise."""
+
+
 class Studies(Section):
     """Points of the studies of `galmerhpc study`, each a separate run."""
 
@@ -910,11 +925,8 @@ class Studies(Section):
     """`data-size`: shares of the training views."""
     image_sizes: tuple[Annotated[Integer, Field(ge=32, le=2048)], ...] = (64, 96, 128)
     """`resolution`: image sizes, pixels."""
-    augment: OnlineAugment = OnlineAugment(
-        rotation_deg=180, intensity=0.2, psf_fwhm_px=2, blur_px=1, noise=4
-    )
-    """`augmentation`: the operations and their strengths; those left at their default are not
-    studied."""
+    augment: StudiedAugment = StudiedAugment()
+    """`augmentation`: the operations and their strengths."""
     dropout: tuple[Fraction, ...] = (0.0, 0.1, 0.3, 0.5)
     """`dropout`: shares of the head's inputs."""
     class_widths_deg: tuple[Positive, ...] = (5.0, 10.0, 15.0, 30.0, 45.0)
@@ -924,7 +936,8 @@ class Studies(Section):
     particle_fractions: tuple[Annotated[Float, Field(gt=0.0)], ...] = (0.1, 0.3, 1.0)
     """`particles`: shares of `simulate.particles`."""
     inclinations_deg: tuple[Real, ...] = (45.0, 75.0)
-    """`inclination`: values held out of training, one at a time."""
+    """`inclination`: values held out of training, one at a time; `split`: the first of them that
+    the catalogue has."""
 
     @model_validator(mode="after")
     def _check(self) -> "Studies":

@@ -355,7 +355,7 @@ def real_pairs(runs: Path) -> Found:
         found.tables[caption] = result["table"]
         if result["left_out"]:
             found.remarks.append(f"Left out {kind} it: {', '.join(result['left_out'])}.")
-    chance = 1.96 / math.sqrt(len(result["pairs"]) - 1)
+    chance = 1.645 / math.sqrt(len(result["pairs"]) - 1)
     found.remarks += [
         "The two trainings differ only in their augmentation: blur and noise against those of "
         "configs/real_sky.yaml. Both see one realisation of each encounter, at three times.",

@@ -46,9 +46,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if unknown := set(given.lines) - {line.number for line in LINES}:
         parser.error(f"there is no line {min(unknown)}")
+    if given.page and given.lines:
+        parser.error("--page makes no line")
+    try:
+        return make_lines(given.lines, only_page=given.page)
+    except GalmerhpcError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+def make_lines(numbers: Sequence[int], *, only_page: bool) -> int:
+    """Make the chosen lines, by default the required ones that are not made, and the page."""
     codes = []
-    for line in [] if given.page else LINES:
-        if line.number in given.lines if given.lines else line.must and not is_made(line, ROOT):
+    for line in [] if only_page else LINES:
+        if line.number in numbers if numbers else line.must and not is_made(line, ROOT):
             codes.append(make(line, ROOT))
             write_page(LINES, ROOT)
             if codes[-1] == ExitCode.INTERRUPTED:

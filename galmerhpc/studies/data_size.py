@@ -5,7 +5,7 @@ from galmerhpc.studies.study import Point, Study, epochs_for, name_of
 
 
 def points(config: Config) -> list[Point]:
-    """Return one point per share; all see the same number of images in training."""
+    """Return one point per share; all see about as many images in training."""
     return [
         Point(
             name_of(share),
@@ -27,7 +27,7 @@ def _share_of(config: Config, share: float) -> float | None:
 
 STUDY = Study(
     name="data-size",
-    summary="number of training images drawn from the same views, for the same number of steps",
+    summary="number of training images drawn from the same views, for about as many steps",
     points=points,
     axis="training images",
     scale="log",

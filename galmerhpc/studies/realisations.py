@@ -8,7 +8,7 @@ from galmerhpc.studies.study import Point, Study, epochs_for
 
 
 def points(config: Config) -> list[Point]:
-    """Return one point per number of realisations; all see the same number of images in training.
+    """Return one point per number of realisations; all see about as many images in training.
 
     Validation and test realisations are the same at every point.
     """
@@ -50,7 +50,7 @@ def points(config: Config) -> list[Point]:
 
 STUDY = Study(
     name="realisations",
-    summary="training realisations of each encounter, for the same number of steps",
+    summary="training realisations of each encounter, for about as many steps",
     points=points,
     axis="training realisations",
     scale="log",

@@ -73,8 +73,8 @@ def name_of(value: float) -> str:
 def epochs_for(config: Config, share: float) -> dict[str, int]:
     """Return the keys with which training on a share of the images takes as many steps as on all.
 
-    More data then means more different images, not more steps, nor more steps with frozen
-    statistics.
+    Only whole epochs are possible, so that it may be some steps more or less. More data then
+    means more different images, not more steps, nor more steps with frozen statistics.
     """
     epochs = max(round(config.training.epochs / share), 1)
     frozen = round(config.training.freeze_batchnorm_epochs / share)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from galmerhpc import files
-from galmerhpc.errors import InputError
+from galmerhpc.errors import InputError, brief
 from galmerhpc.evaluation.conditions import CLEAN
 from galmerhpc.evaluation.summary import PREDICTORS, conditions
 from galmerhpc.studies.study import Point
@@ -35,8 +35,23 @@ def row_of(point: Point, run_dir: Path) -> Row:
     -------
     dict
         Text and numbers by column; None if undefined.
+
+    Raises
+    ------
+    InputError
+        Its metrics.json is missing or damaged.
     """
-    metrics = files.read_json(run_dir / "evaluation" / "metrics.json")
+    path = run_dir / "evaluation" / "metrics.json"
+    metrics = files.read_json(path)
+    try:
+        return _row(point, metrics)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"{path}: damaged ({brief(error)}); remove the folder and run the study again"
+        ) from None
+
+
+def _row(point: Point, metrics: Row) -> Row:
     run, training = metrics["run"], metrics["training"]
     row: Row = {
         "point": point.name,
@@ -95,16 +110,19 @@ def read(path: Path) -> list[Row]:
     Raises
     ------
     InputError
-        It is missing.
+        It is missing or damaged.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines(), strict=True)
+        whole = "point" in (rows.fieldnames or ())
+        read = [*rows]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; run the study first") from None
-    return [
-        {k: cell if k == "point" else _value(cell) for k, cell in row.items()}
-        for row in csv.DictReader(lines)
-    ]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read: {brief(error)}") from None
+    if not whole or any(None in row or None in row.values() for row in read):
+        raise InputError(f"{path}: damaged, or not a study's table; remove it and run the study")
+    return [{k: cell if k == "point" else _value(cell) for k, cell in row.items()} for row in read]
 
 
 def _value(cell: str) -> float | str | None:

@@ -71,7 +71,8 @@ def test_fewer_realisations_see_as_many_images_and_the_same_test() -> None:
 
 
 def test_each_operation_is_on_alone_once() -> None:
-    found = configs("augmentation", "studies.augment={noise: 5, blur_px: 2}")
+    others = "rotation_deg: 0, intensity: 0, psf_fwhm_px: 0"
+    found = configs("augmentation", f"studies.augment={{noise: 5, blur_px: 2, {others}}}")
     off = OnlineAugment()
     expected = {
         "none": off,
@@ -80,6 +81,10 @@ def test_each_operation_is_on_alone_once() -> None:
         "all": off.model_copy(update={"noise": 5.0, "blur_px": 2.0}),
     }
     assert {name: own.training.augment for name, own in found.items()} == expected
+    found = configs("augmentation", f"studies.augment={{blur_px: 0, {others}}}")
+    assert list(found) == ["none", "noise"]
+    found = configs("augmentation", "studies.augment.noise=8")
+    assert list(found) == ["none", "rotation", "intensity", "psf_fwhm", "blur", "noise", "all"]
 
 
 def test_the_same_views_are_split_in_every_way() -> None:
@@ -87,6 +92,14 @@ def test_the_same_views_are_split_in_every_way() -> None:
     assert [own.split.kind for own in found.values()] == list(found)
     assert found["simulation"].split == load(NEVER_SEEN).split
     assert found["inclination"].split.test_inclination_deg == 45
+    found = configs("split", "studies.inclinations_deg=[30, 75]")
+    assert found["inclination"].split.test_inclination_deg == 75
+
+
+def test_ways_to_split_that_the_catalogue_does_not_allow_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("catalogue: {runs: [{spin: prograde, inclination_deg: 45, first_id: 7}]}")
+    assert list(configs("split", path=path)) == ["random", "blocked"]
 
 
 def test_all_ways_to_split_have_as_many_views_of_the_same_tiles() -> None:
@@ -124,7 +137,22 @@ def test_libraries_of_fewer_particles_are_files_of_their_own() -> None:
         ("time", [], "needs a catalogue with snapshots at two or more times"),
         ("realisations", ["studies.realisations=[13]"], "13 exceeds the 12 available for training"),
         ("realisations", ["split={kind: random}"], "needs split.kind: simulation"),
-        ("augmentation", ["studies.augment={noise: 0}"], "set at least one operation"),
+        (
+            "augmentation",
+            [
+                f"studies.augment.{key}=0"
+                for key in (
+                    "rotation_deg",
+                    "intensity",
+                    "psf_fwhm_px",
+                    "blur_px",
+                    "noise",
+                )
+            ],
+            "set at least one operation",
+        ),
+        ("class-width", ["parameters=[inclination]"], "needs azimuth or viewing_angle"),
+        ("resolution", ["studies.image_sizes=[64, 1024]"], "1024 exceeds the fetched images' "),
         ("class-width", ["studies.class_widths_deg=[7]"], "study class-width, point 7: "),
         ("dropout", ["studies.dropout=[0.1, 0.1]"], "must be non-empty, without duplicates"),
         ("particles", ["library=shipped"], "needs its own library"),
@@ -220,6 +248,22 @@ def test_a_table_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert second["network_bias_inclination"] == 0
     text = table.as_text("batch", rows)
     assert text.splitlines()[2].split() == ["40.0", "1,000", "4", "4", "-"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"a,b\n1,2\n", b"point,value\n1,2,3\n", b"point,value\n1\n"]
+)
+def test_a_damaged_table_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "results.csv").write_bytes(content)
+    with pytest.raises(InputError, match=r"results\.csv: (damaged|cannot be read)"):
+        table.read(tmp_path / "results.csv")
+
+
+@pytest.mark.parametrize("content", [{}, [], {"run": {}, "training": None}])
+def test_a_damaged_evaluation_is_named(tmp_path: Path, content: object) -> None:
+    files.write_json(tmp_path / "evaluation/metrics.json", content)
+    with pytest.raises(InputError, match=r"metrics\.json: damaged"):
+        table.row_of(Point("1", 1.0, {}), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["dropout", "data-size", "split"])
