@@ -130,7 +130,8 @@ __attribute__((used)) inline cudaStream_t AsGpuStreamValue(Stream* stream) {
 } } }
 #endif
 CC
-  local external=$tensorflow/external
+  ln -s "$tensorflow" "$work/tensorflow"  # compilers' flags are split at spaces
+  local external=$work/tensorflow/external
   export CXXFLAGS="${CXXFLAGS:-} -isystem $external/highwayhash -isystem $external/farmhash_archive/src -idirafter $shim"
 
   # The wheel may be installed elsewhere: look for pip's MPI and NCCL relative to it first.
@@ -167,6 +168,7 @@ if [ -z "$wheel" ]; then
 
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
+  [[ $work != *' '* ]] || die "the folder for temporary files, $work, has a space: set TMPDIR"
   say "building $requirement for $kind; this takes a few minutes, once"
   set +e  # bash ignores -e inside a condition, so the status is taken first
   (set -e; build "$work") > "$work/log" 2>&1

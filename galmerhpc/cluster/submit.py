@@ -154,9 +154,18 @@ def submit_study(config: Config, request: Request, name: str) -> None:
     slurm.require()
     site, stage = read_site(), study_stage(name)
     slurm.require(site.environment)
-    if config.scrape.source != "mirror" and not is_complete(config, "scrape"):
-        raise InputError(f"scrape.source is {config.scrape.source}: scrape the run itself first")
     points = point_configs(STUDIES[name], config)
+    if config.scrape.source != "mirror":
+        if any(own.inputs("scrape") != config.inputs("scrape") for _, own in points):
+            raise InputError(
+                f"scrape.source is {config.scrape.source}: each point of the study {name} fetches "
+                "images of its own, and nodes may have no internet; run galmerhpc study where "
+                "there is, or use scrape.source: mirror"
+            )
+        if not is_complete(config, "scrape"):
+            raise InputError(
+                f"scrape.source is {config.scrape.source}: scrape the run itself first"
+            )
     check(STUDIES[name], points)
     _check_training([own for _, own in points], request, site)
     left = [k for k, (_, own) in enumerate(points, 1) if not is_finished(own)]

@@ -346,3 +346,10 @@ def test_a_study_is_an_array_of_its_unfinished_points(checkout, cluster, tiny):
                              "studies.batch_sizes=[1, 25]")  # fmt: skip
     assert few.returncode == ExitCode.WRONG_INPUT
     assert "training.batch_size 1 leaves some of 2 tasks" in few.stderr
+    runs = [f"{{spin: prograde, inclination_deg: 0, first_id: {27414 + 24 * k}, count: 2, "
+            f"simulation: {k}}}" for k in (0, 1)]  # fmt: skip
+    archive = checkout.galmerhpc("submit", tiny, "--study", "time", "scrape.rate_per_s=2",
+                                 "scrape.source=http://galmer.invalid",
+                                 f"catalogue.runs=[{', '.join(runs)}]")  # fmt: skip
+    assert archive.returncode == ExitCode.WRONG_INPUT
+    assert "each point of the study time fetches images of its own" in archive.stderr
