@@ -434,7 +434,7 @@ COARSE = (
     "configs/never_seen.yaml library=runs/realisations_coarse.h5 run_dir=runs/never_seen_coarse "
     "preprocess.image_size=32 split.validation_simulations=[12] "
     "split.test_simulations=[13,14,15,16,17] training.epochs=2 "
-    "training.freeze_batchnorm_epochs=0 training.statistics_batches=16"
+    "training.freeze_batchnorm_epochs=0 training.statistics_batches=16 evaluation.sky=null"
 )
 """never_seen at 32 pixels with a quarter of the particles: a quarter of an hour per study point."""
 
