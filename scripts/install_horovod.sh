@@ -130,8 +130,7 @@ __attribute__((used)) inline cudaStream_t AsGpuStreamValue(Stream* stream) {
 } } }
 #endif
 CC
-  ln -s "$tensorflow" "$work/tensorflow"  # compilers' flags are split at spaces
-  local external=$work/tensorflow/external
+  local external=$tensorflow/external
   export CXXFLAGS="${CXXFLAGS:-} -isystem $external/highwayhash -isystem $external/farmhash_archive/src -idirafter $shim"
 
   # The wheel may be installed elsewhere: look for pip's MPI and NCCL relative to it first.
@@ -168,7 +167,10 @@ if [ -z "$wheel" ]; then
 
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
-  [[ $work != *' '* ]] || die "the folder for temporary files, $work, has a space: set TMPDIR"
+  found=$(python -c 'import importlib.util as i; print(i.find_spec("tensorflow").origin)')
+  for place in "$work" "$found"; do  # Horovod's build takes flags apart at spaces
+    [[ $place != *' '* ]] || die "cannot build Horovod with $place, which has a space in its path: set TMPDIR or VENV to a folder without; the wheel can then be installed anywhere"
+  done
   say "building $requirement for $kind; this takes a few minutes, once"
   set +e  # bash ignores -e inside a condition, so the status is taken first
   (set -e; build "$work") > "$work/log" 2>&1
