@@ -263,12 +263,12 @@ def realisations(runs: Path) -> Found:
     rows = table.read(runs / study / "results.csv")
     law = power_law.fit([r["value"] for r in rows], [r["network_mae"] for r in rows])
     found.remarks = [
-        "All points see the same number of images in training. Each realisation is seen from its "
+        "All points see about 60,000 images in training. Each realisation is seen from its "
         "own directions, so that more realisations also mean a denser grid of views; the smallest "
         "set is a single realisation, and thus a single random draw.",
         "The encounters have a quarter of line 2's particles, so that all 144 can be simulated in "
         "an hour: their images are noisier, and differ more between realisations. They are also "
-        "smaller, and each network sees 62,000 of them in training, the one of line 2 400,000.",
+        "smaller, and the network of line 2 sees 400,000 of its own in training.",
     ]
     if law and law.exponent + 2 * law.exponent_error < 0:
         found.remarks.append(
