@@ -281,11 +281,10 @@ def realisations(runs: Path) -> Found:
     last = rows[-1]
     if last["training_mae"] > 0.8 * last["network_mae"]:
         found.remarks.append(
-            f"With {last['value']:g} realisations the error on the images of training, "
-            f"{last['training_mae']:.2g}, is about as large as on the tested ones, "
-            f"{last['network_mae']:.2g}: these networks are limited by the length of their "
-            "training, and the curve does not say what more realisations would bring to a longer "
-            "one."
+            f"With {last['value']:g} realisations the error is {last['training_mae']:.2g} on the "
+            f"blurred and noisy images of training and {last['network_mae']:.2g} on the "
+            "tested ones: these networks are limited by the length of their training, and the "
+            "curve does not say what more realisations would bring to a longer one."
         )
     return found
 

@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 
 from galmerhpc import parallel
+from galmerhpc.config import load
 from galmerhpc.errors import GalmerhpcError
+from galmerhpc.studies.index import STUDIES
+from galmerhpc.studies.sweep import sweep
 
 COUNT = 37
 
@@ -139,6 +142,21 @@ def give_up(folder: Path) -> None:  # noqa: ARG001
     if parallel.rank() == 1 and not consensus.is_unanimous("a fault"):
         parallel.fail("something is wrong", 3)
     parallel.barrier()
+
+
+def sweep_past_failures(folder: Path) -> str:
+    """Do a study whose points fail on every rank alike."""
+
+    def command(name: str, run_dir: Path) -> None:
+        if name == "run":
+            raise GalmerhpcError(f"{run_dir.name} diverged")
+
+    config = load(folder / "run.yaml", ["studies.dropout=[0, 0.5]"])
+    try:
+        sweep(STUDIES["dropout"], config, command)
+    except GalmerhpcError as error:
+        return str(error)
+    return "all points are done"
 
 
 def fail_everywhere(folder: Path) -> None:  # noqa: ARG001

@@ -50,17 +50,20 @@ def draw(
         for axes in grid[len(panels) :]:
             axes.remove()
         for axes, (measure, suffix, title) in zip(grid, panels, strict=False):
-            _panel(axes, study, rows, measure, suffix)
+            law = _panel(axes, study, rows, measure, suffix)
             unit = named(suffix[1:]).unit if suffix else "deg; spin as 0 or 1"
             unit = f"({unit.replace('deg', 'deg²') if measure == 'mse' else unit})" if unit else ""
-            axes.set(title=f"{title} {unit}".strip(), xlabel=study.axis)
+            title = f"{title} {unit}".strip() + (f"\n{law}" if law else "")
+            axes.set(title=title, xlabel=study.axis)
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
         save(figure, path, note)
 
 
-def _panel(axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: str) -> None:
-    """Draw one measure for the network and the look-up.
+def _panel(
+    axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: str
+) -> power_law.PowerLaw | None:
+    """Draw one measure for the network and the look-up; return the law that it shows.
 
     The mean predictor is left out, since it would hide the differences between points.
     """
@@ -81,12 +84,11 @@ def _panel(axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: 
         axes.yaxis.set_major_formatter("{x:g}")
     else:
         axes.set_ylim(0, None)
-    if study.law and (law := power_law.fit(places, errors)):
+    law = power_law.fit(places, errors) if study.law else None
+    if law:
         x = np.geomspace(min(places), max(places), 50)
         label = "power law fitted to the network"
         axes.plot(x, [law.at(v) for v in x], color="black", linewidth=0.8, label=label)
-        text = rf"${law.amplitude:.3g}\,x^{{{law.exponent:.2f}\pm{law.exponent_error:.2f}}}$"
-        axes.text(0.97, 0.95, text, transform=axes.transAxes, ha="right", va="top", parse_math=True)
     if study.scale == "log":
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
@@ -98,6 +100,7 @@ def _panel(axes: Axes, study: Study, rows: Sequence[Row], measure: str, suffix: 
     long = max(map(len, texts)) > 6
     axes.set_xticks(places, texts, rotation=30 if long else 0, ha="right" if long else "center")
     axes.tick_params(labelbottom=True)
+    return law
 
 
 def _column(rows: Sequence[Row], name: str) -> list[float]:

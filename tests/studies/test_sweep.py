@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from galmerhpc.dataset.records import StageRecord
 from galmerhpc.studies import table
 from results.lines import Bar, Line, study_found
 from results.make import json_path, make, write_page
-from tests.support import environment, galmerhpc
+from tests.support import environment, galmerhpc, mpirun
 
 POINTS = "studies.dropout=[0, 0.25, 0.5]"
 
@@ -84,7 +85,8 @@ def test_points_share_what_is_there_and_are_not_done_twice(
     result = files.read_json(json_path(lines[0], root))
     assert {run["name"] for run in result["runs"]} == {"0", "0.25", "0.5"}
     assert result["training_s"] > 0
-    assert result["machine"]["cpus"] > 0
+    of_two = files.read_json(study / "0/evaluation/metrics.json")
+    assert of_two["repeat"]["machine"]["ranks"] == 2
     write_page(lines, root)
     page = (root / "docs/results.md").read_text()
     first, second = page.split("## 4. Another")
@@ -114,6 +116,16 @@ def test_a_study_of_another_configuration_changes_nothing(small: Path) -> None:
         assert "checkpoints: made with another" in done.stderr
     assert (study / "0/config.yaml").read_text() == "of the other\n"
     assert [path.name for path in study.iterdir()] == ["0"]
+
+
+def test_points_that_fail_on_every_rank_do_not_stop_the_others(small: Path) -> None:
+    folder = small.parent
+    worker = (sys.executable, "-m", "tests.workers", "sweep_past_failures", str(folder))
+    done = mpirun(2, *worker)
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        said = files.read_json(folder / f"{rank}.json")
+        assert said.startswith("study dropout: of its 2 points these failed: 0, 0.5; ")
 
 
 def test_points_of_the_same_name_are_refused(small: Path) -> None:
