@@ -8,7 +8,7 @@ import pytest
 from galmerhpc import files
 from galmerhpc.config import Config
 from galmerhpc.parameters import NAMES
-from results.lines import LINES, resumed
+from results.lines import LINES, law_of, resumed
 from results.make import json_path, make, write_json, write_page
 
 READ = [line for line in LINES if line.number in (1, 2, 4, 7, 8)]
@@ -106,6 +106,18 @@ def test_a_resumed_training_is_mentioned(runs: Path, tmp_path: Path) -> None:
     (remark,) = resumed(tmp_path, NAMES)
     assert "after epoch 2" in remark
     assert "to epoch 3" in remark
+
+
+def test_a_law_is_extrapolated_only_if_the_error_falls_with_it() -> None:
+    rows = [
+        {"value": x, "network_mae": 8 * x**-0.5, "lookup_mae": error}
+        for x, error in zip((1, 4, 16), (2.0, 1.0, 2.0), strict=True)
+    ]
+    falls, does_not = law_of(rows, "network"), law_of(rows, "lookup")
+    assert falls.startswith("The average MAE of the network follows 8 x^(-0.50 ± 0.00)")
+    assert "to 100 of them it would be 0.8, from 3 points up to 16." in falls
+    assert "does not follow" in does_not
+    assert "100" not in does_not
 
 
 def test_a_file_that_nothing_makes_is_missed_before_hours_of_training(
