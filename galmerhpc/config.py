@@ -11,7 +11,7 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -69,6 +69,9 @@ EXPANDED = BeforeValidator(_expand)
 
 MAX_SNAPSHOTS = 200_000
 """Most snapshots in a catalogue: three times as many as GalMer has."""
+
+WORD = r"[A-Za-z0-9_]+"
+"""Pattern of names that become parts of other names: of variants and of labels."""
 
 
 class Section(BaseModel):
@@ -215,7 +218,7 @@ class Simulate(Section):
     @model_validator(mode="after")
     def _check(self) -> "Simulate":
         for name, changes in self.variants.items():
-            if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+            if not re.fullmatch(WORD, name):
                 raise ValueError(f"variants.{name}: a name may contain only letters, digits and _")
             for key in ("variants", "first_snapshot_id"):
                 if key in changes:
@@ -363,6 +366,14 @@ class Snapshot(Section):
     """Time since pericentre, Myr."""
 
 
+def _check_label_names(names: Iterable[str]) -> None:
+    """Refuse names that another column has, or that a column of metrics.csv cannot contain."""
+    if clash := set(names) & {*NAMES, *IMAGE_COLUMNS}:
+        raise ValueError(f"labels: {', '.join(sorted(clash))}: already defined")
+    if bad := [name for name in names if not re.fullmatch(WORD, name)]:
+        raise ValueError(f"labels: {bad[0]!r}: a name may contain only letters, digits and _")
+
+
 class Run(Section):
     """One encounter of the catalogue and its snapshots."""
 
@@ -397,10 +408,7 @@ class Run(Section):
             raise ValueError("give either snapshots or first_id")
         if self.first_id is not None and self.first_id + self.count > 2**31:
             raise ValueError("first_id + count: snapshot numbers must stay below 2**31")
-        if clash := set(self.labels) & {*NAMES, *IMAGE_COLUMNS}:
-            raise ValueError(f"labels: {', '.join(sorted(clash))}: already defined")
-        if "" in self.labels:
-            raise ValueError("labels: a label needs a name")
+        _check_label_names(self.labels)
         return self
 
     def snapshot_ids(self) -> NDArray[np.int64]:
@@ -432,8 +440,7 @@ class Images(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Images":
-        if clash := set(self.labels) & {*NAMES, *IMAGE_COLUMNS}:
-            raise ValueError(f"labels: {', '.join(sorted(clash))}: already defined")
+        _check_label_names(self.labels)
         if len(set(self.labels)) != len(self.labels):
             raise ValueError("labels: must be without duplicates")
         return self

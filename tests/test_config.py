@@ -290,8 +290,8 @@ def test_numbers_of_another_base_are_refused_and_merged_keys_are_not(tmp_path: P
     assert str(load(path).run_dir) == "010"
 
 
-@pytest.mark.parametrize("name", ["", "simulation", "spin"])
-def test_a_label_has_a_name_of_its_own(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["", "simulation", "spin", "m1,m2", "mass ratio"])
+def test_a_label_has_a_name_of_its_own_that_a_table_can_contain(tmp_path: Path, name: str) -> None:
     run = {"spin": "prograde", "inclination_deg": 0, "first_id": 1, "labels": {name: 1}}
     with pytest.raises(InputError, match="labels: "):
         load(write(tmp_path, catalogue={"runs": [run]}))

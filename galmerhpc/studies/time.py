@@ -17,7 +17,7 @@ def points(config: Config) -> list[Point]:
             run.model_dump(mode="json")
             | {"snapshots": [s.model_dump() for s in chosen], "first_id": None}
             for run in catalogue.runs
-            if (chosen := [s for s in run.all_snapshots() if s.time_myr == time])
+            if (chosen := [s for s in run.all_snapshots() if _time(s) == time])
         ]
         made.append(Point(name_of(time), time, {"catalogue.runs": runs}))
     return made

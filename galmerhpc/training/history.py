@@ -39,7 +39,8 @@ def _mean(values: ArrayLike) -> float:
 
 def larger_is_better(metric: str) -> bool:
     """Return whether a column of metrics.csv is better if it is larger."""
-    return "accuracy" in metric or "_r2" in metric
+    _, _, measure = metric.partition("_")  # training or validation, measure, perhaps a parameter
+    return measure.startswith(("r2", "accuracy", "all_accuracy", "binary_accuracy"))
 
 
 def write_metrics(folder: Path, history: list[Row]) -> None:

@@ -123,6 +123,18 @@ def test_each_time_has_runs_of_its_own(tmp_path: Path) -> None:
         assert [s.id for s in run.all_snapshots()] == [7 + k]
 
 
+def test_times_that_differ_in_the_last_digits_are_one_point(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "catalogue: {runs: [{spin: prograde, inclination_deg: 0, first_id: 7, count: 4, "
+        "step_myr: 33.3}, {spin: retrograde, inclination_deg: 0, snapshots: "
+        "[{id: 20, time_myr: 33.3}, {id: 21, time_myr: 99.9}]}]}"
+    )
+    runs = {name: own.catalogue.runs for name, own in configs("time", path=path).items()}
+    ids = {name: [s.id for run in each for s in run.all_snapshots()] for name, each in runs.items()}
+    assert ids == {"0": [7], "33.3": [8, 20], "66.6": [9], "99.9": [10, 21]}
+
+
 def test_libraries_of_fewer_particles_are_files_of_their_own() -> None:
     found = configs("particles", "studies.particle_fractions=[0.5, 1]")
     half, whole = found["0.5"], found["1"]
