@@ -76,6 +76,8 @@ class Service:
         When they came, by `time.monotonic`.
     agents : set of str
         User-Agents seen.
+    credentials : set of str or None
+        Authorization headers seen; None of requests without.
     connections : int
         Connections taken.
     """
@@ -85,6 +87,7 @@ class Service:
         self.asked: Counter[str] = Counter()
         self.arrivals: list[float] = []
         self.agents: set[str] = set()
+        self.credentials: set[str | None] = set()
         self.connections = 0
         self.ending = threading.Event()
         self._news = threading.Condition()
@@ -121,6 +124,7 @@ def serve(behaviour: Behaviour = well, host: str = "127.0.0.1") -> Iterator[Serv
         def do_GET(self) -> None:
             path, _, query = self.path.partition("?")
             attempt = service.note(query, self.headers["User-Agent"])
+            service.credentials.add(self.headers["Authorization"])
             reply = behaviour(query, attempt) if path == PATH else Reply(status=404)
             if reply.after_s:
                 service.ending.wait(reply.after_s)

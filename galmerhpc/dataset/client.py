@@ -168,6 +168,9 @@ class Client:
         """Give the response to one request; its connection is kept if it was read to the end."""
         request, answered = self._request.copy(), False
         request.url = url
+        # A redirect to another port, or out of encryption, does not learn the password.
+        if self._session.should_strip_auth(self._source, url):
+            request.headers.pop("Authorization", None)
         try:
             with self._session.send(
                 request,

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,6 +194,25 @@ def test_a_service_that_moved_for_good_is_asked_at_its_new_place(
     ]
     assert old.asked.total() + new.asked.total() == requests
     assert old.connections + new.connections == 2
+
+
+def test_a_password_is_not_passed_on_to_another_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    # For services of this machine no settings of the user are read; here it stands for another.
+    monkeypatch.setattr("galmerhpc.dataset.client._is_loopback", lambda _: False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+    def moved(query: str, _: int) -> Reply:
+        return Reply(b"moved", 302, headers={"Location": f"{new.url}/get_preview.cgi?{query}"})
+
+    with serve() as new, serve(moved) as old, client(old.url) as c:
+        assert c.fetch(preview()).body == gif(preview().query())
+    (asked_with,) = old.credentials
+    assert asked_with
+    assert new.credentials == {None}
 
 
 def test_a_sites_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
