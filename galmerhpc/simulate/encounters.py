@@ -7,6 +7,7 @@ library can be extended by another realisation, spin or inclination.
 """
 
 import logging
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -343,6 +344,8 @@ def _complete(path: Path, everything: Sequence[Task]) -> None:
     """Make the missing encounters, then the library."""
     if parallel.rank() == 0:
         files.remove_temporaries(_parts(path))
+        merges = re.compile(rf"-\d+-{re.escape(path.name)}$")  # `files.atomic_path`
+        files.remove_temporaries(path.parent, lambda left: bool(merges.search(left.name)))
     held = parallel.from_rank_0(lambda: _held(path, everything))
     missing = [task for task in everything if task.name not in held]
     with parallel.progress_bar(

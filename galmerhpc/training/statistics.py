@@ -74,6 +74,8 @@ class StatisticsEstimator:
         count : int
             Batches to use.
         """
+        if not self._variables:  # a network without batch normalisation
+            return
         totals = [np.zeros(v.shape, np.float64) for v in self._variables]
         seen = 0
         for batch in itertools.islice(batches, count):
@@ -84,11 +86,7 @@ class StatisticsEstimator:
                 seen += 1
                 for total, variable in zip(totals, self._variables, strict=True):
                     total += variable.numpy()
-        flat = horovod.sum_array(
-            np.concatenate([[seen], *totals]) if totals else np.array([float(seen)])
-        )
-        means = (
-            np.split(flat[1:] / flat[0], np.cumsum([len(t) for t in totals])[:-1]) if totals else []
-        )
+        flat = horovod.sum_array(np.concatenate([[seen], *totals]))
+        means = np.split(flat[1:] / flat[0], np.cumsum([len(t) for t in totals])[:-1])
         for variable, mean in zip(self._variables, means, strict=True):
             variable.assign(mean)

@@ -400,8 +400,13 @@ def test_what_a_killed_writer_left_is_removed(tmp_path, counted):
     left = tmp_path / "library.h5.parts" / ".tmp-1-prograde-i0-r0.h5"
     left.parent.mkdir()
     left.write_bytes(b"half")
+    merge, of_another = (tmp_path / f".tmp-node-1-{name}.h5" for name in ("library", "my-library"))
+    for path in (merge, of_another):
+        path.write_bytes(b"half")
     simulate(read(tmp_path, **SHORT))
     assert not left.parent.exists()
+    assert not merge.exists()
+    assert of_another.exists()
     assert len(counted) == 8
 
 
