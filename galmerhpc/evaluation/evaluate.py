@@ -45,7 +45,7 @@ from galmerhpc.parameters import class_groups, named
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 """Format of metrics.json."""
 
 REPORT = "report.html"
@@ -118,9 +118,15 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
     dataset = open_dataset(config)
     evaluated = open_dataset(other) if other else dataset
     stage_record(config, "train")
+    foreign = evaluated.fingerprint != dataset.fingerprint
+    intervals = folder_of(config) / conformal.FILE
+    tested = files.sha256(intervals) if foreign and intervals.is_file() else None
+    made_from = {
+        "model": model_sha256, "dataset": evaluated.fingerprint, "intervals": tested,
+    }  # fmt: skip
     if intact(record, folder):
-        repeat = files.read_json(folder / "metrics.json")["repeat"]
-        if (repeat["model"], repeat["dataset"]) == (model_sha256, evaluated.fingerprint):
+        metrics = files.read_json(folder / "metrics.json")
+        if metrics["format"] == FORMAT and made_from.items() <= metrics["repeat"].items():
             log.info("evaluate: complete, nothing to do")
             return
     history = read_history(config.run_dir / "metrics.csv", config.parameters)
@@ -144,7 +150,7 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
         found[condition], calibrations[condition] = assess(
             config, sample, trained, predicted, ranges[condition]
         )
-    own = calibrations if evaluated.fingerprint == dataset.fingerprint else None
+    own = None if foreign else calibrations
     carried = transferred_coverage(config, sample, predictions, ranges, own, model_sha256)
     for condition, part in found.items():
         if part["uncertainty"]:
@@ -162,7 +168,8 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
             else None,
             "repeat": {
                 "split": split,
-                **facts.origin(config, sample.dataset, model_sha256),
+                **made_from,
+                **facts.origin(config),
             },
         }
     )

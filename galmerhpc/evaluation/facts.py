@@ -13,6 +13,7 @@ from galmerhpc.dataset.split import SPLITS
 from galmerhpc.evaluation.conditions import describe, trained_sky_like
 from galmerhpc.evaluation.pair_image import BRIGHT_PERCENTILE
 from galmerhpc.evaluation.sample import Sample, ViewColumns, nearest_training_view
+from galmerhpc.simulate.library import is_imported, library_path
 
 BRIGHTNESS_SAMPLE = 256
 """Number of training images from which their brightness is measured."""
@@ -34,7 +35,8 @@ def run(config: Config, dataset: Dataset, trained: ViewColumns, split: str) -> d
         "task": config.model.task,
         "parameters": list(config.parameters),
         "image_shape": [int(n) for n in dataset.image_shape],
-        "source": config.scrape.source,
+        "source": source(config),
+        "our_encounters": shows_our_encounters(config),
         "split": config.split.kind,
         "evaluated": split,
         "samples": samples,
@@ -43,6 +45,26 @@ def run(config: Config, dataset: Dataset, trained: ViewColumns, split: str) -> d
         "training_mean": dict(zip(config.parameters, means, strict=True)),
         "bright_level": bright_level(dataset, training),
     }
+
+
+def source(config: Config) -> str:
+    """Return where the images of a run are from, for a reader."""
+    if config.catalogue and config.catalogue.images:
+        return f"the image table {config.catalogue.images.table}"
+    if config.scrape.source != "mirror":
+        return config.scrape.source
+    return f"the mirror, library {config.library}"
+
+
+def shows_our_encounters(config: Config) -> bool:
+    """Return whether the images show what galmerhpc simulated, not others' particles or pictures.
+
+    A library that is no longer there is taken for one of ours: few are imported.
+    """
+    if config.scrape.source != "mirror" or (config.catalogue and config.catalogue.images):
+        return False
+    library = library_path(config.library)
+    return not (library.exists() and is_imported(library))
 
 
 def distinct(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -66,7 +88,8 @@ def data(other: Config, evaluated: Dataset, trained: Dataset) -> dict[str, Any]:
     return {
         "name": other.run_dir.name,
         "folder": str(other.run_dir),
-        "source": other.scrape.source,
+        "source": source(other),
+        "our_encounters": shows_our_encounters(other),
         "split": other.split.kind,
         "samples": len(evaluated),
         "own": evaluated.fingerprint == trained.fingerprint,
@@ -115,12 +138,10 @@ def training(config: Config, history: dict[str, NDArray[np.float64]]) -> dict[st
     }
 
 
-def origin(config: Config, dataset: Dataset, model_sha256: str) -> dict[str, Any]:
-    """Return the provenance of the evaluation: hashes, versions, machine and date."""
+def origin(config: Config) -> dict[str, Any]:
+    """Return the provenance of the evaluation: configuration, versions, machine and date."""
     return {
         "configuration": digest(config.inputs("evaluate")),
-        "dataset": dataset.fingerprint,
-        "model": model_sha256,
         "versions": provenance.versions(),
         "machine": {
             "cpu": provenance.processor(),

@@ -88,7 +88,7 @@ def draw(
         Names of the files written.
     """
     note = f"{describe_sample(metrics)}."
-    if (metrics["data"] or metrics["run"])["source"] == "mirror":
+    if (metrics["data"] or metrics["run"])["our_encounters"]:
         note += f"\nImages: {COLLISIONLESS}."
     drawn: list[str] = []
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from galmerhpc import files
+from galmerhpc import devices, files
 from galmerhpc.config import RESOLVED, Config, load
 from galmerhpc.dataset.shards import Images
 from galmerhpc.errors import GalmerhpcError, InputError
@@ -84,6 +84,9 @@ class Predictor:
         Images for which its intervals hold: ``clean``, or ``sky`` for sky-like ones.
     calibration : Calibration or None
         Calibration of the intervals; None if the run was not evaluated or could not be calibrated.
+    held_when_sky_like : dict of str to list of float
+        By parameter, the share of sky-like images that the intervals of clean ones held, per level;
+        empty for intervals of sky-like images, and if it was not measured.
     """
 
     config: Config
@@ -91,6 +94,7 @@ class Predictor:
     network: "keras.Model"
     condition: str
     calibration: Calibration | None
+    held_when_sky_like: dict[str, list[float]]
 
     @classmethod
     def open(cls, model: Path, condition: str | None = None) -> "Predictor":
@@ -119,13 +123,16 @@ class Predictor:
             )
         config = load(path.parent / RESOLVED)
         size, channels = config.preprocess.image_size, config.preprocess.channels
+        devices.take_gpu(local_rank=0)
         network = build.load(path, (size, size, channels), prediction_width(config))
         if condition is None:
             condition = SKY if trained_sky_like(config) else CLEAN
-        intervals, calibration = path.parent / "evaluation" / conformal.FILE, None
+        intervals, calibration, held = path.parent / "evaluation" / conformal.FILE, None, {}
         if intervals.is_file():
             calibration = conformal.read_calibration(intervals, files.sha256(path), condition)
-        return cls(config, path, network, condition, calibration)
+        if calibration and condition == CLEAN:
+            held = _held_when_sky_like(path.parent / "evaluation" / "metrics.json")
+        return cls(config, path, network, condition, calibration, held)
 
     def estimate(self, images: Images) -> list[Estimate]:
         """Return the network's predictions for images (N, H, W, C).
@@ -166,11 +173,29 @@ class Predictor:
                 f"has none for {self.condition} images; run galmerhpc evaluate"
             )
         levels = ", ".join(f"{100 * level:g}%" for level in self.calibration.levels)
-        return (
+        text = (
             f"intervals of {levels}: calibrated on {self.condition} images of "
             f"{self.calibration.groups} encounters like those trained on; an azimuth interval may "
             "wrap around at 180"
         )
+        if self.held_when_sky_like:
+            shares = ", ".join(
+                f"{name} {' and '.join(f'{100 * share:.0f}%' for share in shares)}"
+                for name, shares in self.held_when_sky_like.items()
+            )
+            text += (
+                f". Photographs are not clean: of sky-like images these intervals held {shares}. "
+                "A network for photographs is trained with sky-like changes (training.augment, as "
+                "in configs/real_sky.yaml)"
+            )
+        return text
+
+
+def _held_when_sky_like(path: Path) -> dict[str, list[float]]:
+    """Return from metrics.json how often intervals of clean images held on sky-like ones."""
+    sky = files.read_json(path)["sky"] if path.is_file() else None
+    carried = sky and sky["uncertainty"] and sky["uncertainty"]["carried"]
+    return carried["coverage"] if carried else {}
 
 
 @dataclass

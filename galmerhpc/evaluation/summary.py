@@ -39,7 +39,7 @@ def condition_name(condition: str, metrics: dict[str, Any]) -> str:
 
 def is_foreign(metrics: dict[str, Any]) -> bool:
     """Return whether the evaluated images are of another data set than the training's."""
-    return bool(metrics["data"]) and not metrics["data"].get("own")  # evaluations of old lack it
+    return bool(metrics["data"]) and not metrics["data"]["own"]
 
 
 def describe_sample(metrics: dict[str, Any]) -> str:

@@ -152,11 +152,16 @@ class Library:
         self._file = _open(path)
         try:
             with _reading(path):
-                self._places = {
-                    int(number): (name, row)
-                    for name, group in self._file["encounters"].items()
-                    for row, number in enumerate(group["snapshot_id"])
-                }
+                self._places = dict(
+                    sorted(
+                        (int(number), (name, row))
+                        for name, group in self._file["encounters"].items()
+                        for row, number in enumerate(group["snapshot_id"])
+                    )
+                )
+            self._numbers: dict[str, list[int]] = {}
+            for number, (name, _) in self._places.items():
+                self._numbers.setdefault(name, []).append(number)
         except InputError:
             self.close()
             raise
@@ -167,16 +172,16 @@ class Library:
     @property
     def snapshot_ids(self) -> tuple[int, ...]:
         """Numbers of all snapshots, ascending."""
-        return tuple(sorted(self._places))
+        return tuple(self._places)
 
     @property
     def encounters(self) -> tuple[str, ...]:
         """Names of all encounters in the order of their snapshot numbers."""
-        return tuple(dict.fromkeys(self._places[number][0] for number in self.snapshot_ids))
+        return tuple(self._numbers)
 
     def snapshots_of(self, encounter: str) -> tuple[int, ...]:
         """Return the numbers of an encounter's snapshots, ascending."""
-        return tuple(number for number in self.snapshot_ids if self._places[number][0] == encounter)
+        return tuple(self._numbers[encounter])
 
     def attributes(self, encounter: str) -> dict[str, Attribute]:
         """Return the parameters and results of an encounter.
@@ -186,7 +191,7 @@ class Library:
         InputError
             The library has no such encounter, or is damaged.
         """
-        if encounter not in self.encounters:
+        if encounter not in self._numbers:
             raise InputError(
                 f"{self.path}: no encounter {encounter!r} (available: {', '.join(self.encounters)})"
             )
@@ -319,6 +324,18 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{first}-{last}" for first, last in runs) or "none"
 
 
+def is_imported(path: Path) -> bool:
+    """Return whether a library was converted from files (`import_fits`), not simulated here.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged or not a snapshot library.
+    """
+    with _open(path) as file, _reading(path):
+        return any("source_sha256" in group.attrs for group in file["encounters"].values())
+
+
 def is_library(path: Path) -> bool:
     """Return whether a file looks like a snapshot library."""
     try:
@@ -344,10 +361,10 @@ def describe(path: Path) -> list[str]:
         ]
         for name in library.encounters:
             ids = library.snapshots_of(name)
-            first, last = library.snapshot(ids[0]), library.snapshot(ids[-1])
+            first, last = library.snapshot(ids[0]), library.describe(ids[-1])
             lines.append(
                 f"{name:<24}{len(first.mass):>10}{len(ids):>10}  {_ranges(ids)}, "
-                f"{first.time_myr:g} to {last.time_myr:g} Myr"
+                f"{first.time_myr:g} to {last['time_myr']:g} Myr"
             )
     return lines
 

@@ -20,7 +20,8 @@ from galmerhpc.config import RESOLVED, Config, Stage, digest, dump, replaced, re
 from galmerhpc.dataset.preprocess import require_split
 from galmerhpc.dataset.records import refuse_other
 from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
-from galmerhpc.evaluation.evaluate import record_of
+from galmerhpc.evaluation import facts
+from galmerhpc.evaluation.evaluate import REPORT, folder_of, record_of
 from galmerhpc.evaluation.summary import COLLISIONLESS, WHAT_IS_NEW
 from galmerhpc.studies import figure, table
 from galmerhpc.studies.study import Point, Study
@@ -191,14 +192,14 @@ def study_folder(study: Study, config: Config) -> Path:
 
 
 def is_finished(own: Config) -> bool:
-    """Return whether a point has been evaluated.
+    """Return whether a point has been evaluated and reported.
 
     Raises
     ------
     InputError
         It has been evaluated with another configuration.
     """
-    return record_of(own).complete
+    return record_of(own).complete and (folder_of(own) / REPORT).exists()
 
 
 def _do(study: Study, config: Config, own: Config, command: Command) -> None:
@@ -261,7 +262,7 @@ def _note(config: Config, rows: Sequence[table.Row], points: int) -> str:
         for row in rows
     }
     lines = [f"Evaluated on {'; '.join(sorted(samples))}."]
-    if config.scrape.source == "mirror":
+    if facts.shows_our_encounters(config):
         lines.append(f"Images: {COLLISIONLESS}.")
     if len(rows) < points:
         lines.append(f"{len(rows)} of {points} points are finished.")

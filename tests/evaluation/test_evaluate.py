@@ -121,7 +121,7 @@ def test_baselines_are_built_on_the_training_images_alone(evaluated: Config) -> 
 
 def test_every_condition_has_every_kind_of_result(evaluated: Config) -> None:
     metrics = metrics_of(evaluated)
-    assert metrics["format"] == 3
+    assert metrics["format"] == 4
     assert metrics["sample"]["images"] == len(predictions_of(evaluated))
     assert metrics["sample"]["groups"] == 8
     assert metrics["sample"]["trained_encounters"] == 0  # other realisations
@@ -224,6 +224,29 @@ def test_other_data_are_known_by_their_images_not_by_their_name(
     mae = [part["scores"]["network"]["average"]["mae"] for part in (same, metrics_of(evaluated))]
     assert mae[0] == mae[1]
     assert same["uncertainty"]["carried"] is None
+
+    # The run's own intervals are made anew: their coverage of the other images is measured anew.
+    done = galmerhpc("evaluate", *given, "evaluation.levels=[0.5]")
+    assert done.returncode == 0, done.stderr
+    done = galmerhpc("evaluate", *given, "--data", str(tmp_path / "run.yaml"))
+    assert done.returncode == 0, done.stderr
+    again = json.loads((run / "evaluation-on-run/metrics.json").read_text())
+    assert darker["uncertainty"]["carried"]["levels"] == [0.68, 0.9]
+    assert again["uncertainty"]["carried"]["levels"] == [0.5]
+
+
+def test_an_evaluation_of_another_version_is_made_anew(
+    evaluated: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(evaluated.run_dir.parent, tmp_path, dirs_exist_ok=True)
+    config = evaluated.model_copy(update={"run_dir": tmp_path / "run"})
+    monkeypatch.setattr("galmerhpc.evaluation.report.FORMAT", 99)
+    with pytest.raises(InputError, match="another version of galmerhpc; run galmerhpc evaluate"):
+        report(config)
+    monkeypatch.setattr("galmerhpc.evaluation.evaluate.FORMAT", 99)
+    (config.run_dir / "metrics.csv").unlink()  # it gets as far as reading again
+    with pytest.raises(InputError, match="run galmerhpc train first"):
+        evaluate(config)
 
 
 def test_sky_like_images_are_looked_up_among_several_versions_of_each(

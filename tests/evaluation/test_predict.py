@@ -72,6 +72,10 @@ def test_intervals_stand_beside_predictions_where_the_run_was_calibrated(
     done = galmerhpc("predict", str(folder), str(pictures), "--format", "csv")
     assert done.returncode == 0, done.stderr
     assert "intervals of 68%, 90%: calibrated on clean images of" in done.stderr
+    sky = files.read_json(folder / "evaluation/metrics.json")["sky"]
+    held = sky["uncertainty"]["carried"]["coverage"]["inclination"]
+    shares = " and ".join(f"{100 * share:.0f}%" for share in held)
+    assert f"of sky-like images these intervals held inclination {shares}, " in done.stderr
     sha256 = files.sha256(folder / MODEL)
     calibrations = {
         name: read_calibration(folder / "evaluation" / FILE, sha256, name)
@@ -90,6 +94,7 @@ def test_intervals_stand_beside_predictions_where_the_run_was_calibrated(
     assert all(0 <= float(row["p_retrograde"]) <= 1 for row in rows)
 
     done = galmerhpc("predict", str(folder), str(pictures / "03.png"), "--condition", "sky")
+    assert "Photographs are not clean" not in done.stderr
     (_, line), wide = done.stdout.splitlines(), calibrations["sky"].bounds(NAMES, predicted[3:4])
     low, high = wide["inclination"][0, -1]
     assert f"{predicted[3, 1]:.1f} [{low:.1f}, {high:.1f}]" in line

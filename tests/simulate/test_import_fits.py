@@ -13,8 +13,9 @@ import yaml
 from astropy.io import fits
 
 from galmerhpc.catalogue import Views
-from galmerhpc.config import Catalogue
+from galmerhpc.config import Catalogue, Config
 from galmerhpc.errors import ExitCode, InputError
+from galmerhpc.evaluation import facts
 from galmerhpc.preview import Preview
 from galmerhpc.simulate.agreement import has_changed, note, require
 from galmerhpc.simulate.galaxies import MASS_UNIT_MSUN, Component
@@ -115,6 +116,16 @@ def test_gas_and_stars_are_told_apart_and_dark_matter_stays_out(tmp_path: Path) 
     }
     assert set(back.galaxy) == {0, 1}
     assert (back.mass == np.float32(MASS_UNIT_MSUN)).all()
+
+
+def test_what_is_drawn_of_an_imported_library_is_not_called_ours(tmp_path: Path) -> None:
+    imported(tmp_path, write_fits(tmp_path / "a.fits", few(60)))
+    run = {"spin": "prograde", "inclination_deg": 0, "first_id": 500}
+    values = {"library": str(tmp_path / "library.h5"), "catalogue": {"runs": [run]}}
+    config = Config.model_validate({"run_dir": tmp_path / "run", **values})
+    assert not facts.shows_our_encounters(config)
+    assert facts.source(config) == f"the mirror, library {config.library}"
+    assert facts.shows_our_encounters(config.model_copy(update={"library": "shipped"}))
 
 
 def test_a_library_of_other_units_or_files_is_another_one(tmp_path: Path) -> None:
@@ -300,7 +311,7 @@ def test_a_column_without_a_name_is_refused(tmp_path: Path) -> None:
     path = write_fits(tmp_path / "a.fits", few())
     message = refusal(tmp_path, path, header=f",{HEADER}", rows=f"0,{ROW}")
     assert "table.csv:2: " in message
-    assert "a label needs a name" in message
+    assert "labels: '': a name may contain only" in message
 
 
 def test_one_number_for_two_snapshots_is_refused(tmp_path: Path) -> None:
