@@ -60,6 +60,7 @@ def test_points_share_what_is_there_and_are_not_done_twice(
     assert "Traceback" not in failed + said
     assert [row["point"] for row in table.read(study / "results.csv")] == ["0.25", "0.5"]
     shutil.rmtree(study / "0/checkpoints")
+    (study / "0.25/evaluation/report.html").unlink()  # killed between evaluation and report
 
     # It is done again on two ranks, as a line of the results.
     root = small.parent
@@ -81,6 +82,7 @@ def test_points_share_what_is_there_and_are_not_done_twice(
     files.write_json(study / "left_over/evaluation/metrics.json", {})  # of a study of other points
     assert make(lines[0], root) == 0
     assert (study / "0.25/model.keras").stat().st_mtime_ns == model
+    assert (study / "0.25/evaluation/report.html").exists()
     assert [row["value"] for row in table.read(study / "results.csv")] == [0, 0.25, 0.5]
     result = files.read_json(json_path(lines[0], root))
     assert {run["name"] for run in result["runs"]} == {"0", "0.25", "0.5"}
