@@ -42,10 +42,11 @@ AddGroup: TypeAlias = Callable[..., Commands]
 
 RUN_HELP = """
 Do the whole job: scrape, preprocess, train, evaluate and report. Complete stages are skipped,
-interrupted ones resume. On one process, or on many ranks:
+interrupted ones resume. On one process, or on many ranks; on a cluster, `submit` makes each stage a
+job, so that only the training holds all the GPUs:
 
-  mpirun -np 2 galmerhpc run configs/demo.yaml
-  srun --mpi=pmix galmerhpc run configs/multi_node.yaml training.epochs=10
+  mpirun -np 2 galmerhpc run configs/demo.yaml training.epochs=10
+  galmerhpc submit configs/multi_node.yaml --nodes 4
 """
 
 EVALUATE_HELP = """

@@ -26,6 +26,8 @@ export TRAIN_NODES=1               # nodes of a training, unless submit --nodes 
 
 # --- the other stages
 export PREPROCESS_TASKS=4          # MPI tasks, on however many nodes they fit
+# Each draws the mirror's images on two cores, which takes about 40 minutes for 263,536 views
+# (docs/performance.md): eight at once for such a catalogue. From an address they are no faster.
 export SCRAPE_TASKS=1              # array tasks; each has its share of the catalogue and the rate
 export SCRAPE_AT_ONCE=1            # how many of them run at once
 
