@@ -57,6 +57,10 @@ class Findings:
         Its entry of CUDA_VISIBLE_DEVICES; empty if there is none.
     gpus : int
         GPUs that TensorFlow sees.
+    granted : int
+        GPUs of its node that SLURM gave to the job; 0 if SLURM names none.
+    nccl : bool
+        Whether its Horovod has NCCL.
     read_mb_s : float
         Its read rate from the run folder, with all ranks reading.
     """
@@ -69,6 +73,8 @@ class Findings:
     versions: str
     device: str
     gpus: int
+    granted: int
+    nccl: bool
     read_mb_s: float
 
 
@@ -113,8 +119,16 @@ def examine_rank(run_dir: Path) -> Findings:
         versions=", ".join(f"{name} {v}" for name, v in provenance.versions().items()),
         device=parallel.own_device(visible, local_rank) if visible else "",
         gpus=gpus,
+        granted=_count("SLURM_GPUS_ON_NODE"),
+        nccl=horovod.has_nccl(),
         read_mb_s=read_rate(run_dir) / 1e6,
     )
+
+
+def _count(variable: str) -> int:
+    """Return an environment variable as a number; 0 if it is not one."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else 0
 
 
 def time_all_reduce(local_rank: int) -> float:
@@ -192,6 +206,7 @@ def judge(found: list[Findings], all_reduce_s: float | None) -> Report:
     if len(found) > 1:
         _judge_all_reduce(report, found, all_reduce_s)
     _judge_ranks(report, found)
+    _judge_gpus(report, found)
     slowest = min(found, key=lambda f: f.read_mb_s)
     if slowest.read_mb_s < SLOW_READ_MB_S:
         report.notes.append(
@@ -220,6 +235,41 @@ def _judge_all_reduce(report: Report, found: list[Findings], seconds: float | No
         )
 
 
+def _judge_gpus(report: Report, found: list[Findings]) -> None:
+    """Judge the GPUs of each node, and what Horovod does with them."""
+    on_site = _count("GPUS_PER_NODE")  # from slurm/site.sh, by slurm/job.sh
+    if on_site and not any(f.gpus or f.device for f in found):
+        report.errors.append(
+            f"no rank has a GPU, but GPUS_PER_NODE of slurm/site.sh is {on_site}: ask for them "
+            f"with sbatch --gpus-per-node={on_site}, in a partition whose nodes have them"
+        )
+    for host in dict.fromkeys(f.host for f in found):
+        here = [f for f in found if f.host == host]
+        gpus = max(max(f.gpus, f.granted) for f in here)
+        # With --gpus-per-task each rank sees its own GPU under the same number.
+        alone = all(f.gpus == 1 for f in here) and len(here) > 1
+        if alone or not all(f.gpus for f in here):
+            continue
+        if len(here) != gpus:
+            report.errors.append(
+                f"{host}: ranks {len(here)}, GPUs {gpus}: start one task per GPU, with sbatch "
+                f"--gpus-per-node={gpus}, or with TASKS_PER_NODE={gpus} in slurm/site.sh where "
+                "SLURM does not list GPUs"
+            )
+            continue
+        for device, count in Counter(f.device for f in here if f.device).items():
+            if count > 1:
+                report.errors.append(
+                    f"{count} ranks of {host} share GPU {device}: start one task per GPU"
+                )
+    without = dict.fromkeys(f.host for f in found if not f.nccl)
+    if len(found) > 1 and without and any(f.gpus for f in found):
+        report.errors.append(
+            f"Horovod has no NCCL on {', '.join(without)}, so that GPUs exchange gradients through "
+            "the hosts' memory: pip uninstall horovod, then run scripts/install_horovod.sh --gpu"
+        )
+
+
 def _judge_ranks(report: Report, found: list[Findings]) -> None:
     tasks = int(os.environ.get("SLURM_NTASKS", len(found)))
     some_have_gpus = any(f.gpus for f in found)
@@ -240,12 +290,4 @@ def _judge_ranks(report: Report, found: list[Findings]) -> None:
             report.errors.append(
                 f"rank {f.rank}: {given}, TensorFlow sees none on {f.host}: install "
                 "galmerhpc[gpu], and look for the driver with nvidia-smi"
-            )
-    owners = Counter((f.host, f.device) for f in found if f.device)
-    for (host, device), count in owners.items():
-        # With --gpus-per-task each rank sees its own GPU under the same number.
-        alone = all(f.gpus == 1 for f in found if f.host == host)
-        if count > 1 and not alone:
-            report.errors.append(
-                f"{count} ranks of {host} share GPU {device}: start one task per GPU"
             )

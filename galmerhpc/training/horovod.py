@@ -73,6 +73,11 @@ def local_size() -> int:
     return int(_hvd.local_size()) if _hvd else 1
 
 
+def has_nccl() -> bool:
+    """Return whether Horovod sums what is on GPUs with NCCL; False if there is no Horovod."""
+    return bool(_hvd and _hvd.nccl_built())
+
+
 def sum_tensors(tensors: Sequence[Any], compression: str = "none") -> list[Any]:
     """Return the sums over ranks of tensors, in one fused all-reduce; usable in a graph.
 

@@ -26,6 +26,8 @@ def ranks(nodes: int = 2, each: int = 2, **changes: object) -> list[Findings]:
                 versions="galmerhpc 1, tensorflow 2",
                 device=str(k),
                 gpus=each,
+                granted=each,
+                nccl=True,
                 read_mb_s=900.0,
             ),
             **changes,
@@ -37,7 +39,8 @@ def ranks(nodes: int = 2, each: int = 2, **changes: object) -> list[Findings]:
 
 @pytest.fixture(autouse=True)
 def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    for name in ("SLURM_NTASKS", "GPUS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_nothing_is_wrong_with_a_healthy_job():
@@ -50,7 +53,7 @@ def test_nothing_is_wrong_with_a_healthy_job():
 
 
 def test_no_gpus_are_nothing_wrong():
-    assert not judge(ranks(device="", gpus=0), 1.0).errors
+    assert not judge(ranks(device="", gpus=0, granted=0, nccl=False), 1.0).errors
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,14 @@ def test_no_gpus_are_nothing_wrong():
     [
         ({"gpus": 0}, FAST_S, "SLURM gives it GPU 0, TensorFlow sees none on node0: install"),
         ({"device": "0"}, FAST_S, "2 ranks of node0 share GPU 0: start one task per GPU"),
+        ({"gpus": 4}, FAST_S, "node1: ranks 2, GPUs 4: start one task per GPU, with sbatch --gpus"),
+        ({"granted": 4}, FAST_S, "node0: ranks 2, GPUs 4: start one task per GPU"),
+        (
+            {"device": "", "gpus": 1, "granted": 0, "each": 1, "nccl": False},
+            FAST_S,
+            "Horovod has no NCCL on node0, node1, so that GPUs exchange gradients through the "
+            "hosts' memory: pip uninstall horovod, then run scripts/install_horovod.sh --gpu",
+        ),
         ({"cpus": 1}, FAST_S, "rank 0 has one CPU of 16: raise CPUS_PER_TASK"),
         ({}, 1.0, "all-reduce runs at 0.15 GB/s: set NETWORK_INTERFACE"),
         ({"read_mb_s": 3.0}, FAST_S, "rank 0 reads 3 MB/s: put the run folder on the parallel"),
@@ -81,6 +92,17 @@ def test_a_node_whose_driver_shows_no_gpu_is_named_and_the_all_reduce_left_out(d
     (error,) = report.errors
     assert error.startswith("rank 1: ")
     assert "TensorFlow sees none on node1: install" in error
+
+
+def test_one_rank_alone_needs_no_nccl():
+    assert not judge(ranks(1, 1, nccl=False), None).errors
+
+
+def test_gpus_of_the_site_that_the_job_did_not_get_are_an_error(monkeypatch):
+    monkeypatch.setenv("GPUS_PER_NODE", "4")
+    (error,) = judge(ranks(device="", gpus=0, granted=0), FAST_S).errors
+    assert "GPUS_PER_NODE of slurm/site.sh is 4: ask for them with sbatch --gpus-per-node=" in error
+    assert not judge(ranks(), FAST_S).errors
 
 
 def test_a_node_with_other_versions_is_named():
