@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -113,16 +114,29 @@ def png(image: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def describe(row: Row, epochs: int, images_left: int) -> str:
-    """Return the line logged after an epoch; without a rate, it has no remaining time."""
+def describe(row: Row, epochs: int, spent: Mapping[str, float], left_s: float | None) -> str:
+    """Return the line logged after an epoch.
+
+    Parameters
+    ----------
+    row : dict
+        The epoch's row of metrics.csv.
+    epochs : int
+        Of the whole training.
+    spent : mapping of str to float
+        Seconds since the last such line, by what they went to.
+    left_s : float or None
+        Seconds to the end of the training; None if there is no rate yet.
+    """
     parts = [
         f"loss {row['training_loss']:.4f} (validation {row['validation_loss']:.4f})",
         f"MAE {row['training_mae']:.3f} ({row['validation_mae']:.3f})",
     ]
     if rate := row["images_per_s"]:
         parts.append(f"{rate:.0f} images/s")
-        if images_left:
-            parts.append(f"{images_left / rate / 60:.0f} min left")
-    if not images_left:
+    parts.append(", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent.items()))
+    if row["epoch"] == epochs:
         parts.append("done")
+    elif left_s is not None:
+        parts.append(f"{left_s / 60:.0f} min left")
     return f"epoch {row['epoch']:.0f}/{epochs}: {', '.join(parts)}"

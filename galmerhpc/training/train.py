@@ -168,7 +168,9 @@ class Trainer:
         steps = self._steps * self._training.epochs
         self.network = Network(config, dataset.image_shape, self._targets, steps)
         self.progress = Progress(self.no_sums())
-        self._traced, self._timed_seconds, self._timed_images = False, 0.0, 0
+        self._timed_since: float | None = None
+        self._timed_seconds, self._timed_images = 0.0, 0
+        self._spent = _no_time()
         self._shown: NDArray[np.uint8] | None = None
         self.saving_s = 0.0
         self.on_checkpoint: Callable[[Progress], None] = lambda _: None
@@ -296,17 +298,21 @@ class Trainer:
         The first step of a session traces, and does not count for the rate.
         """
         self.progress.seconds += seconds
-        if self._traced:
-            self._timed_seconds += seconds
-            self._timed_images += images
-        self._traced = True
+        self._spent["steps"] += seconds
+        if self._timed_since is None:
+            self._timed_since = time.perf_counter()
+            return
+        self._timed_seconds += seconds
+        self._timed_images += images
 
     def finish_epoch(self) -> None:
         """Validate, add a row to the history, checkpoint."""
         progress = self.progress
         training_sums = merged(progress.sums)
+        start = time.perf_counter()
         with self.network.evaluation_weights(self._statistics_batches(), progress.settled):
             validation_sums, validation_loss = self._validate()
+        self._spent["validation"] += time.perf_counter() - start
         row: history.Row = {
             "epoch": progress.epoch + 1,
             "step": (progress.epoch + 1) * self._steps,
@@ -324,12 +330,12 @@ class Trainer:
         )  # fmt: skip
         self._note_best(row)
         if horovod.rank() == 0:
-            left = (self._training.epochs - self.progress.epoch) * self.reader.count
             history.write_metrics(self._config.run_dir, self.progress.history)
             history.write_tensorboard(self._config.run_dir / "tensorboard", row, self._shown)
-            log.info(history.describe(row, self._training.epochs, left))
+            log.info(history.describe(row, self._training.epochs, self._spent, self._left_s()))
             if self._config.model.task == "classification":
                 log.info("validation: %s", describe_answers(validation_sums.metrics()))
+        self._spent = _no_time()
         self.save()  # last: in an elastic training it may raise, to take in new workers
 
     def _rate(self) -> float | None:
@@ -337,6 +343,16 @@ class Trainer:
         if not self._timed_images:
             return None
         return round(self._timed_images / max(self._timed_seconds, 1e-9), 2)
+
+    def _left_s(self) -> float | None:
+        """Return the seconds to the last epoch's end, at the pace of this session by the clock.
+
+        Unlike `_rate` the pace includes checkpoints and validation. None before the second step.
+        """
+        if self._timed_since is None or not self._timed_images:
+            return None
+        images = (self._training.epochs - self.progress.epoch) * self.reader.count
+        return images * (time.perf_counter() - self._timed_since) / self._timed_images
 
     def _note_best(self, row: history.Row) -> None:
         """Record whether this epoch is the best so far.
@@ -451,7 +467,9 @@ class Trainer:
                 )
             )  # fmt: skip
         self.on_checkpoint(dataclasses.replace(progress, sums=sums))
-        self.saving_s += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self.saving_s += seconds
+        self._spent["checkpoints"] += seconds
 
     def resume(self) -> None:
         """Restore the newest checkpoint on all ranks, or rank 0's initial weights."""
@@ -501,6 +519,11 @@ class Trainer:
             log.info("resumed after epoch %d, step %d", self.progress.epoch, self.progress.step)
             if meta["versions"] != provenance.versions():
                 log.info("it was made with %s, this is %s", meta["versions"], provenance.versions())
+
+
+def _no_time() -> dict[str, float]:
+    """Return the seconds that an epoch's log line accounts for, before the epoch."""
+    return dict.fromkeys(("steps", "checkpoints", "validation"), 0.0)
 
 
 def load_best(path: Path) -> tuple[checkpoint.Arrays, dict[str, Any]]:

@@ -332,7 +332,33 @@ def test_a_kill_in_a_validation_costs_no_step(preprocessed: Path, tmp_path: Path
     assert checkpoints(config) == ["step-00000002-epoch-0001"]
     # Where no step was done nothing is said of their rate.
     assert history(config)[0]["images_per_s"] == ""
-    assert re.search(r"epoch 1/1: loss .*, MAE [\d.]+ \([\d.]+\), done$", done.stderr, re.MULTILINE)
+    line = r"epoch 1/1: loss .*, MAE [\d.]+ \([\d.]+\), steps 0 s, .*, done$"
+    assert re.search(line, done.stderr, re.MULTILINE)
+
+
+SLOW_VALIDATION = """
+import sys, time
+from galmerhpc import cli
+from galmerhpc.training.train import Trainer
+validate = Trainer._validate
+def slow(trainer):
+    if trainer.progress.epoch:
+        raise KeyboardInterrupt
+    time.sleep(3)
+    return validate(trainer)
+Trainer._validate = slow
+cli.main(["train", *sys.argv[1:]])
+"""
+
+
+def test_the_time_left_includes_validation(preprocessed: Path, tmp_path: Path) -> None:
+    config = small_run(preprocessed, tmp_path, epochs=200)
+    done = run(sys.executable, "-c", SLOW_VALIDATION, str(config))
+    line = r"epoch 1/200: .* steps \d+ s, checkpoints \d+ s, validation (\d+) s, (\d+) min left$"
+    found = re.search(line, done.stderr, re.MULTILINE)
+    assert found, done.stderr
+    assert int(found[1]) >= 3
+    assert int(found[2]) >= 199 * 3 // 60
 
 
 def test_the_time_limit_saves_the_work(preprocessed: Path, tmp_path: Path) -> None:
