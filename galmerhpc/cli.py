@@ -141,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115
     given = make_parser().parse_args(arguments)
+    # Without most of TensorFlow's notes on its start, once per rank; its warnings stay.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     # An elastic training may lose its first rank; another takes its place.
     speaks = parallel.launched_rank() == 0 or "HOROVOD_ELASTIC" in os.environ
     shown = logging.StreamHandler(sys.stderr)

@@ -100,11 +100,16 @@ def submit(config: Config, request: Request) -> None:
     GalmerhpcError
         A job of the run is just ending.
     """
+    from galmerhpc.dataset.preprocess import require_split  # here, so that `status` starts fast
+
     if require_catalogue(config).images and not is_complete(config, "scrape"):
         raise InputError(
             "catalogue.images: images from a folder; run galmerhpc images import first, then submit"
         )
     check_changes(config, request.allow_change)
+    require_split(config)
+    if not is_complete(config, "scrape"):
+        _require_library(config)
     slurm.require()
     site = read_site()
     slurm.require(site.environment)
@@ -167,6 +172,10 @@ def submit_study(config: Config, request: Request, name: str) -> None:
                 f"scrape.source is {config.scrape.source}: scrape the run itself first"
             )
     check(STUDIES[name], points)
+    for _, own in points:
+        shared = config if own.inputs("scrape") == config.inputs("scrape") else own
+        if not (STUDIES[name].simulates or is_complete(shared, "scrape")):
+            _require_library(own)
     _check_training([own for _, own in points], request, site)
     left = [k for k, (_, own) in enumerate(points, 1) if not is_finished(own)]
     if not left:
@@ -188,6 +197,15 @@ def submit_study(config: Config, request: Request, name: str) -> None:
         number = slurm.submit(command, site.environment)
         _note(config.run_dir, request, stage, number)
     print(f"{stage}: job {number}, points {', '.join(map(str, left))}", flush=True)
+
+
+def _require_library(config: Config) -> None:
+    """Refuse images of a mirror that has no library for them, as the scrape would."""
+    from galmerhpc.simulate import agreement
+
+    catalogue = require_catalogue(config)
+    if config.scrape.source == "mirror" and not catalogue.images:
+        agreement.require(config.run_dir / "raw", config.library, catalogue)
 
 
 def _is_queued(config: Config, stage: str) -> bool:
@@ -385,6 +403,8 @@ def _check(config: Config, request: Request, site: Site) -> None:
 
 
 def _check_training(configs: Iterable[Config], request: Request, site: Site) -> None:
+    from galmerhpc.training.train import warn_of_small_pieces
+
     if _gpus_per_node(request, site) > site.gpus_per_node:
         raise InputError(
             f"--gpus-per-node {request.gpus_per_node}: a node has {site.gpus_per_node} "
@@ -398,11 +418,13 @@ def _check_training(configs: Iterable[Config], request: Request, site: Site) -> 
     tasks = (request.nodes or site.train_nodes) * (
         _gpus_per_node(request, site) or site.tasks_per_node
     )
-    if (smallest := min(config.training.batch_size for config in configs)) < tasks:
+    smallest = min((config.training for config in configs), key=lambda each: each.batch_size)
+    if smallest.batch_size < tasks:
         raise InputError(
-            f"training.batch_size {smallest} leaves some of {tasks} tasks "
+            f"training.batch_size {smallest.batch_size} leaves some of {tasks} tasks "
             "without images: raise it, or use fewer --nodes"
         )
+    warn_of_small_pieces(smallest, tasks)
 
 
 def _prepare(config: Config) -> None:

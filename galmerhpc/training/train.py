@@ -589,6 +589,12 @@ def check_batch_size(training: Training, images: int) -> None:
             f"training.batch_size {batch_size}, of {images} training images, leaves some of the "
             f"{ranks} ranks without images: raise it or start fewer ranks"
         )
+    warn_of_small_pieces(training, ranks)
+
+
+def warn_of_small_pieces(training: Training, ranks: int) -> None:
+    """Warn if the ranks' pieces of the global batch are small for batch normalisation."""
+    batch_size = training.batch_size
     at_once = min(batch_size // ranks, training.micro_batch or batch_size)
     if at_once < SMALL_LOCAL_BATCH and not training.sync_batchnorm:
         log.warning(

@@ -43,6 +43,7 @@ def test_a_dry_run_prints_the_chain_and_leaves_no_trace(checkout, cluster, tiny)
     assert all(line.endswith(f"{tiny} training.epochs=5") for line in lines)
     assert "--array=1-4%2" in lines[0]
     assert "--nodes=2 --ntasks-per-node=2 --cpus-per-task=1 --gpus-per-node=fake:2" in lines[2]
+    assert "6 images at once on a rank (training.batch_size 25 over 4 ranks" in done.stderr
     assert "--cpus-per-task=1 --gpus-per-node=fake:1" in lines[3]
     for line, before in zip(lines[1:], STAGES, strict=False):
         assert f"afterok:<{before}>" in line
@@ -177,6 +178,12 @@ def module_of(checkout: Checkout) -> None:
             ("scrape.source=http://galmer.example",),
             "slurm/site.sh names no INTERNET_PARTITION: run galmerhpc scrape on a node with",
         ),
+        (
+            {},
+            ("split.kind=inclination", "split.test_inclination_deg=30"),
+            "split.test_inclination_deg: the catalogue has no inclination 30",
+        ),
+        ({}, ("library=none.h5",), "none.h5: no such snapshot library; make it with galmerhpc sim"),
         ({}, ("run_dir=run.yaml/run",), "run.yaml/run"),
         ({}, ("training.epoch=3",), "did you mean epochs?"),
     ],
@@ -246,8 +253,12 @@ def test_nodes_that_are_down_are_waited_for(checkout, cluster, tiny):
 
 
 def test_a_stage_that_fails_ends_the_chain_and_the_mended_one_goes_on(checkout, cluster, tiny):
-    change(checkout.folder / tiny, library="library.h5")
-    jobs = checkout.submit(tiny)
+    library = checkout.folder / "library.h5"
+    change(checkout.folder / tiny, library=library.name)
+    shutil.copy(library_path("shipped"), library)
+    with nothing_starts(cluster):
+        jobs = checkout.submit(tiny)
+        library.unlink()
     assert cluster.wait_for_end(jobs["scrape"]) == "FAILED"
     for stage in STAGES[1:]:
         assert cluster.wait_for_end(jobs[stage]) == "CANCELLED"
@@ -256,7 +267,7 @@ def test_a_stage_that_fails_ends_the_chain_and_the_mended_one_goes_on(checkout, 
     assert "library.h5: no such snapshot library" in status
     assert f"continue scrape with: galmerhpc submit {tiny}" in status
 
-    shutil.copy(library_path("shipped"), checkout.folder / "library.h5")
+    shutil.copy(library_path("shipped"), library)
     jobs = checkout.submit(tiny)
     assert cluster.wait_for_end(jobs["preprocess"], timeout_s=120) == "COMPLETED"
     checkout.galmerhpc("cancel", "run")
