@@ -13,9 +13,13 @@
 #export SBATCH_SIGNAL=B:USR1@60     # seconds; if that limit is only a few minutes
 
 # --- partitions, as sinfo lists them
-export CPU_PARTITION=              # preprocess, scrape from the mirror; without GPUs, everything
+export CPU_PARTITION=              # preprocess, scrape from the mirror; empty: SLURM chooses
 export GPU_PARTITION=              # train and evaluate; empty: CPU_PARTITION
 export INTERNET_PARTITION=         # scrape from an address; empty: no node has internet
+# More words for sbatch, where CPU and GPU nodes differ in constraint, account or QOS, as in
+# "--constraint=gpu --account=project123_g":
+export CPU_SBATCH_OPTIONS=         # scrape and preprocess
+export GPU_SBATCH_OPTIONS=         # train and evaluate
 
 # --- the nodes that train
 export GPUS_PER_NODE=0             # GPUs of a node, as SLURM lists them (sinfo -o %G): one task each
@@ -40,7 +44,10 @@ export NETWORK_INTERFACE=          # the fast network's, as `ip link` lists it (
 export CONTINUATION=requeue        # requeue, or array: `submit` chains CONTINUATION_TASKS array tasks
 export CONTINUATION_TASKS=10       # only for array
 export MAX_ATTEMPTS=100            # most attempts of a job
-export REQUEUE_FAILED=no           # yes: also after a crash, as on nodes that lose GPUs
+# no: a job whose rank fails (the watchdog, an error of NCCL or MPI, out of memory) has FAILED, and the
+# jobs after it are cancelled. yes, better for long trainings: it resumes, until two attempts without
+# progress.
+export REQUEUE_FAILED=no
 
 # --- where things go
 export RUNS_FOLDER=                # on the parallel file system; `runs` becomes a link to it

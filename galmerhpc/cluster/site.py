@@ -6,6 +6,7 @@ before anything is submitted.
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ class Site:
     cpu_partition: str
     gpu_partition: str
     internet_partition: str
+    cpu_sbatch_options: tuple[str, ...]
+    gpu_sbatch_options: tuple[str, ...]
     gpus_per_node: int
     gpu_type: str
     tasks_per_node: int
@@ -62,7 +65,7 @@ class Site:
 
 
 _MAY_BE_ZERO = "gpus_per_node"
-_MUST_BE_GIVEN = ("cpu_partition", "mpi_plugin")
+_MUST_BE_GIVEN = "mpi_plugin"
 
 
 def read_site() -> Site:
@@ -108,12 +111,17 @@ def check_environment() -> None:
     _bash(_LOAD, "load_environment fails: ")
 
 
-def _value(name: str, environment: dict[str, str]) -> str | int:
+def _value(name: str, environment: dict[str, str]) -> str | int | tuple[str, ...]:
     variable, kind = name.upper(), Site.__dataclass_fields__[name].type
+    if name.endswith("_options"):  # a site file need not have them
+        try:
+            return tuple(shlex.split(environment.get(variable, "")))
+        except ValueError as error:
+            raise InputError(f"{SITE_FILE}: {variable} is not a list of words: {error}") from None
     if variable not in environment:
         raise InputError(f"{SITE_FILE}: {variable} is missing; {EXAMPLE_FILE} explains it")
     text = environment[variable].strip()
-    if name in _MUST_BE_GIVEN and not text:
+    if name == _MUST_BE_GIVEN and not text:
         raise InputError(f"{SITE_FILE}: {variable} is empty; {EXAMPLE_FILE} explains it")
     if kind is int:
         least = 0 if name == _MAY_BE_ZERO else 1

@@ -121,12 +121,15 @@ def test(command: Sequence[str], environment: dict[str, str]) -> str:
 
 
 def may_pass(fault: str, partition: str) -> bool:
-    """Return whether what `test` returned is only due to nodes that are busy, down or drained."""
+    """Return whether what `test` returned is only due to nodes that are busy, down or drained.
+
+    Without the name of a partition the nodes of all count.
+    """
     if "nodes are busy" in fault:
         return True
     states = "--states=down,drain,fail,maint"
     return "node configuration is not available" in fault and bool(
-        _run(["sinfo", "--noheader", f"--partition={partition}", states, "--format=%D"]).strip()
+        _run(["sinfo", "--noheader", *_among(partition), states, "--format=%D"]).strip()
     )
 
 
@@ -151,9 +154,16 @@ def minutes(limit: str) -> float:
 
 
 def longest(partition: str) -> str:
-    """Return a partition's time limit as sinfo prints it; of several, the longest."""
-    printed = _run(["sinfo", "--noheader", f"--partition={partition}", "--format=%l"])
+    """Return a partition's time limit as sinfo prints it; of several, the longest.
+
+    Without the name of a partition it is the longest of all.
+    """
+    printed = _run(["sinfo", "--noheader", *_among(partition), "--format=%l"])
     return max(printed.split(), key=minutes, default="infinite")
+
+
+def _among(partition: str) -> list[str]:
+    return [f"--partition={partition}"] if partition else []
 
 
 def takes_mpi(plugin: str) -> bool:

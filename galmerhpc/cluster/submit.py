@@ -100,7 +100,9 @@ def submit(config: Config, request: Request) -> None:
     GalmerhpcError
         A job of the run is just ending.
     """
-    from galmerhpc.dataset.preprocess import require_split  # here, so that `status` starts fast
+    # Imported here, so that `status` starts fast.
+    from galmerhpc.dataset.preprocess import require_split
+    from galmerhpc.training.train import warn_of_small_pieces
 
     if require_catalogue(config).images and not is_complete(config, "scrape"):
         raise InputError(
@@ -125,6 +127,8 @@ def submit(config: Config, request: Request) -> None:
     if new:
         check_environment()
         _try(config, new, site)
+    if "train" in new:
+        warn_of_small_pieces(config.training, _training_tasks(request, site))
     with contextlib.ExitStack() as stack:
         if new and not request.dry_run:
             _prepare(config)
@@ -155,6 +159,7 @@ def submit_study(config: Config, request: Request, name: str) -> None:
         The site file, the run folder or the configuration does not allow it, or SLURM refuses.
     """
     from galmerhpc.studies.sweep import check, is_finished, open_study, point_configs
+    from galmerhpc.training.train import warn_of_small_pieces
 
     slurm.require()
     site, stage = read_site(), study_stage(name)
@@ -186,6 +191,8 @@ def submit_study(config: Config, request: Request, name: str) -> None:
     command = study_command(config, request, site, name, left)
     check_environment()
     _try(config, {stage: command}, site)
+    trained = [points[k - 1][1].training for k in left]
+    warn_of_small_pieces(min(trained, key=lambda t: t.batch_size), _training_tasks(request, site))
     if request.dry_run:
         print(shlex.join(command))
         return
@@ -259,7 +266,8 @@ def _try(config: Config, commands: Mapping[Any, list[str]], site: Site) -> None:
     for stage, command in commands.items():
         partition = _partition(config, site, stage)
         if fault := slurm.test(command, site.environment):
-            asked = " ".join(option for option in command if option.startswith(_FROM_SITE))
+            words = _sbatch_options(site, stage)
+            asked = " ".join(o for o in command if o.startswith(_FROM_SITE) or o in words)
             if not slurm.may_pass(fault, partition):
                 raise InputError(f"{stage}: SLURM refuses {asked}: {fault} (see {SITE_FILE})")
             log.warning(
@@ -335,8 +343,17 @@ def _script(stage: str) -> str:
     return f"slurm/{_STUDY if stage.startswith(_STUDY) else stage}.sbatch"
 
 
+def _has_gpus(stage: str) -> bool:
+    return stage in ("train", "evaluate") or stage.startswith(_STUDY)
+
+
+def _sbatch_options(site: Site, stage: str) -> tuple[str, ...]:
+    return site.gpu_sbatch_options if _has_gpus(stage) else site.cpu_sbatch_options
+
+
 def _partition(config: Config, site: Site, stage: str) -> str:
-    if stage in ("train", "evaluate") or stage.startswith(_STUDY):
+    """Return a stage's partition; empty for the one that SLURM chooses."""
+    if _has_gpus(stage):
         return site.gpu_partition or site.cpu_partition
     if stage == "scrape" and config.scrape.source != "mirror":
         return site.internet_partition
@@ -360,10 +377,12 @@ def _sbatch(
     """Return an sbatch command: the options of all jobs, and those of one."""
     logs = str(config.run_dir / "logs").replace("%", "%%")  # not a pattern for sbatch
     mail = [f"--mail-user={site.mail_user}", "--mail-type=END,FAIL"] if site.mail_user else []
+    partition = _partition(config, site, stage)
     return [
         "sbatch", "--parsable", f"--job-name={job_name(config.run_dir, stage)}",
-        f"--partition={_partition(config, site, stage)}", f"--output={logs}/{stage}-{number}.out",
-        *options, *mail, _script(stage), *job,
+        *([f"--partition={partition}"] if partition else []),
+        f"--output={logs}/{stage}-{number}.out", *options, *_sbatch_options(site, stage), *mail,
+        _script(stage), *job,
     ]  # fmt: skip
 
 
@@ -380,6 +399,11 @@ def read_jobs(run_dir: Path) -> dict[str, Any]:
 
 def _gpus_per_node(request: Request, site: Site) -> int:
     return site.gpus_per_node if request.gpus_per_node is None else request.gpus_per_node
+
+
+def _training_tasks(request: Request, site: Site) -> int:
+    nodes = request.nodes or site.train_nodes
+    return nodes * (_gpus_per_node(request, site) or site.tasks_per_node)
 
 
 def _gpu_options(site: Site, number: int) -> list[str]:
@@ -403,8 +427,6 @@ def _check(config: Config, request: Request, site: Site) -> None:
 
 
 def _check_training(configs: Iterable[Config], request: Request, site: Site) -> None:
-    from galmerhpc.training.train import warn_of_small_pieces
-
     if _gpus_per_node(request, site) > site.gpus_per_node:
         raise InputError(
             f"--gpus-per-node {request.gpus_per_node}: a node has {site.gpus_per_node} "
@@ -415,16 +437,12 @@ def _check_training(configs: Iterable[Config], request: Request, site: Site) -> 
             f"{SITE_FILE}: MPI_PLUGIN {site.mpi_plugin}: srun has no such plugin (srun "
             "--mpi=list); choose another, or LAUNCHER=mpirun"
         )
-    tasks = (request.nodes or site.train_nodes) * (
-        _gpus_per_node(request, site) or site.tasks_per_node
-    )
-    smallest = min((config.training for config in configs), key=lambda each: each.batch_size)
-    if smallest.batch_size < tasks:
+    tasks = _training_tasks(request, site)
+    if (smallest := min(config.training.batch_size for config in configs)) < tasks:
         raise InputError(
-            f"training.batch_size {smallest.batch_size} leaves some of {tasks} tasks "
+            f"training.batch_size {smallest} leaves some of {tasks} tasks "
             "without images: raise it, or use fewer --nodes"
         )
-    warn_of_small_pieces(smallest, tasks)
 
 
 def _prepare(config: Config) -> None:

@@ -54,6 +54,24 @@ def test_a_dry_run_prints_the_chain_and_leaves_no_trace(checkout, cluster, tiny)
     assert (checkout.folder / "runs").readlink() == scratch
 
 
+def test_nodes_are_chosen_by_words_for_sbatch_where_partitions_are_not(checkout, cluster, tiny):
+    checkout.site(
+        CPU_PARTITION="", CPU_SBATCH_OPTIONS="'-A cpus --comment=\"two words\"'",
+        GPU_SBATCH_OPTIONS="--comment=gpu",
+    )  # fmt: skip
+    done = checkout.galmerhpc("submit", tiny, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "--partition" not in done.stdout
+    for line, words in zip(
+        done.stdout.splitlines(), ["-A cpus '--comment=two words'"] * 2 + ["--comment=gpu"] * 2,
+        strict=True,
+    ):  # fmt: skip
+        assert f" {words} slurm/" in line
+    with nothing_starts(cluster):
+        jobs = checkout.submit(tiny)
+        assert cluster.job(jobs["train"])["Comment"] == "gpu"
+
+
 def test_submitting_again_submits_nothing_and_cancel_ends_it(checkout, cluster, tiny):
     with nothing_starts(cluster):
         jobs = checkout.submit(tiny, "--nodes", "2")
@@ -149,7 +167,13 @@ def module_of(checkout: Checkout) -> None:
             (),
             "SLURM refuses --partition=nosuch --array=1-1%1: allocation failure: Invalid part",
         ),
-        ({"CPU_PARTITION": ""}, (), "CPU_PARTITION is empty"),
+        (
+            {"CPU_SBATCH_OPTIONS": "'--comment=x --constraint=none'"},
+            (),
+            "SLURM refuses --partition=batch --array=1-1%1 --comment=x --constraint=none: ",
+        ),
+        ({"GPU_SBATCH_OPTIONS": '"-C \'gpu"'}, (), "GPU_SBATCH_OPTIONS is not a list of words: "),
+        ({"MPI_PLUGIN": ""}, (), "MPI_PLUGIN is empty"),
         ({"CPU_PARTITION": "'a b'"}, (), "CPU_PARTITION must be a name, not 'a b'"),
         ({"GPUS_PER_NODE": "two"}, (), "GPUS_PER_NODE must be an integer >= 0"),
         ({"TASKS_PER_NODE": 0}, (), "TASKS_PER_NODE must be an integer >= 1, not '0'"),
