@@ -43,7 +43,7 @@ class View:
     run : Run
         The encounter.
     snapshot : Snapshot
-        Its moment.
+        Its moment; the time of an image from a table is NaN if unknown.
     theta, phi : float
         Line of sight, degrees.
     render : Render
@@ -278,15 +278,18 @@ class _RunOfRow(NamedTuple):
     inclination: float
     simulation: int
     snapshot_id: int
-    time_myr: float
+    time_myr: float | None
     labels: tuple[float, ...]
 
     def build(self, names: Sequence[str]) -> Run:
+        # Unvalidated: in a configuration a time is a number, and here it may be unknown.
+        time_myr = math.nan if self.time_myr is None else self.time_myr
+        snapshot = Snapshot.model_construct(id=self.snapshot_id, time_myr=time_myr)
         return Run(
             spin=self.spin,
             inclination_deg=self.inclination,
             simulation=self.simulation,
-            snapshots=(Snapshot(id=self.snapshot_id, time_myr=self.time_myr),),
+            snapshots=(snapshot,),
             labels=dict(zip(names, self.labels, strict=True)),
         )
 
@@ -302,14 +305,13 @@ class _Row(NamedTuple):
 
 _LARGEST = 2.0**31 - 1
 _REAL = (-1e9, 1e9)  # as in the configuration; far larger numbers overflow in training
-# Of the columns with numbers; one that is left out counts as zeros.
+# Of the columns with numbers; one that is left out counts as zeros, except for the time.
 _RANGES = {
     INCLINATION.name: (0.0, 180.0),
     AZIMUTH.name: (-180.0, 180.0),
     VIEWING_ANGLE.name: (-90.0, 180.0),
     "simulation": (0.0, _LARGEST),
     "snapshot_id": (0.0, _LARGEST),
-    "time_myr": _REAL,
 }
 _WHOLE = ("simulation", "snapshot_id")
 
@@ -346,12 +348,13 @@ def _row(cells: Mapping[str, str], images: Images) -> _Row:
         It is wrong; the message names the column.
     """
     numbers = {name: _number(name, cells.get(name, "0")) for name in (*_RANGES, *images.labels)}
+    time_myr = cells.get("time_myr")
     run = _RunOfRow(
         _spin(cells[SPIN.name]),
         numbers[INCLINATION.name],
         int(numbers["simulation"]),
         int(numbers["snapshot_id"]),
-        numbers["time_myr"],
+        _number("time_myr", time_myr) if time_myr else None,
         tuple(numbers[name] for name in images.labels),
     )
     return _Row(_file(cells["file"]), numbers[VIEWING_ANGLE.name], numbers[AZIMUTH.name], run)

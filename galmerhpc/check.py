@@ -353,10 +353,14 @@ def _undecodable(body: bytes, view: View) -> str:
 
 
 def _first_difference(column: NDArray[Any], wanted: NDArray[Any]) -> int:
-    """Return the number, from 1, of the first row that differs; 0 where none does."""
+    """Return the number, from 1, of the first row that differs; 0 where none does.
+
+    Of two NaN, which are unknown times, neither differs from the other.
+    """
     if column.shape != wanted.shape:
         return 1
-    differs = (column != wanted).reshape(len(column), -1).any(axis=1)
+    unlike = (column != wanted) & ((column == column) | (wanted == wanted))
+    differs = unlike.reshape(len(column), -1).any(axis=1)
     return int(differs.argmax()) + 1 if differs.any() else 0
 
 

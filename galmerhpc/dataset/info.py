@@ -87,8 +87,9 @@ def _content(file: h5py.File) -> Iterator[str]:
     columns |= {name: file[name][:] for name in _RANGES if name in file}
     yield f"{'label, column':<16}{'smallest':>12}{'largest':>12}{'distinct':>10}"
     for name, column in columns.items():
-        low, high = (column.min(), column.max()) if len(column) else (np.nan, np.nan)
-        yield f"{name:<16}{low:>12.10g}{high:>12.10g}{len(np.unique(column)):>10}"
+        values = np.unique(column[column == column])  # an unknown time is NaN
+        low, high = (values[0], values[-1]) if len(values) else (np.nan, np.nan)
+        yield f"{name:<16}{low:>12.10g}{high:>12.10g}{len(values):>10}"
     yield ""
     if "split" in file:
         counts = np.bincount(file["split"][:], minlength=len(SPLITS)).tolist()

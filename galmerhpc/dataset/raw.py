@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import struct
 import zlib
@@ -63,8 +64,8 @@ class Response:
         Realisation.
     snapshot_id : int
         The service's number of the snapshot.
-    time_myr : float
-        Time since pericentre.
+    time_myr : float or None
+        Time since pericentre; None if unknown, NaN in a shard.
     url, content_type, fetched_utc : str
         Its address, its type, and when it arrived (ISO 8601).
     sha256 : str
@@ -77,7 +78,7 @@ class Response:
     labels: dict[str, float]
     simulation: int
     snapshot_id: int
-    time_myr: float
+    time_myr: float | None
     url: str
     content_type: str
     fetched_utc: str
@@ -94,7 +95,8 @@ class Response:
             labels=view.labels,
             simulation=view.run.simulation,
             snapshot_id=view.snapshot.id,
-            time_myr=view.snapshot.time_myr,
+            # JSON, of which a spool's metadata are, has no NaN.
+            time_myr=None if math.isnan(time := view.snapshot.time_myr) else time,
             url=url,
             content_type=content_type,
             fetched_utc=fetched_utc,

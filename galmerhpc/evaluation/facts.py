@@ -108,7 +108,7 @@ def views(sample: Sample, trained: ViewColumns) -> dict[str, Any]:
         "groups": len(np.unique(views.groups())),
         "simulations": np.unique(views.simulation).tolist(),
         "inclinations_deg": distinct(views.inclination_deg),
-        "times_myr": np.unique(views.time_myr),
+        "times_myr": distinct(views.time_myr),
         "trained_encounters": float(np.mean(seen)),
         "never_trained_configurations": sorted(
             set(views.configuration) - set(trained.configuration)

@@ -30,7 +30,7 @@ class ViewColumns(NamedTuple):
     """Realisation."""
     snapshot_id: NDArray[np.int64]
     time_myr: NDArray[np.float64]
-    """Time since pericentre, Myr."""
+    """Time since pericentre, Myr; NaN if unknown."""
     theta_deg: NDArray[np.float64]
     """Viewing angle, even if the network does not estimate it."""
     phi_deg: NDArray[np.float64]

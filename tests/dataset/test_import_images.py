@@ -128,6 +128,35 @@ def test_pictures_go_all_the_way_to_training_shards(folder: Path) -> None:
     assert np.array_equal(images[1, :, :, 0], noise(3))
 
 
+def test_times_that_the_table_does_not_know_stay_unknown(folder: Path) -> None:
+    table = folder / "pictures/labels.csv"
+    header, *lines = [line.split(",") for line in table.read_text().splitlines()]
+    place = header.index("time_myr")
+    for row in lines[::2]:
+        row[place] = ""
+    table.write_text("\n".join(map(",".join, [header, *lines])))
+    import_images(load(folder / "run.yaml"))
+    preprocess(load(folder / "run.yaml"))
+    times = Dataset.open(folder / "run/shards").column("time_myr")
+    assert np.array_equal(np.isnan(times), np.arange(24) % 2 == 0)
+    assert times[1::2].tolist() == [50 * (k // 8) for k in range(1, 24, 2)]
+    # Without the column no time is known.
+    for row in (header, *lines):
+        del row[place]
+    table.write_text("\n".join(map(",".join, [header, *lines])))
+    shutil.rmtree(folder / "run")
+    config = load(folder / "run.yaml")
+    import_images(config)
+    preprocess(config)
+    assert np.isnan(Dataset.open(folder / "run/shards").column("time_myr")).all()
+    files.write_text(folder / "run/config.yaml", dump(config))
+    done = galmerhpc("check", str(folder / "run"))
+    assert done.returncode == 0, done.stdout
+    for name in ("raw/raw-0000-00000.h5", "shards/dataset.h5"):
+        lines = galmerhpc("info", str(folder / "run" / name)).stdout.splitlines()
+        assert ["time_myr", "nan", "nan", "0"] in [line.split() for line in lines]
+
+
 def test_what_was_imported_is_not_read_again_and_bad_pictures_are_listed(folder: Path) -> None:
     bad = {"sub/0.gif": encode(noise(0, 20, 20)), "sub/1.png": b"<html>", "sub/2.jpeg": None}
     for name, content in bad.items():

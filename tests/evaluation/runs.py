@@ -66,7 +66,7 @@ def training_and_unseen() -> tuple[np.ndarray, np.ndarray]:
     return training, unseen
 
 
-def write_shards(config: Config, shade: float = 1.0) -> None:
+def write_shards(config: Config, shade: float = 1.0, time_myr: float = 100.0) -> None:
     """Write the shards as preprocessing does, their images multiplied by a factor."""
     training, unseen = training_and_unseen()
     labels = np.concatenate([training, unseen])
@@ -91,7 +91,7 @@ def write_shards(config: Config, shade: float = 1.0) -> None:
         "copy": np.zeros(len(labels), np.int32),
         "simulation": simulation,
         "snapshot_id": snapshot,
-        "time_myr": np.full(len(labels), 100.0),
+        "time_myr": np.full(len(labels), time_myr),
     }
     folder, inputs = config.run_dir / "shards", config.inputs("preprocess")
     record = StageRecord(folder, inputs)

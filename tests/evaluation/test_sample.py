@@ -1,5 +1,10 @@
 """Properties of the evaluated views, and labels that changed images keep."""
 
+import csv
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +14,8 @@ from galmerhpc.config import OnlineAugment
 from galmerhpc.evaluation.conditions import describe, draws, surviving
 from galmerhpc.evaluation.sample import ViewColumns, nearest_training_view
 from galmerhpc.parameters import NAMES
+from tests.evaluation.runs import write_run, write_shards
+from tests.support import galmerhpc
 
 
 def views(
@@ -82,3 +89,20 @@ def test_changes_are_described_and_none_forgotten() -> None:
         "stars": 3,
     }
     assert describe(OnlineAugment(**every)).count(",") == len(every) - 1
+
+
+def test_unknown_times_are_in_no_table(model: Path, tmp_path: Path) -> None:
+    config = write_run(tmp_path, model, evaluation={"sky": None})
+    shutil.rmtree(config.run_dir / "shards")
+    write_shards(config, time_myr=np.nan)
+    for stage in ("evaluate", "report"):
+        done = galmerhpc(stage, str(config.run_dir))
+        assert done.returncode == 0, done.stderr
+    folder = config.run_dir / "evaluation"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["sample"]["times_myr"] == []
+    assert "time_myr" not in metrics["by"]
+    assert {"theta_deg", "inclination_deg"} <= metrics["by"].keys()
+    rows = csv.DictReader((folder / "predictions.csv").read_text().splitlines())
+    assert {row["time_myr"] for row in rows} == {""}
+    assert "since pericentre" not in (folder / "report.html").read_text()
