@@ -508,3 +508,22 @@ class Places:
             return np.full(count, -1)
         place = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
         return np.where(self._hashes[place] == wanted, self._order[place], -1)
+
+
+class ViewsById:
+    """Views by their ids.
+
+    Parameters
+    ----------
+    views : Views
+        The views.
+    """
+
+    def __init__(self, views: Views) -> None:
+        self._views, self._places = views, Places(views.ids(), len(views))
+
+    def find(self, ids: Sequence[str]) -> list[View | None]:
+        """Return the views of ids; None where there is no such view."""
+        places = self._places.of(ids, len(ids)).tolist()
+        found = [self._views[place] if place >= 0 else None for place in places]
+        return [v if v and v.id == i else None for v, i in zip(found, ids, strict=True)]

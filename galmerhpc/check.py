@@ -10,14 +10,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import h5py
-import numpy as np
-from numpy.typing import NDArray
 
 from galmerhpc import files, hdf5, parallel
-from galmerhpc.catalogue import Places, View, Views
+from galmerhpc.catalogue import View, Views, ViewsById
 from galmerhpc.config import Config, Stage, require_catalogue
 from galmerhpc.dataset import shards
 from galmerhpc.dataset.missing import list_path
@@ -109,7 +107,7 @@ def check(config: Config) -> Report:
     """
     report, there = parallel.from_rank_0(lambda: _take_stock(config))
     try:
-        catalogue = _Catalogue(config)
+        catalogue = ViewsById(Views(require_catalogue(config)))
     except InputError as error:  # a table of images that was moved or changed
         catalogue = None
         report.notes.append(f"{error}; until it is back, shards are only compared with checksums")
@@ -298,46 +296,19 @@ def _plan(config: Config, there: _Inventory, report: Report) -> tuple[Plan | Non
 # --- raw shards -----------------------------------------------------------------------------------
 
 
-class _Catalogue:
-    """The catalogue's views by id."""
-
-    def __init__(self, config: Config) -> None:
-        self._views = Views(require_catalogue(config))
-        self._places = Places(self._views.ids(), len(self._views))
-
-    def find(self, ids: Sequence[str]) -> list[View | None]:
-        """Return the views of ids; None where the catalogue has no such view."""
-        places = self._places.of(ids, len(ids)).tolist()
-        found = [self._views[place] if place >= 0 else None for place in places]
-        return [v if v and v.id == i else None for v, i in zip(found, ids, strict=True)]
-
-
-def _check_raw(path: Path, there: _Inventory, catalogue: _Catalogue | None) -> list[Fault]:
+def _check_raw(path: Path, there: _Inventory, catalogue: ViewsById | None) -> list[Fault]:
     try:
         shard = RawShard.open(path)
         ids = shard.texts("view")
         if catalogue is None:
             return _check_file(path, there)
         views = catalogue.find(ids)
+        if why := shard.misfit(views):
+            return [Fault(path, why)]
         known = [view for view in views if view is not None]
-        if len(known) < len(ids):
-            stranger = ids[views.index(None)]
-            return [Fault(path, f"view {stranger} is not in the catalogue")]
         for view, (body, _) in zip(known, shard.read(range(len(ids)), ids), strict=True):
             if why := _undecodable(body, view):
                 return [Fault(path, f"view {view.id}: {why}")]
-        names = shard.parameters()
-        if {*names} != known[0].labels.keys():
-            return [Fault(path, "its labels have other names than the catalogue's")]
-        wanted = {
-            "labels": np.array([[view.labels[name] for name in names] for view in known]),
-            "simulation": np.array([view.run.simulation for view in known]),
-            "snapshot_id": np.array([view.snapshot.id for view in known]),
-            "time_myr": np.array([view.snapshot.time_myr for view in known]),
-        }
-        for name, values in wanted.items():
-            if row := _first_difference(shard.column(name), values):
-                return [Fault(path, f"{name} of view {ids[row - 1]} is not the catalogue's")]
     except InputError as error:
         return [_fault(path, error)]
     return _check_file(path, there)
@@ -350,18 +321,6 @@ def _undecodable(body: bytes, view: View) -> str:
     except PictureError as error:
         return str(error)
     return ""
-
-
-def _first_difference(column: NDArray[Any], wanted: NDArray[Any]) -> int:
-    """Return the number, from 1, of the first row that differs; 0 where none does.
-
-    Of two NaN, which are unknown times, neither differs from the other.
-    """
-    if column.shape != wanted.shape:
-        return 1
-    unlike = (column != wanted) & ((column == column) | (wanted == wanted))
-    differs = unlike.reshape(len(column), -1).any(axis=1)
-    return int(differs.argmax()) + 1 if differs.any() else 0
 
 
 def _fault(path: Path, error: InputError) -> Fault:
@@ -392,7 +351,7 @@ def _check_shard(
         if shard.shape != (samples.stop - samples.start, *plan.image_shape):
             return [Fault(path, f"its images have the shape {shard.shape}")], groups
         for name, values in wanted.items():
-            if row := _first_difference(columns[name], values):
+            if row := hdf5.first_difference(columns[name], values):
                 return [Fault(path, f"{name} of image {row - 1} is not the catalogue's")], groups
     except InputError as error:
         return [_fault(path, error)], groups

@@ -177,3 +177,15 @@ def read_column(file: h5py.File, name: str) -> NDArray[Any]:
     if sha256(column).encode() != file[name].attrs["sha256"]:
         raise ValueError(f"checksum mismatch in {name}")
     return column
+
+
+def first_difference(column: NDArray[Any], wanted: NDArray[Any]) -> int:
+    """Return the number, from 1, of the first row that differs; 0 if none does.
+
+    NaN, an unknown time, does not differ from NaN.
+    """
+    if column.shape != wanted.shape:
+        return 1
+    unlike = (column != wanted) & ((column == column) | (wanted == wanted))
+    differs = unlike.reshape(len(column), -1).any(axis=1)
+    return int(differs.argmax()) + 1 if differs.any() else 0

@@ -593,6 +593,36 @@ class RawShard:
         except (UnicodeDecodeError, AttributeError):
             raise damaged(self.path, f"{name} holds no texts") from None
 
+    def misfit(self, views: Sequence[View | None]) -> str:
+        """Return what of the rows is not the catalogue's; an empty text if all is.
+
+        Parameters
+        ----------
+        views : sequence of View or None
+            The view of each row (`catalogue.ViewsById`); None if the catalogue does not have it.
+
+        Raises
+        ------
+        InputError
+            The shard is damaged.
+        """
+        ids, names = self.texts("view"), self.parameters()
+        known = [view for view in views if view is not None]
+        if len(known) < len(ids):
+            return f"view {ids[views.index(None)]} is not in the catalogue"
+        if {*names} != known[0].labels.keys():
+            return "its labels have other names than the catalogue's"
+        wanted = {
+            "labels": np.array([[view.labels[name] for name in names] for view in known]),
+            "simulation": np.array([view.run.simulation for view in known]),
+            "snapshot_id": np.array([view.snapshot.id for view in known]),
+            "time_myr": np.array([view.snapshot.time_myr for view in known]),
+        }
+        for name, values in wanted.items():
+            if row := hdf5.first_difference(self.column(name), values):
+                return f"{name} of view {ids[row - 1]} is not the catalogue's"
+        return ""
+
     def read(self, rows: Sequence[int], ids: Sequence[str]) -> Iterator[tuple[bytes, str]]:
         """Yield the responses of rows and their SHA-256, verified.
 

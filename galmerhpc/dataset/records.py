@@ -19,6 +19,9 @@ FOLDERS: dict[str, str] = {
 
 RECORD = "stage.json"
 
+IMAGE_TABLE = "catalogue.images.sha256"
+"""Among the inputs of `scrape`: the table of imported images."""
+
 LEFT_OUT = "raw.left_out"
 """Among the inputs of `preprocess`: the views that the scrape finished without."""
 
@@ -216,7 +219,8 @@ def stage_record(config: Config, stage: Stage, may_differ: Sequence[str] = ()) -
 
     While the scrape is not finished, it is not known which views it will leave out: preprocessing
     is then not complete, but shards that lack views are not another configuration's either. A
-    scrape that fetched nothing, from a mistyped address for example, may begin with any other.
+    scrape that fetched nothing, from a mistyped address for example, may begin with any other, and
+    an import that is not finished may go on with a corrected table (`import_images`).
 
     Raises
     ------
@@ -228,14 +232,15 @@ def stage_record(config: Config, stage: Stage, may_differ: Sequence[str] = ()) -
         if scraped is None or scraped.files is None:
             may_differ = (*may_differ, LEFT_OUT)
     folder, inputs = config.run_dir / FOLDERS[stage], stage_inputs(config, stage)
-    if stage == "scrape" and (begun := read_record(folder)) and _has_fetched_nothing(folder, begun):
-        may_differ = (*may_differ, *inputs, *begun.inputs)
+    if stage == "scrape" and (begun := read_record(folder)) and begun.files is None:
+        may_differ = (*may_differ, IMAGE_TABLE)
+        if _has_fetched_nothing(folder):
+            may_differ = (*may_differ, *inputs, *begun.inputs)
     return StageRecord(folder, inputs, may_differ)
 
 
-def _has_fetched_nothing(raw: Path, record: Recorded) -> bool:
-    there = (path for pattern in ("raw-*", "missing*.csv") for path in raw.glob(pattern))
-    return record.files is None and not any(there)
+def _has_fetched_nothing(raw: Path) -> bool:
+    return not any(path for pattern in ("raw-*", "missing*.csv") for path in raw.glob(pattern))
 
 
 def refuse_other(config: Config, may_differ: Sequence[str] = ()) -> None:

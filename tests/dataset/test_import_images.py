@@ -181,6 +181,76 @@ def test_what_was_imported_is_not_read_again_and_bad_pictures_are_listed(folder:
     preprocess(load(folder / "run.yaml"))
 
 
+def test_an_unfinished_import_goes_on_with_the_corrected_table(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table, raw = folder / "pictures/labels.csv", folder / "run/raw"
+    good = table.read_text()
+    table.write_text(good.replace("sub/23.jpeg", "sub/32.jpeg"))
+    with pytest.raises(InputError, match=r"sub/32.jpeg: No such file .* images or the table"):
+        import_images(load(folder / "run.yaml"))
+    assert len(list(raw.glob("raw-*.h5"))) == 3
+    # Another label, another line of sight: of images that were imported already.
+    table.write_text(good.replace("sub/3.gif,1,45.5,9,3", "sub/3.gif,1,75,9,3"))
+    import_images(load(folder / "run.yaml"))
+    assert "made with another table (labels of view file=sub/3.gif" in caplog.text
+    assert len(list(raw.glob("*.bad"))) == 1
+    config = load(folder / "run.yaml")
+    preprocess(config)
+    files.write_text(folder / "run/config.yaml", dump(config))
+    done = galmerhpc("check", str(folder / "run"))
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_corrected_line_of_sight_takes_the_place_of_the_wrong_one(folder: Path) -> None:
+    table = folder / "pictures/labels.csv"
+    good = table.read_text()
+    table.write_text(good.replace("45.5,9,3", "45.5,90,3").replace("sub/23.jpeg", "sub/32.jpeg"))
+    with pytest.raises(InputError, match="No such file"):
+        import_images(load(folder / "run.yaml"))
+    table.write_text(good)
+    assert galmerhpc("images", "import", str(folder / "run.yaml")).returncode == 0
+    preprocess(load(folder / "run.yaml"))
+    assert Dataset.open(folder / "run/shards").labels[3].tolist() == [1, 9, 2]
+    done = galmerhpc("check", str(folder / "run"))
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_split_that_the_table_does_not_allow_is_refused_before_any_image_is_read(
+    folder: Path,
+) -> None:
+    table = folder / "pictures/labels.csv"
+    header, *lines = [line.split(",") for line in table.read_text().splitlines()]
+    place = header.index("simulation")
+    for row in (header, *lines):
+        del row[place]
+    table.write_text("\n".join(map(",".join, [header, *lines])))
+    done = galmerhpc("images", "import", str(folder / "run.yaml"))
+    assert done.returncode == 2
+    assert "split.kind: simulation needs two realisations or more" in done.stderr
+    assert not list((folder / "run").glob("raw/raw-*"))
+    assert (
+        galmerhpc("images", "import", str(folder / "run.yaml"), "split.kind=random").returncode == 0
+    )
+
+
+def test_a_table_in_radians_and_images_with_two_labels_are_pointed_out(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table, images = folder / "pictures/labels.csv", folder / "pictures/sub"
+    (images / "4.png").write_bytes((images / "1.png").read_bytes())
+    import_images(load(folder / "run.yaml"))
+    assert "radians" not in caplog.text
+    assert "identical images with different labels" in caplog.text
+    assert "look alike: sub/1.png and sub/4.png\n" in caplog.text
+    caplog.clear()
+    good = [line.split(",") for line in table.read_text().splitlines()]
+    radians = [[*r[:2], *(f"{float(a) / 57.3:.4f}" for a in r[2:5]), *r[5:]] for r in good[1:]]
+    table.write_text("\n".join(map(",".join, [good[0], *radians])))
+    import_images(load(folder / "run.yaml", [f"run_dir={folder / 'other'}", "parameters=[spin]"]))
+    assert "labels.csv: no inclination, azimuth or viewing angle exceeds 2 pi" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("labels", "parameter", "expected"),
     [
