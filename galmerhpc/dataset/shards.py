@@ -29,6 +29,8 @@ from galmerhpc.errors import InputError
 FORMAT = "galmerhpc training"
 FORMAT_VERSION = 1
 VIRTUAL = "dataset.h5"
+GREY = "grey"
+"""Attribute of a shard: 1 if all its images are grey, even in three channels."""
 
 _BLOCK_BYTES = 16 << 20
 
@@ -184,6 +186,7 @@ def write_shard(
         layout["chunks"] = (1, *image_shape)
     sources: list[str] = []
     checksums: list[int] = []
+    grey = True
     with hdf5.written(path) as (file, check):
         _set_attributes(file, identity)
         images = file.create_dataset("images", shape, np.uint8, **layout)
@@ -195,6 +198,7 @@ def write_shard(
             else:
                 images[first : first + len(block)] = block
             check()
+            grey = grey and bool((block == block[..., :1]).all())
             sources += source_sha256
             # Not isal's, five times as fast: it leaves vector registers in a state in which
             # Pillow resizes the next images a fifth slower (isal 1.9.1, AMD EPYC).
@@ -208,6 +212,7 @@ def write_shard(
             file[name] = column
             _set_attributes(file[name], {"sha256": hdf5.sha256(column)})
         _describe(file, parameters)
+        _set_attributes(file, {GREY: int(grey)})
 
 
 def write_virtual(folder: Path, names: list[str], counts: dict[str, int]) -> None:
@@ -229,7 +234,8 @@ def write_virtual(folder: Path, names: list[str], counts: dict[str, int]) -> Non
         h5py.File(shards[0].path, "r", locking=False) as first,
     ):
         identity = {k: v for k, v in shards[0].identity.items() if k != "first_sample"}
-        _set_attributes(file, identity)
+        grey = all(shard.identity.get(GREY, 0) for shard in shards)
+        _set_attributes(file, identity | {GREY: int(grey)})
         for name in ("images", *_COLUMNS):
             _create_virtual(file, first[name], [(shard.path.name, len(shard)) for shard in shards])
         _describe(file, shards[0].parameters)
@@ -294,7 +300,7 @@ class Shard:
     path : Path
         The file.
     identity : dict
-        `attributes`.
+        `attributes`, and `GREY` (not in older shards).
     parameters : tuple of str
         Names of the labels.
     shape : tuple of int
@@ -532,6 +538,21 @@ def _missing_filters(images: h5py.Dataset) -> list[str]:
         for code, _, _, name in filters
         if not h5py.h5z.filter_avail(code)
     ]
+
+
+def all_grey(folder: Path) -> bool:
+    """Return whether a run's shards are there and say that all their images are grey.
+
+    Raises
+    ------
+    InputError
+        ``dataset.h5`` is damaged.
+    """
+    path = folder / VIRTUAL
+    if not path.exists():
+        return False
+    with hdf5.opened(path, damaged) as file:
+        return bool(file.attrs.get(GREY, 0))
 
 
 def read_columns(path: Path, names: Iterable[str]) -> Table:

@@ -14,6 +14,7 @@ images that are too large are refused before their pixels are read.
 """
 
 import contextlib
+import functools
 import glob
 import os
 import warnings
@@ -28,7 +29,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from galmerhpc.config import Config
 from galmerhpc.dataset.pictures import is_blank
 from galmerhpc.dataset.preprocess import finished
-from galmerhpc.dataset.shards import Images
+from galmerhpc.dataset.shards import Images, all_grey
 from galmerhpc.errors import InputError, brief
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF")
@@ -118,9 +119,17 @@ def _pictures_in(folder: Path) -> list[Path]:
 
 
 def trains_grey(config: Config) -> bool:
-    """Return whether all training images of a run are grey: one channel, or from the mirror."""
+    """Return whether all training images of a run are grey.
+
+    They are with one channel, from the mirror, or if the run's shards say so; a network that has
+    only seen grey must not be shown colours.
+    """
     drawn = config.scrape.source == "mirror" and not (config.catalogue and config.catalogue.images)
-    return config.preprocess.channels == 1 or drawn
+    return config.preprocess.channels == 1 or drawn or _shards_are_grey(config.run_dir / "shards")
+
+
+# A table of a thousand photographs asks a thousand times.
+_shards_are_grey = functools.cache(all_grey)
 
 
 def training_form(picture: Image.Image, config: Config) -> Images:

@@ -1,17 +1,20 @@
 """Images from users: what is read, what is refused, and what the network sees."""
 
 import io
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from galmerhpc.config import Config
-from galmerhpc.dataset.preprocess import picture_of
+from galmerhpc.config import Config, load
+from galmerhpc.dataset.import_images import import_images
+from galmerhpc.dataset.preprocess import picture_of, preprocess
 from galmerhpc.errors import InputError
 from galmerhpc.evaluation import photographs
 from tests.evaluation.pictures import (
@@ -79,8 +82,8 @@ def test_a_picture_is_treated_as_a_training_image_is() -> None:
     pixels = np.random.default_rng(4).integers(0, 256, (400, 400), dtype=np.uint8)
     content = encode(Image.fromarray(pixels), "GIF")
     for channels, quality in ((1, None), (3, None), (3, 80)):
-        preprocess = {"image_size": 64, "channels": channels, "jpeg_quality": quality}
-        run = Config(run_dir="run", preprocess=preprocess)
+        settings = {"image_size": 64, "channels": channels, "jpeg_quality": quality}
+        run = Config(run_dir="run", preprocess=settings)
         ours = photographs.training_form(Image.open(io.BytesIO(content)), run)
         theirs = np.asarray(picture_of(content, 400, run.preprocess)).reshape(ours.shape)
         assert ours.tobytes() == theirs.tobytes()
@@ -93,6 +96,36 @@ def test_colours_become_grey_where_training_images_are_grey() -> None:
     fetched = photographs.training_form(red, config(scrape={"source": "http://127.0.0.1"}))
     assert fetched[..., 0].max() > 200
     assert fetched[..., 1:].max() == 0
+
+
+def test_colours_become_grey_where_the_imported_images_are_grey(tmp_path: Path) -> None:
+    red = Image.fromarray(np.stack([grey(), 0 * grey(), 0 * grey()], axis=2))
+    shown = {}
+    for kind, coloured in (("grey", 0), ("mixed", 1)):
+        folder = tmp_path / kind
+        folder.mkdir()
+        lines = ["file,spin,inclination,azimuth,viewing_angle,simulation"]
+        for k in range(12):
+            light = np.roll(grey(), k)
+            pixels = np.stack([light, light // (1 + (k < coloured)), light], axis=2)
+            Image.fromarray(pixels).save(folder / f"{k}.png")
+            lines.append(f"{k}.png,0,45,{15 * k},{9 * k},{k % 3}")
+        (folder / "labels.csv").write_text("\n".join(lines))
+        values = {
+            "run_dir": str(folder / "run"),
+            "catalogue": {"images": {"table": "labels.csv"}, "render": {"nbins": SIDE}},
+            "preprocess": {"image_size": 48, "samples_per_shard": 5},
+        }
+        (folder / "run.yaml").write_text(yaml.safe_dump(values))
+        imported = load(folder / "run.yaml")
+        import_images(imported)
+        preprocess(imported)
+        shutil.rmtree(folder / "run/raw")
+        shown[kind] = photographs.training_form(red, imported)
+    assert (shown["grey"] == shown["grey"][..., :1]).all()
+    assert shown["grey"].max() > 50
+    assert shown["mixed"][..., 0].max() > 200
+    assert shown["mixed"][..., 1:].max() == 0
 
 
 def test_the_middle_of_a_picture_is_what_counts() -> None:
