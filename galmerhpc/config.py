@@ -437,6 +437,8 @@ class Images(Section):
     notice later changes of the table."""
     labels: tuple[str, ...] = ()
     """Columns with further labels, besides the standard four."""
+    field_kpc: Positive | None = None
+    """Width of the images, kpc, to which `real-pairs` cuts photographs; may be added later."""
 
     @model_validator(mode="after")
     def _check(self) -> "Images":
@@ -1065,8 +1067,10 @@ class Config(Section):
         flat = flatten(self.model_dump(mode="json"))
         stages = get_args(Stage)
         wanted = [key for s in stages[: stages.index(stage) + 1] for key in _STAGE_KEYS[s]]
-        # An image table may be moved; its checksum identifies its content.
-        flat.pop("catalogue.images.table", None)
+        # An image table may be moved; its checksum identifies its content. The images are the same
+        # whatever their width.
+        for key in ("catalogue.images.table", "catalogue.images.field_kpc"):
+            flat.pop(key, None)
         return {
             k: v for k, v in flat.items() if any(k == w or k.startswith(w + ".") for w in wanted)
         }

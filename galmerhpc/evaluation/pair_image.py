@@ -16,6 +16,7 @@ from scipy.integrate import trapezoid
 
 from galmerhpc.config import Config, Render
 from galmerhpc.dataset.shards import Images
+from galmerhpc.errors import InputError
 from galmerhpc.evaluation.pairs import Pair
 from galmerhpc.evaluation.photographs import sky_of, training_form
 
@@ -120,6 +121,8 @@ def prepare(picture: Image.Image, pair: Pair, config: Config, bright_level: floa
     ValueError
         A galaxy is outside the image, both are in the same place, nothing is detected at their
         positions, or too little of them is left in the field.
+    InputError
+        As from `field_kpc`.
     """
     first, second = (disc.pixel for disc in pair.discs)
     if first is None or second is None:
@@ -166,7 +169,22 @@ def prepare(picture: Image.Image, pair: Pair, config: Config, bright_level: floa
 
 
 def field_kpc(config: Config) -> float:
-    """Return the width of a run's training images, kpc."""
+    """Return the width of a run's training images, kpc.
+
+    Raises
+    ------
+    InputError
+        They were imported, and the configuration does not give it.
+    """
+    if config.catalogue and config.catalogue.images:
+        if config.catalogue.images.field_kpc is None:
+            raise InputError(
+                "catalogue.images.field_kpc: missing; photographs are cut to the width of the "
+                f"training images. Add this width in kpc ({config.catalogue.render.nbins}, the "
+                "pixels per side, times the kpc that a pixel of your images shows) to the "
+                "configuration and run galmerhpc preprocess with it, which makes nothing again"
+            )
+        return config.catalogue.images.field_kpc
     render = config.catalogue.render if config.catalogue else Render()
     return render.nbins / render.zoom
 

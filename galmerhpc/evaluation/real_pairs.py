@@ -108,8 +108,9 @@ def real_pairs(
     Raises
     ------
     InputError
-        The model does not estimate the inclination, the table is invalid, none of its pairs can
-        be used, or the folder for the steps cannot be made.
+        The model does not estimate the inclination, the width of its training images is unknown,
+        the table is invalid, none of its pairs can be used, or the folder for the steps cannot be
+        made.
     GalmerhpcError
         An archive cannot be reached.
     """
@@ -122,6 +123,7 @@ def real_pairs(
     predictor = Predictor.open(model)
     if INCLINATION.name not in predictor.config.parameters:
         raise InputError(f"{predictor.path}: does not estimate the inclination")
+    width_kpc = field_kpc(predictor.config)
     if ask:
         pairs = archives.fetch(pairs, images, ask)
     known = training_facts(predictor)
@@ -129,7 +131,7 @@ def real_pairs(
     if not answers:
         raise InputError(f"{table}: none of its pairs can be used; the reasons are given above")
     scores = score(answers, known.get("training_mean", {}).get(INCLINATION.name))
-    print(describe(answers, scores, field_kpc(predictor.config)))
+    print(describe(answers, scores, width_kpc))
     if left_out:
         print(f"\n{len(left_out)} of {len(pairs)} pairs are left out: {', '.join(left_out)}")
     values = {

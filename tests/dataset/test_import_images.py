@@ -314,6 +314,17 @@ def test_a_table_that_changed_is_noticed(folder: Path) -> None:
             step(load(folder / "run.yaml"))
 
 
+def test_the_width_of_the_images_may_be_added_to_a_finished_run(folder: Path) -> None:
+    import_images(load(folder / "run.yaml"))
+    preprocess(load(folder / "run.yaml"))
+    config = str(write_config(folder, field_kpc=64))
+    done = galmerhpc("preprocess", config)
+    assert done.returncode == 0, done.stderr
+    assert "preprocess: complete, nothing to do" in done.stderr
+    noted = load(folder / "run").catalogue
+    assert noted.images.field_kpc == 64
+
+
 def test_a_table_may_move_with_its_pictures(folder: Path) -> None:
     import_images(load(folder / "run.yaml"))
     (folder / "pictures").rename(folder / "elsewhere")

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from galmerhpc.config import Config
+from galmerhpc.errors import InputError
 from galmerhpc.evaluation import pair_image
 from galmerhpc.evaluation.pairs import Disc, Pair
 
@@ -121,6 +122,18 @@ def test_the_field_is_that_of_the_training_images() -> None:
     catalogue = {"runs": [run], "render": {"nbins": 200, "zoom": 2}}
     assert pair_image.field_kpc(config(catalogue=catalogue)) == 100
     assert pair_image.field_kpc(config()) == pytest.approx(66.7, abs=0.1)
+
+
+def test_the_field_of_imported_images_is_the_given_one_and_never_guessed() -> None:
+    images = {"table": "labels.csv"}
+    catalogue = {"images": images, "render": {"nbins": 200, "zoom": 2}}
+    says = r"catalogue.images.field_kpc: missing; .* in kpc \(200, the pixels per side"
+    with pytest.raises(InputError, match=says):
+        pair_image.field_kpc(config(catalogue=catalogue))
+    with pytest.raises(InputError, match=says):
+        pair_image.prepare(photograph(), pair(), config(catalogue=catalogue), None)
+    images["field_kpc"] = 50
+    assert pair_image.field_kpc(config(catalogue=catalogue)) == 50
 
 
 @pytest.mark.parametrize("side", [5_000.0, 9_000.0, 17_000.0])
