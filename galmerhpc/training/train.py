@@ -29,6 +29,7 @@ from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
 from galmerhpc.interrupt import StopRequest
 from galmerhpc.metrics import ClassifierSums, PartialSums, Sums, describe_answers
 from galmerhpc.models.targets import make_targets
+from galmerhpc.parameters import AZIMUTH, goes_round
 from galmerhpc.training import checkpoint, history, horovod
 from galmerhpc.training.memory import peak_bytes
 from galmerhpc.training.network import Network
@@ -163,6 +164,7 @@ class Trainer:
         self.reader = SplitReader(dataset, "train", config.data)
         self._validation = SplitReader(dataset, "validation", config.data)
         check_batch_size(config.training, self.reader.count)
+        warn_of_azimuth(config, self.reader.labels)
         self._steps = steps_per_epoch(self.reader.count, self._training.batch_size)
         self._targets = make_targets(config, self.reader.labels)
         steps = self._steps * self._training.epochs
@@ -601,4 +603,24 @@ def warn_of_small_pieces(training: Training, ranks: int) -> None:
             "%d images at once on a rank (training.batch_size %d over %d ranks, "
             "training.micro_batch) are few for batch normalisation: at least %d, or "
             "training.sync_batchnorm", at_once, batch_size, ranks, SMALL_LOCAL_BATCH,
+        )  # fmt: skip
+
+
+def warn_of_azimuth(config: Config, labels: NDArray[np.float32]) -> None:
+    """Warn if the azimuth goes round the circle and is learned as a plain number.
+
+    Parameters
+    ----------
+    config : Config
+        The run.
+    labels : ndarray, shape (N, P), float32
+        Labels of the training images.
+    """
+    names, model = config.parameters, config.model
+    if model.task != "regression" or AZIMUTH.name not in {*names} - {*model.sine_cosine}:
+        return
+    if goes_round(labels[:, names.index(AZIMUTH.name)].astype(np.float64)):
+        log.warning(
+            "the azimuth covers the full circle and is learned as a plain number, for which -180 "
+            "and 180 degrees are 360 apart; set model.sine_cosine: [%s]", AZIMUTH.name,
         )  # fmt: skip

@@ -15,10 +15,12 @@ import pytest
 import yaml
 
 from galmerhpc import files
+from galmerhpc.config import Config
 from galmerhpc.dataset.batches import epoch_order
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.training import checkpoint
 from galmerhpc.training.loss_scale import FIRST
+from galmerhpc.training.train import warn_of_azimuth
 from tests.conftest import catalogue_runs, write_run
 from tests.support import BIN, ROOT, environment, galmerhpc, mpirun, mpirun_command, run, wait_for
 
@@ -557,6 +559,28 @@ def test_too_many_ranks_for_the_batch_is_one_clear_message(
     assert done.returncode == 2
     assert done.stderr.count("leaves some of the 2 ranks without images") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("sections", "azimuths", "warned"),
+    [
+        ({}, np.arange(-180, 180, 10), True),
+        ({}, np.arange(0, 181, 10), False),
+        ({"model": {"sine_cosine": ["azimuth"]}}, np.arange(-180, 180, 10), False),
+        ({"parameters": ["spin", "inclination"]}, np.arange(-180, 180, 10), False),
+    ],
+)
+def test_an_azimuth_that_goes_round_as_a_plain_number_is_pointed_out(
+    sections: dict[str, object],
+    azimuths: np.ndarray,
+    warned: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = Config(run_dir="run", **sections)
+    labels = np.zeros((len(azimuths), len(config.parameters)), np.float32)
+    labels[:, -2] = azimuths
+    warn_of_azimuth(config, labels)
+    assert ("set model.sine_cosine: [azimuth]" in caplog.text) is warned
 
 
 # --- networks and ways to train them --------------------------------------------------------------
