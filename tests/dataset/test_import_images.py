@@ -17,13 +17,13 @@ from PIL import ExifTags, Image
 
 from galmerhpc import files
 from galmerhpc.catalogue import Views
-from galmerhpc.config import Catalogue, Images, dump, load
+from galmerhpc.config import Catalogue, Config, Images, dump, load
 from galmerhpc.dataset.import_images import check, import_images
 from galmerhpc.dataset.pictures import decode
 from galmerhpc.dataset.preprocess import preprocess
 from galmerhpc.dataset.shards import Dataset, read_columns
 from galmerhpc.errors import GalmerhpcError, InputError
-from tests.support import galmerhpc
+from tests.support import ROOT, galmerhpc
 
 SIZE = 40
 HEADER = "file,spin,inclination,azimuth,viewing_angle,simulation,snapshot_id,time_myr,mass_ratio"
@@ -126,6 +126,29 @@ def test_pictures_go_all_the_way_to_training_shards(folder: Path) -> None:
     images = dataset.images(np.array([1, 3]))
     assert np.array_equal(images[0, :, :, 0], noise(1))
     assert np.array_equal(images[1, :, :, 0], noise(3))
+
+
+def test_the_example_of_the_committed_configurations_imports_images(tmp_path: Path) -> None:
+    config = load_example(tmp_path)
+    import_images(config)
+    preprocess(config)
+    dataset = Dataset.open(tmp_path / "run/shards")
+    assert dataset.image_shape == (64, 64, 1)
+    assert [len(dataset.rows(split)) for split in ("train", "validation", "test")] == [4, 4, 4]
+
+
+def load_example(folder: Path) -> Config:
+    """Return configs/own_images.yaml, copied beside images as its first lines say."""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    size = 256
+    lines = ["file,spin,inclination,azimuth,viewing_angle,simulation"]
+    for k in range(12):
+        (pictures / f"{k}.png").write_bytes(encode(noise(k, size, size)))
+        lines.append(f"{k}.png,prograde,45,{15 * k},60,{k % 3}")
+    (pictures / "labels.csv").write_text("\n".join(lines))
+    path = shutil.copy(ROOT / "configs/own_images.yaml", folder / "my_images.yaml")
+    return load(path, [f"run_dir={folder / 'run'}"])
 
 
 def test_times_that_the_table_does_not_know_stay_unknown(folder: Path) -> None:
