@@ -365,11 +365,12 @@ def real_pairs(runs: Path) -> Found:
         metrics = metrics_of(runs / run)
         found.runs.append(metrics)
         found.remarks.append(on_simulated_images(metrics, kind))
-        caption = f"relative inclination of {len(result['pairs'])} pairs, {kind} sky augmentation"
+        scored = [pair for pair in result["pairs"] if pair["inclination_deg"] is not None]
+        caption = f"relative inclination of {len(scored)} pairs, {kind} sky augmentation"
         found.tables[caption] = result["table"]
         if result["left_out"]:
             found.remarks.append(f"Left out {kind} it: {', '.join(result['left_out'])}.")
-    chance = 1.645 / math.sqrt(len(result["pairs"]) - 1)
+    chance = 1.645 / math.sqrt(len(scored) - 1)
     found.remarks += [
         "The two trainings differ only in their augmentation: blur and noise against those of "
         "configs/real_sky.yaml. Both see one realisation of each encounter, at three times.",

@@ -10,6 +10,8 @@ and for two that differ by more than 90 this decides which solution comes first.
 also scored with the difference reduced to within 90 degrees: the first solution is then the
 smaller one, whatever the network predicts.
 
+Pairs whose angles are unknown are predicted, but not scored.
+
 The paper (arXiv:2112.12604, section 4) tested on the 15 SDSS pairs in ``data/paper_pairs.csv``,
 with position angles and inclinations from HyperLEDA and the predictions that its authors published.
 """
@@ -88,7 +90,7 @@ def real_pairs(
     ask: archives.Archives | None,
     explain: Path | None,
 ) -> None:
-    """Print a network's inclinations of real pairs and their errors against Eq. 3.
+    """Print a network's inclinations of real pairs, and the errors of those known from Eq. 3.
 
     Writes ``real_pairs/TABLE.json`` beside the model, where TABLE is the table's name.
 
@@ -130,7 +132,9 @@ def real_pairs(
     answers, left_out = answer(predictor, pairs, images, known.get("bright_level"), explain)
     if not answers:
         raise InputError(f"{table}: none of its pairs can be used; the reasons are given above")
-    scores = score(answers, known.get("training_mean", {}).get(INCLINATION.name))
+    mean = known.get("training_mean", {}).get(INCLINATION.name)
+    scored = [one for one in answers if one.pair.solutions_deg]
+    scores = score(scored, mean) if scored else {}
     print(describe(answers, scores, width_kpc))
     if left_out:
         print(f"\n{len(left_out)} of {len(pairs)} pairs are left out: {', '.join(left_out)}")
@@ -181,8 +185,6 @@ def answer(
     answers, left_out = [], {}
     for number, pair in enumerate(pairs, 1):
         try:
-            if pair.solutions_deg is None:
-                raise ValueError("position angles or inclinations are missing")
             picture = photographs.read(images / pair.image)
             steps = prepare(picture, pair, predictor.config, bright_level)
         except ValueError as error:
@@ -223,7 +225,7 @@ def score(answers: Sequence[PairEstimate], training_mean: float | None) -> dict[
     Parameters
     ----------
     answers : sequence of PairEstimate
-        The pairs.
+        Pairs with known angles.
     training_mean : float, optional
         Mean inclination of the training images.
 
@@ -284,19 +286,22 @@ def as_values(one: PairEstimate) -> dict[str, Any]:
 
 
 def describe(answers: Sequence[PairEstimate], scores: dict[str, Any], width_kpc: float) -> str:
-    """Return a text for a reader: one line per pair, one line per predictor."""
+    """Return a text for a reader: one line per pair, and one per predictor if any is scored."""
     lines = [
         f"{'pair':28} {'Eq. 3':>7} {'or':>7} {'network':>8} {'error':>7}   deg; Eq. 3 as min(i, "
         "180 - i); or: for discs that tilt in opposite senses"
     ]
     for one in answers:
-        values = as_values(one)
-        error = one.scored_deg - values["inclination_deg"]
+        first = second = error = ""
+        if known := one.pair.solutions_deg:
+            first, second = (f"{solution:.2f}" for solution in known)
+            error = f"{one.scored_deg - known[0]:+.2f}"
         lines.append(
-            f"{one.pair.name[:28]:28} {values['inclination_deg']:7.2f} "
-            f"{values['other_solution_deg']:7.2f} {one.predicted_deg:8.2f} {error:+7.2f}   "
+            f"{one.pair.name[:28]:28} {first:>7} {second:>7} {one.predicted_deg:8.2f} {error:>7}   "
             + "; ".join(remarks(one, width_kpc))
         )
+    if not scores:
+        return "\n".join([*lines, "", "no pair has the position angles and inclinations of Eq. 3"])
     lines += ["", f"{'':28} {'pairs':>7} {'MAE':>7} {'MSE':>8} {'R2':>7} {'ranks':>7}"]
     for row in table_of(scores):
         ranks = row["rank correlation"]

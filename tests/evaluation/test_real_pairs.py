@@ -54,12 +54,15 @@ def test_pairs_are_scored_against_the_first_solution_and_the_rest_is_named(
         "--explain", str(tmp_path / "steps"),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "3 of 5 pairs are left out: no angle, no picture, dark" in done.stdout
+    assert "2 of 5 pairs are left out: no picture, dark" in done.stdout
     values = json.loads((run / "real_pairs/pairs.json").read_text())
     assert {k: v.split()[0] for k, v in values["left_out"].items()} == {
-        "no angle": "position", "no picture": "no", "dark": "nothing",
+        "no picture": "no", "dark": "nothing",
     }  # fmt: skip
-    even, uneven = values["pairs"]
+    even, uneven, no_angle = values["pairs"]
+    assert no_angle["inclination_deg"] is no_angle["other_solution_deg"] is None
+    # The same picture and places, so the same prediction; it is in no score below.
+    assert no_angle["predicted_deg"] == even["predicted_deg"]
     cosine = np.sin(np.radians(60)) * np.sin(np.radians(50)) * 0.5
     flat = np.cos(np.radians(60)) * np.cos(np.radians(50))
     expected = [np.degrees(np.arccos(abs(flat + sign * cosine))) for sign in (1, -1)]
@@ -79,11 +82,31 @@ def test_pairs_are_scored_against_the_first_solution_and_the_rest_is_named(
     lines = done.stdout.splitlines()
     assert "far from 1:1 (15.8 : 1 in light)" in next(x for x in lines if x.startswith("uneven"))
     assert "1:1" not in next(x for x in lines if x.startswith("even"))
+    (line,) = [x for x in lines if x.startswith("no angle ")]
+    assert line.split() == ["no", "angle", f"{no_angle['predicted_deg']:.2f}", *line.split()[3:]]
     assert any(x.startswith("paper (text)") and "5.44" in x for x in lines)
     assert any(x.startswith("paper (authors' table)") and "6.59" in x for x in lines)
     steps = sorted(p.name for p in (tmp_path / "steps").iterdir())
     names = ("1_original", "2_dark_sky", "3_field", "4_alone", "5_bright", "6_network")
-    assert steps == [f"{k}_{step}.png" for k in ("001_even", "002_uneven") for step in names]
+    assert steps == [
+        f"{k}_{step}.png" for k in ("001_even", "002_uneven", "003_no_angle") for step in names
+    ]
+
+
+def test_pairs_of_which_no_angle_is_known_are_predicted_without_scores(
+    run: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    draw(tmp_path / "a.png")
+    (tmp_path / "own.csv").write_text("image,x1_px,y1_px,x2_px,y2_px\na.png,80,100,120,100\n")
+    arguments = ("--pairs", str(tmp_path / "own.csv"), "--images", str(tmp_path))
+    done = galmerhpc("real-pairs", str(run), *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "no pair has the position angles and inclinations of Eq. 3" in done.stdout
+    assert "MAE" not in done.stdout
+    values = json.loads((run / "real_pairs/own.json").read_text())
+    assert values["table"] == []
+    assert np.isfinite(values["pairs"][0]["predicted_deg"])
 
 
 def test_the_paper_s_pairs_are_fetched_and_predicted(
