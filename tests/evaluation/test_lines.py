@@ -86,7 +86,7 @@ def test_beside_real_pairs_stands_what_the_networks_know_of_simulated_ones(runs:
     table = [{"": "network", "MAE": 21.5}]
     for run, left_out in zip(PAIRS, ([], ["Arp 244"]), strict=True):
         (runs / run / "real_pairs").mkdir()
-        result = {"pairs": [{}] * 5, "table": table, "left_out": left_out}
+        result = {"pairs": [{"inclination_deg": 30.0}] * 5, "table": table, "left_out": left_out}
         files.write_json(runs / run / "real_pairs/pairs.json", result)
     found = line.read(runs)
     assert list(found.tables.values()) == [table, table]
