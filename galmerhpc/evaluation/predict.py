@@ -121,7 +121,7 @@ class Predictor:
                 f"{path.parent / RESOLVED}: no such file; a model needs its run's {RESOLVED} "
                 "beside it, which defines its outputs"
             )
-        config = load(path.parent / RESOLVED)
+        config = load(path.parent)  # wherever the run folder is now
         size, channels = config.preprocess.image_size, config.preprocess.channels
         devices.take_gpu(local_rank=0)
         network = build.load(path, (size, size, channels), prediction_width(config))
