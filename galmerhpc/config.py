@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from galmerhpc import tables
+from galmerhpc import preview, tables
 from galmerhpc.errors import InputError
 from galmerhpc.parameters import AZIMUTH, INCLINATION, NAMES, SPIN, VIEWING_ANGLE, Parameter, named
 
@@ -271,18 +271,28 @@ IMAGE_COLUMNS = ("file", "simulation", "snapshot_id", "time_myr")
 """Columns of an image table besides its labels; all but the first are optional."""
 
 
+def _limits(parameter: str) -> Any:
+    """Return the limits of a parameter of previews, beyond which the mirror refuses views."""
+    least, largest = preview.LIMITS[parameter]
+    return Field(ge=least, le=largest)
+
+
+ImageSize = Annotated[Integer, Field(ge=32, le=preview.MAX_NBINS)]
+"""Width and height of training images; no smaller one survives the network's five halvings."""
+
+
 class Render(Section):
     """Options of a preview image, named as by the service."""
 
-    nbins: Annotated[Integer, Field(ge=16, le=2048)] = 400
+    nbins: Annotated[Integer, Field(ge=16, le=preview.MAX_NBINS)] = 400
     """Width and height in pixels."""
     zoom: Annotated[Float, Field(ge=1e-3, le=1e3)] = 6.0
     """Pixels per kpc; the service is sent its inverse."""
-    brightness: Annotated[Float, Field(ge=-100, le=100)] = 4.0
+    brightness: Annotated[Float, _limits("bri")] = 4.0
     """Exposure; each step doubles it on the mirror, where 4 suits the shipped encounters."""
-    xc_kpc: Annotated[Float, Field(ge=-1e4, le=1e4)] = 0.0
+    xc_kpc: Annotated[Float, _limits("xc")] = 0.0
     """Centre of the image in the image plane, kpc to the right."""
-    yc_kpc: Annotated[Float, Field(ge=-1e4, le=1e4)] = 0.0
+    yc_kpc: Annotated[Float, _limits("yc")] = 0.0
     """Centre of the image in the image plane, kpc upwards."""
     gas: bool = True
     """Whether gas is drawn."""
@@ -290,7 +300,7 @@ class Render(Section):
     """Whether stars are drawn."""
     halo: bool = False
     """Whether dark matter is drawn; the mirror cannot draw it."""
-    quantity: Annotated[Integer, Field(ge=0, le=100)] = 0
+    quantity: Annotated[Integer, _limits("quantity")] = 0
     """What is drawn; 0 is the surface density."""
 
 
@@ -583,7 +593,7 @@ class Augment(Section):
 class Preprocess(Section):
     """From fetched images to training shards."""
 
-    image_size: Annotated[Integer, Field(ge=32, le=2048)] = 64
+    image_size: ImageSize = 64
     """Width and height of a training image in pixels."""
     channels: Annotated[Literal[1, 3], BeforeValidator(_refuse_bool)] = 3
     """1 (grey) or 3 (RGB)."""
@@ -932,7 +942,7 @@ class Studies(Section):
         0.0625, 0.125, 0.25, 0.5, 1.0,
     )  # fmt: skip
     """`data-size`: shares of the training views."""
-    image_sizes: tuple[Annotated[Integer, Field(ge=32, le=2048)], ...] = (64, 96, 128)
+    image_sizes: tuple[ImageSize, ...] = (64, 96, 128)
     """`resolution`: image sizes, pixels."""
     augment: StudiedAugment = StudiedAugment()
     """`augmentation`: the operations and their strengths."""

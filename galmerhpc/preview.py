@@ -92,7 +92,7 @@ class Preview:
 
 _NAMES = tuple(f.name for f in dataclasses.fields(Preview))
 
-_RANGES = {
+LIMITS = {
     "nbins": (1, MAX_NBINS),
     "snap_id": (0, 2**31 - 1),
     "phi": (-180.0, 180.0),
@@ -106,6 +106,7 @@ _RANGES = {
     "halo": (0, 1),
     "quantity": (0, 100),
 }
+"""Least and largest value of each parameter, as the mirror accepts them."""
 
 
 def number_text(value: float) -> str:
@@ -118,7 +119,7 @@ def _read(name: str, kind: object, text: str) -> float:
         number = float(text) if kind is float else int(text)
     except ValueError:
         raise ValueError(f"parameter {name!r} is not a number: {text!r}") from None
-    low, high = _RANGES[name]
+    low, high = LIMITS[name]
     if not low <= number <= high:
         raise ValueError(f"parameter {name!r} is {text}, outside {low}..{high}")
     return bool(number) if kind is bool else number

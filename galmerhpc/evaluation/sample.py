@@ -129,8 +129,8 @@ def _rows(dataset: Dataset, split: str | None) -> tuple[str, NDArray[np.int64]]:
             return name, rows
     there = ", ".join(name for name in SPLITS if len(dataset.rows(name)))
     raise InputError(
-        f"{dataset.folder}: has no {split or 'test or validation'} images (available: {there}); "
-        "set split.test_fraction, or choose another --split"
+        f"{dataset.folder}: has no {split or 'test or validation'} images (only {there}); "
+        "set split.test_fraction, or evaluate others with --split val or --split all"
     )
 
 
