@@ -262,7 +262,7 @@ def realisations(runs: Path) -> Found:
     found = study_found(runs, study, columns=("training_mae",))
     rows = table.read(runs / study / "results.csv")
     found.remarks = [
-        "All points see about 120,000 images in training. Each realisation is seen from its "
+        "All points see about 60,000 images in training. Each realisation is seen from its "
         "own directions, so that more realisations also mean a denser grid of views; the smallest "
         "set is a single realisation, and thus a single random draw.",
         "The encounters have a quarter of line 2's particles, so that all 144 can be simulated in "
@@ -448,11 +448,10 @@ HALF_HOUR = "training.epochs=5 training.freeze_batchnorm_epochs=1"
 COARSE = (
     "configs/never_seen.yaml library=runs/realisations_coarse.h5 run_dir=runs/never_seen_coarse "
     "preprocess.image_size=32 split.validation_simulations=[12] "
-    "split.test_simulations=[13,14,15,16,17] training.epochs=4 "
-    "'training.schedule={kind: cosine, warmup_steps: 200}' training.freeze_batchnorm_epochs=0 "
-    "training.statistics_batches=16 evaluation.sky=null"
+    "split.test_simulations=[13,14,15,16,17] training.epochs=2 "
+    "training.freeze_batchnorm_epochs=0 training.statistics_batches=16 evaluation.sky=null"
 )
-"""never_seen at 32 pixels with a quarter of the particles: half an hour per study point."""
+"""never_seen at 32 pixels with a quarter of the particles: a quarter of an hour per study point."""
 
 HALF_HOUR_RANDOM = "training.epochs=9 training.freeze_batchnorm_epochs=1"
 """The same for random_split."""
