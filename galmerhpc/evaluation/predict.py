@@ -192,10 +192,21 @@ class Predictor:
 
 
 def _held_when_sky_like(path: Path) -> dict[str, list[float]]:
-    """Return from metrics.json how often intervals of clean images held on sky-like ones."""
-    sky = files.read_json(path)["sky"] if path.is_file() else None
-    carried = sky and sky["uncertainty"] and sky["uncertainty"]["carried"]
-    return carried["coverage"] if carried else {}
+    """Return from metrics.json how often intervals of clean images held on sky-like ones.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        sky = files.read_json(path)["sky"]
+        carried = sky and sky["uncertainty"] and sky["uncertainty"]["carried"]
+        return carried["coverage"] if carried else {}
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: damaged; run galmerhpc evaluate again") from None
 
 
 @dataclass

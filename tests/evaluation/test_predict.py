@@ -100,6 +100,15 @@ def test_intervals_stand_beside_predictions_where_the_run_was_calibrated(
     assert f"{predicted[3, 1]:.1f} [{low:.1f}, {high:.1f}]" in line
 
 
+def test_damaged_figures_of_the_evaluation_are_named(evaluated: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(evaluated.run_dir, folder)
+    for content in ("{}", "[]", '{"sky": {"uncertainty": 1}}'):
+        (folder / "evaluation/metrics.json").write_text(content)
+        with pytest.raises(InputError, match=r"metrics\.json: damaged; run galmerhpc evaluate"):
+            Predictor.open(folder)
+
+
 def test_no_file_stops_the_others(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
