@@ -242,3 +242,40 @@ def goes_round(angles: NDArray[np.float64]) -> bool:
     """
     values = np.unique(angles)
     return bool(len(values) > 1 and values[0] + 360.0 - values[-1] <= np.diff(values).max())
+
+
+def full_circles(parameters: Sequence[str], labels: NDArray[np.floating]) -> list[int]:
+    """Return the columns of labels that cover the full circle: that of the azimuth, or none.
+
+    Parameters
+    ----------
+    parameters : sequence of str
+        Names of the P labels.
+    labels : ndarray, shape (N, P)
+        Those of the training images.
+    """
+    return [
+        k
+        for k, name in enumerate(parameters)
+        if name == AZIMUTH.name and goes_round(labels[:, k].astype(np.float64))
+    ]
+
+
+def on_nearest_turn(
+    true: NDArray[np.floating], predicted: ArrayLike, columns: Sequence[int]
+) -> NDArray[np.float64]:
+    """Return predictions moved by whole turns to within 180 degrees of the true angles.
+
+    Their plain difference is then the error the shorter way round.
+
+    Parameters
+    ----------
+    true, predicted : array_like, shape (N, P)
+        Degrees in `columns`.
+    columns : sequence of int
+        `full_circles`; the others are returned as they are.
+    """
+    moved = np.array(predicted, dtype=np.float64)
+    for k in columns:
+        moved[:, k] -= 360.0 * np.round((moved[:, k] - true[:, k]) / 360.0)
+    return moved

@@ -16,8 +16,10 @@ from galmerhpc.parameters import (
     class_groups,
     decode_classes,
     encode_classes,
+    full_circles,
     goes_round,
     named,
+    on_nearest_turn,
     relative_inclination,
 )
 
@@ -145,3 +147,19 @@ def test_what_goes_round() -> None:
     assert goes_round(np.array([-180.0, -90, 0, 90]))
     assert not goes_round(np.arange(0.0, 181))
     assert not goes_round(np.array([30.0, 30.0]))
+
+
+@given(st.lists(st.tuples(st.floats(-180, 180), st.floats(-800, 800)), min_size=1))
+def test_on_the_nearest_turn_the_plain_error_is_the_shorter_way_round(
+    pairs: list[tuple[float, float]],
+) -> None:
+    names = ("inclination", "azimuth")
+    true, predicted = (np.repeat(np.array(x)[:, None], 2, axis=1) for x in zip(*pairs, strict=True))
+    around = np.stack([np.zeros(36), np.arange(-180.0, 180, 10)], axis=1)
+    assert full_circles(names, around) == [1]
+    assert full_circles(names, np.abs(around)) == []
+    assert full_circles(names[:1], around) == []
+    moved = on_nearest_turn(true, predicted, full_circles(names, around))
+    assert (moved[:, 0] == predicted[:, 0]).all()
+    expected = circular_error(true[:, 1], predicted[:, 1])
+    assert np.abs(moved - true)[:, 1] == pytest.approx(expected, abs=1e-9)

@@ -312,11 +312,16 @@ def _with_cutout(
     has_places = pair.discs[0].pixel is not None and pair.discs[1].pixel is not None
     if has_places and pair != placed:
         return pair
-    path = images / pair.image
-    refuse_other(path, pair, scale)
-    if path.exists() and not is_broken_cutout(path):
-        return placed
+    path, recorded = images / pair.image, pair == placed  # by an earlier fetch
+    if path.exists():
+        if not is_cutout(path) or pair.scale_arcsec_per_px not in (None, scale):
+            raise _not_ours(pair, path)
+        if recorded and not is_broken_cutout(path):
+            return placed
     picture = archives.cutout(ra % 360, dec, scale)
+    # An earlier fetch may have been killed before it recorded this one.
+    if path.exists() and not recorded and path.read_bytes() != picture:
+        raise _not_ours(pair, path)
     if picture is None:
         log.warning("%s: not written: SkyServer has only a blank image of this position", path)
         return pair
@@ -325,20 +330,12 @@ def _with_cutout(
     return placed
 
 
-def refuse_other(path: Path, pair: Pair, scale_arcsec: float) -> None:
-    """Refuse an image that is not a cut-out of ours, since the positions in it are unknown.
-
-    Raises
-    ------
-    InputError
-        It has another format or size, or another scale in the table.
-    """
-    same_scale = pair.scale_arcsec_per_px in (None, scale_arcsec)
-    if path.exists() and not (is_cutout(path) and same_scale):
-        raise InputError(
-            f"pair {pair.name}: {path} exists and is not from --fetch; give x1_px, y1_px, x2_px "
-            "and y2_px in the table, or move the image away"
-        )
+def _not_ours(pair: Pair, path: Path) -> InputError:
+    """Return the error of an image that is no cut-out of ours: positions in it are unknown."""
+    return InputError(
+        f"pair {pair.name}: {path} exists and is not from --fetch; give x1_px, y1_px, x2_px and "
+        "y2_px in the table, or move the image away"
+    )
 
 
 def is_cutout(path: Path) -> bool:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from galmerhpc.config import Lookup
-from galmerhpc.parameters import AZIMUTH, goes_round
+from galmerhpc.parameters import full_circles
 
 _SAME_IMAGE = 1e-6
 """Grey levels: thumbnails closer than this are of the same image and differ only by rounding."""
@@ -91,11 +91,7 @@ class LookUp:
         self._labels = labels.astype(np.float64)
         self._neighbours = min(settings.neighbours, len(labels))
         self._tree = cKDTree(self._project(thumbs))
-        self._circular = [
-            k
-            for k, name in enumerate(parameters)
-            if name == AZIMUTH.name and goes_round(self._labels[:, k])
-        ]
+        self._circular = full_circles(parameters, self._labels)
 
     def _project(self, thumbs: NDArray[np.float32]) -> NDArray[np.float64]:
         return (thumbs - self._mean) @ self._components

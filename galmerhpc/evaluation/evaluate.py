@@ -32,6 +32,7 @@ from galmerhpc.evaluation.predictors import Predictions, as_csv, class_choices, 
 from galmerhpc.evaluation.sample import (
     Sample,
     ViewColumns,
+    knows_orbits,
     open_dataset,
     read_sample,
     read_views,
@@ -41,11 +42,11 @@ from galmerhpc.evaluation.summary import PREDICTORS, conditions, describe_sample
 from galmerhpc.metrics import to_json
 from galmerhpc.models.build import load
 from galmerhpc.models.targets import prediction_width, retrograde_score
-from galmerhpc.parameters import class_groups, named
+from galmerhpc.parameters import class_groups, full_circles, named
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 """Format of metrics.json."""
 
 REPORT = "report.html"
@@ -135,8 +136,9 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
     training = dataset.rows("train")
     if not len(training):
         raise InputError("the data set has no training images: change the fractions of the split")
-    trained = read_views(config, dataset, training)
-    sample = read_sample(other or config, evaluated, config.parameters, split)
+    orbits = knows_orbits(config) and knows_orbits(other or config)
+    trained = read_views(config, dataset, training, orbits)
+    sample = read_sample(other or config, evaluated, config.parameters, split, orbits)
     refuse_unfit_images(config, dataset, sample)
 
     ranges = {CLEAN: None, **({SKY: config.evaluation.sky} if config.evaluation.sky else {})}
@@ -145,8 +147,13 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
         condition: predict(config, dataset, trained, sample, network, change)
         for condition, change in changes.items()
     }
+    circles = full_circles(config.parameters, dataset.labels[training])
+    compared = {
+        condition: predicted.on_nearest_turn(sample.true, circles)
+        for condition, predicted in predictions.items()
+    }
     found, calibrations = {}, {}
-    for condition, predicted in predictions.items():
+    for condition, predicted in compared.items():
         found[condition], calibrations[condition] = assess(
             config, sample, trained, predicted, ranges[condition]
         )
@@ -176,11 +183,10 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
 
     record.begin()
     clear(folder)
-    files.write_text(
-        folder / "predictions.csv", as_csv(config.parameters, sample, trained, predictions)
-    )
+    text = as_csv(config.parameters, sample, trained, predictions, ranges)
+    files.write_text(folder / "predictions.csv", text)
     files.write_json(folder / conformal.FILE, conformal.as_file(model_sha256, calibrations))
-    labels = {condition: predicted.labels for condition, predicted in predictions.items()}
+    labels = {condition: predicted.labels for condition, predicted in compared.items()}
     figures = gallery.draw(folder, config, sample, network, labels, history, metrics, changes)
     files.write_json(folder / "metrics.json", metrics)
     made = ["metrics.json", "predictions.csv", conformal.FILE, *figures]

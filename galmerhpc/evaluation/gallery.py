@@ -1,6 +1,6 @@
 """The figures of an evaluation: their data and captions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ from galmerhpc.evaluation import figures
 from galmerhpc.evaluation.conditions import CLEAN, SKY, Change, draws, surviving
 from galmerhpc.evaluation.explain import grad_cam
 from galmerhpc.evaluation.sample import Sample
-from galmerhpc.evaluation.scores import errors
 from galmerhpc.evaluation.summary import COLLISIONLESS, PREDICTORS, conditions, describe_sample
 from galmerhpc.parameters import INCLINATION, PROGRADE, RETROGRADE, SPIN, named
 
@@ -115,7 +114,7 @@ def draw(
         )
         if matrices:
             figures.confusion(matrices, ticks, path(f"confusion{suffix}"), own)
-        _montage(config, sample, labels[condition]["network"], changes[condition],
+        _montage(config, sample, names, true, predicted["network"], changes[condition],
                  path(f"montage{suffix}"), own)  # fmt: skip
     absolute = {
         condition: _errors(config, sample, labels[condition], condition) for condition in labels
@@ -163,9 +162,7 @@ def _errors(
     columns = [config.parameters.index(name) for name in kept]
     true = sample.true[:, columns]
     return {
-        predictor: dict(
-            zip(kept, np.abs(errors(kept, true, labels[predictor][:, columns])).T, strict=True)
-        )
+        predictor: dict(zip(kept, np.abs(labels[predictor][:, columns] - true).T, strict=True))
         for predictor in PREDICTORS
     }
 
@@ -227,17 +224,24 @@ def confusion_counts(
 
 
 def _montage(
-    config: Config, sample: Sample, predicted: Floats, change: Change, path: Path, note: str
+    config: Config,
+    sample: Sample,
+    names: Sequence[str],
+    true: Floats,
+    predicted: Floats,
+    change: Change,
+    path: Path,
+    note: str,
 ) -> None:
-    """Draw a montage of all kinds of views."""
-    settings, views, names = config.evaluation, sample.views, config.parameters
+    """Draw a montage of all kinds of views, with the labels that they keep under a change."""
+    settings, views = config.evaluation, sample.views
     # Evenly spaced in order of encounter and viewing angle, so that all kinds appear.
     order = np.lexsort((views.phi_deg, views.theta_deg, views.snapshot_id))
     count = min(settings.montage_rows * settings.montage_columns, len(order))
     shown = order[np.linspace(0, len(order) - 1, count).round().astype(int)]
     figures.montage(
         change(sample.dataset.images(sample.rows[shown]), draws(views)[shown]),
-        [figures.montage_text(names, values) for values in sample.true[shown]],
+        [figures.montage_text(names, values) for values in true[shown]],
         [figures.montage_text(names, values) for values in predicted[shown]],
         settings.montage_columns,
         path,

@@ -246,6 +246,8 @@ def _disc(cells: dict[str, str], number: int) -> Disc:
     if inclination is not None and not 0 <= inclination <= EDGE_ON:
         raise ValueError(f"i{number}_deg: must be in 0..{EDGE_ON:g}, not {inclination:g}")
     major, minor = (_positive(cells, f"{axis}{number}_px") for axis in "ab")
+    if (major is None) != (minor is None):
+        raise ValueError(f"a{number}_px and b{number}_px must be given together")
     if major and minor and minor > major:
         raise ValueError(
             f"b{number}_px: {minor:g} is above a{number}_px, {major:g}; a is the major axis, to "

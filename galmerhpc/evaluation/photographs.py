@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from galmerhpc.config import Config
 from galmerhpc.dataset.pictures import is_blank
@@ -56,7 +56,7 @@ WHITE_PERCENTILE = 99.9
 _SAMPLE = 1_000_000  # pixels from which sky, noise and white are measured
 _CLIPPINGS = 5
 _ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
-_EIGHT_BITS = ("1", "L", "P", "RGB", "CMYK", "YCbCr", *_ALPHA)
+_EIGHT_BITS = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", *_ALPHA)
 
 
 def paths_of(names: Sequence[str]) -> list[Path]:
@@ -214,6 +214,10 @@ def decode(file: Path | IO[bytes]) -> Image.Image:
                     "16 bits per channel in colour or with transparency, of which only 8 would be "
                     "read; save it in grey without transparency, or as NumPy or FITS"
                 )
+            if picture.mode not in _EIGHT_BITS and picture.mode[0] not in "IF":
+                raise ValueError(f"colours of mode {picture.mode}; save it as RGB")
+            if picture.mode not in _EIGHT_BITS and _white_is_zero(picture):
+                raise ValueError("16 bits per pixel with zero as white; save it with zero as black")
             return _decoded(picture)
     except UnidentifiedImageError:
         raise ValueError(f"not a {', '.join(FORMATS)}, NumPy or FITS image") from None
@@ -283,8 +287,8 @@ def _check_size(width: int, height: int) -> None:
 def _of_numbers(values: NDArray[Any]) -> Image.Image:
     """Return an array (H, W) or (H, W, C) as an image: uint8 as it is, others stretched."""
     if values.dtype == np.uint8:
-        colour = values[..., :3] if values.ndim == 3 and values.shape[2] > 1 else values
-        return Image.fromarray(np.ascontiguousarray(np.squeeze(colour)))
+        picture = Image.fromarray(np.ascontiguousarray(np.squeeze(values)))
+        return _on_black(picture) if picture.mode == "RGBA" else picture
     brightness = np.asarray(values, np.float32)
     if brightness.ndim == 3:
         brightness = brightness[..., :3].mean(axis=2)
@@ -336,15 +340,26 @@ def _is_deep(picture: ImageFile.ImageFile) -> bool:
     return any(";16" in str(tile[3]) for tile in picture.tile)  # such as RGB;16B
 
 
+def _white_is_zero(picture: ImageFile.ImageFile) -> bool:
+    """Return whether a TIFF is a negative, which Pillow inverts only up to 8 bits."""
+    tags = getattr(picture, "tag_v2", {})
+    return tags.get(ExifTags.Base.PhotometricInterpretation) == 0
+
+
 def _decoded(picture: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(picture)
     if upright.mode not in _EIGHT_BITS:
         return _of_numbers(np.asarray(upright))
     if upright.mode in _ALPHA or "transparency" in upright.info:
-        layer = upright.convert("RGBA")
-        upright = Image.new("RGBA", layer.size, (0, 0, 0, 255))
-        upright.alpha_composite(layer)
+        upright = _on_black(upright)
     return upright.convert("L" if upright.mode in ("1", "L") else "RGB")
+
+
+def _on_black(picture: Image.Image) -> Image.Image:
+    layer = picture.convert("RGBA")
+    ground = Image.new("RGBA", layer.size, (0, 0, 0, 255))
+    ground.alpha_composite(layer)
+    return ground.convert("RGB")
 
 
 @contextlib.contextmanager

@@ -2,21 +2,21 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from galmerhpc.config import Config
+from galmerhpc.config import Config, OnlineAugment
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.errors import GalmerhpcError
 from galmerhpc.evaluation.baselines import LookUp, mean_prediction, thumbnails
-from galmerhpc.evaluation.conditions import CLEAN, Change, draws, unchanged
+from galmerhpc.evaluation.conditions import CLEAN, Change, draws, surviving, unchanged
 from galmerhpc.evaluation.sample import Sample, ViewColumns, nearest_training_view
 from galmerhpc.models.targets import labels_of
-from galmerhpc.parameters import encode_classes, named
+from galmerhpc.parameters import encode_classes, named, on_nearest_turn
 
 if TYPE_CHECKING:
     import keras
@@ -31,6 +31,11 @@ class Predictions(NamedTuple):
     """Output of the network, (N, P) or (N, classes)."""
     labels: dict[str, Floats]
     """Predicted labels (N, P) by name of `summary.PREDICTORS`."""
+
+    def on_nearest_turn(self, true: Floats, circles: Sequence[int]) -> "Predictions":
+        """Return them with the labels of full circles on the turn nearest to the true ones."""
+        moved = {name: on_nearest_turn(true, p, circles) for name, p in self.labels.items()}
+        return self._replace(labels=moved)
 
 
 def predict(
@@ -130,8 +135,12 @@ def as_csv(
     sample: Sample,
     trained: ViewColumns,
     predictions: dict[str, Predictions],
+    ranges: Mapping[str, OnlineAugment | None],
 ) -> str:
-    """Return predictions.csv: one row per image, angles in degrees, full float32 precision."""
+    """Return predictions.csv: one row per image, angles in degrees, full float32 precision.
+
+    Labels that an image does not keep under a condition (`conditions.surviving`) are left out.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     views, distance = sample.views, nearest_training_view(sample.views, trained)
@@ -144,6 +153,8 @@ def as_csv(
     for k, name in enumerate(parameters):
         columns[f"true_{name}"] = sample.true[:, k]
         for condition, predicted in predictions.items():
+            if name not in surviving(parameters, ranges[condition]):
+                continue
             prefix = "" if condition == CLEAN else f"{condition}_"
             columns[f"{prefix}predicted_{name}"] = predicted.labels["network"][:, k]
     writer.writerow(columns)

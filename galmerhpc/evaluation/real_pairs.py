@@ -70,7 +70,7 @@ class PairEstimate:
     predicted_deg : float
         The network's prediction.
     separation_kpc : float, optional
-        Projected separation; None if the redshift is unknown.
+        Projected separation; None if the redshift or the image's scale is unknown.
     """
 
     pair: Pair
@@ -129,7 +129,14 @@ def real_pairs(
     if ask:
         pairs = archives.fetch(pairs, images, ask)
     known = training_facts(predictor)
-    answers, left_out = answer(predictor, pairs, images, known.get("bright_level"), explain)
+    bright_level = known.get("bright_level")
+    if bright_level == 0:
+        log.warning(
+            "pairs fill less than a hundredth of the training images, which says nothing about "
+            "their brightness; photographs keep theirs"
+        )
+        bright_level = None
+    answers, left_out = answer(predictor, pairs, images, bright_level, explain)
     if not answers:
         raise InputError(f"{table}: none of its pairs can be used; the reasons are given above")
     mean = known.get("training_mean", {}).get(INCLINATION.name)
@@ -336,7 +343,8 @@ def remarks(one: PairEstimate, width_kpc: float) -> list[str]:
     if ratio and ratio > MOST_UNEQUAL:
         found.append(f"far from 1:1 ({ratio:.1f} : 1 in light)")
     if one.separation_kpc is None:
-        found.append("no redshift: scaled by separation")
+        lacking = "scale_arcsec_per_px" if one.pair.redshift else "redshift"
+        found.append(f"no {lacking}: scaled by separation")
     elif one.separation_kpc > width_kpc / 2:
         found.append(f"{one.separation_kpc:.0f} kpc apart, wide for a field of {width_kpc:.0f} kpc")
     return found

@@ -28,7 +28,6 @@ from galmerhpc.evaluation.summary import (
     lost_to_lookup,
     number,
     verdict,
-    what_is_new,
 )
 from galmerhpc.parameters import NAMES, named
 
@@ -148,7 +147,11 @@ def report(
     metrics, made = _read(config, split, other)
     folder = folder_of(config, split, other)
     path = folder / REPORT
-    others = {run.run_dir.name: _read(run, split, other)[0] for run in beside}
+    names = [run.run_dir.name for run in beside]
+    others = {
+        str(run.run_dir) if names.count(name) > 1 else name: _read(run, split, other)[0]
+        for name, run in zip(names, beside, strict=True)
+    }
     figures = {
         name: (folder / f"{name}.png").read_bytes() for name in CAPTIONS if f"{name}.png" in made
     }
@@ -258,7 +261,7 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
             "The split is random: nearly every evaluated view has training views one grid step "
             "away, so these figures measure interpolation between near-duplicates."
         )
-    elif sample["trained_encounters"] > 0 and run["split"] != "blocked":
+    elif sample["trained_encounters"] > 0 and (run["split"] != "blocked" or is_foreign(metrics)):
         share = 100 * sample["trained_encounters"]
         found.append(
             f"{share:.3g} % of the evaluated images show encounters (same realisation, same "
@@ -314,8 +317,8 @@ def paper_note(metrics: dict[str, Any]) -> str:
         "look-up averages the labels of the most similar training images, which are made sky-like "
         "where the evaluated ones are. "
         "Paper: Mahor et al. 2021, arXiv:2112.12604, on a random split of GalMer "
-        f"views one degree apart. Here: {images}, on the split '{run['split']}' "
-        f"({what_is_new(run)}); {_distance(metrics)}."
+        f"views one degree apart. Here: {images}, {describe_sample(metrics)}; "
+        f"{_distance(metrics)}."
     )
 
 
@@ -348,7 +351,13 @@ def fact_rows(config: Config, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         if run["samples"][name]
     ]
     other = (
-        [("Evaluated on", f"{data['name']}, from {data['source']}, {data['samples']:,} images")]
+        [
+            (
+                "Evaluated on",
+                f"{describe_sample(metrics)}; {data['name']} is from {data['source']} and has "
+                f"{data['samples']:,} images",
+            )
+        ]
         if data
         else []
     )
@@ -432,7 +441,11 @@ def results_table(metrics: dict[str, Any], others: dict[str, dict[str, Any]]) ->
     for condition, part in conditions(metrics).items():
         own = [(label, part["scores"][k], k == "network") for k, label in PREDICTORS.items()]
         own += [
-            (_beside(name, other, metrics), conditions(other)[condition]["scores"]["network"], True)
+            (
+                _beside(name, other, metrics, condition),
+                conditions(other)[condition]["scores"]["network"],
+                True,
+            )
             for name, other in others.items()
             if condition in conditions(other)
         ]
@@ -466,9 +479,10 @@ def results_table(metrics: dict[str, Any], others: dict[str, dict[str, Any]]) ->
     return _table("The network, the baselines and the paper", heads, rows, spans)
 
 
-def _beside(name: str, other: dict[str, Any], metrics: dict[str, Any]) -> str:
+def _beside(name: str, other: dict[str, Any], metrics: dict[str, Any], condition: str) -> str:
     """Name another run's network, and add if it was evaluated on other images."""
     same = other["repeat"]["dataset"] == metrics["repeat"]["dataset"]
+    same &= condition_name(condition, other) == condition_name(condition, metrics)
     same &= other["run"]["evaluated"] == metrics["run"]["evaluated"]
     return f"network of {name}{'' if same else ', on other images'}"
 

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from galmerhpc.config import Config, Run
+from galmerhpc.catalogue import Places, Views
+from galmerhpc.config import Config, Run, require_catalogue
 from galmerhpc.dataset.records import stage_record
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.dataset.split import SPLITS, lines_of_sight
 from galmerhpc.errors import InputError
-from galmerhpc.parameters import AZIMUTH, INCLINATION, PROGRADE, SPIN, SPINS, VIEWING_ANGLE, named
+from galmerhpc.parameters import INCLINATION, PROGRADE, SPIN, SPINS, named
 
 ALL = "all"
 """Instead of a split: all samples of a data set."""
@@ -89,7 +90,11 @@ def open_dataset(config: Config) -> Dataset:
 
 
 def read_sample(
-    config: Config, dataset: Dataset, parameters: Sequence[str], split: str | None
+    config: Config,
+    dataset: Dataset,
+    parameters: Sequence[str],
+    split: str | None,
+    with_orbits: bool = True,
 ) -> Sample:
     """Return the sample to evaluate; its images are read later.
 
@@ -104,6 +109,8 @@ def read_sample(
     split : str, optional
         ``test``, ``validation`` or ``all``; by default ``test``, or ``validation`` if that is
         empty, as in the paper's regression.
+    with_orbits : bool
+        As in `read_views`.
 
     Raises
     ------
@@ -118,7 +125,7 @@ def read_sample(
     split, rows = _rows(dataset, split)
     columns = [dataset.parameters.index(name) for name in parameters]
     true = dataset.labels[rows][:, columns].astype(np.float64)
-    return Sample(dataset, rows, split, true, read_views(config, dataset, rows))
+    return Sample(dataset, rows, split, true, read_views(config, dataset, rows, with_orbits))
 
 
 def _rows(dataset: Dataset, split: str | None) -> tuple[str, NDArray[np.int64]]:
@@ -134,11 +141,22 @@ def _rows(dataset: Dataset, split: str | None) -> tuple[str, NDArray[np.int64]]:
     )
 
 
-def read_views(config: Config, dataset: Dataset, rows: NDArray[np.int64]) -> ViewColumns:
-    """Return the properties of the views of rows; the line of sight is part of a view's id."""
+def knows_orbits(config: Config) -> bool:
+    """Return whether a catalogue names pairs and orbits; a table of images does not."""
+    return bool(config.catalogue and config.catalogue.runs)
+
+
+def read_views(
+    config: Config, dataset: Dataset, rows: NDArray[np.int64], with_orbits: bool = True
+) -> ViewColumns:
+    """Return the properties of the views of rows; the line of sight is part of a view's id.
+
+    Configurations name pair and orbit where the catalogue does (`knows_orbits`), except if
+    `with_orbits` is false: those of a table of images can then be compared with them.
+    """
     ids = dataset.view[rows]
     simulation, snapshot_id = (dataset.column(k)[rows] for k in ("simulation", "snapshot_id"))
-    inclination, spin, configuration = _encounters(config, dataset, rows, snapshot_id)
+    inclination, spin, configuration = _encounters(config, dataset, rows, with_orbits)
     return ViewColumns(
         ids,
         dataset.column("copy")[rows],
@@ -158,14 +176,15 @@ def _angle(ids: NDArray[np.object_], name: str) -> NDArray[np.float64]:
 
 
 def _encounters(
-    config: Config, dataset: Dataset, rows: NDArray[np.int64], snapshot_id: NDArray[np.int64]
+    config: Config, dataset: Dataset, rows: NDArray[np.int64], with_orbits: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.object_]]:
     """Return inclination, spin and configuration of rows.
 
-    They are looked up in the catalogue by snapshot; for an image table, whose snapshots may have no
-    numbers, they are derived from the labels in the shards.
+    They are looked up in the catalogue by snapshot; in a table of images, whose snapshots may have
+    no numbers, by view.
     """
     if config.catalogue and config.catalogue.runs:
+        snapshot_id = dataset.column("snapshot_id")[rows]
         runs = config.catalogue.runs
         ids = [run.snapshot_ids() for run in runs]
         known = np.concatenate(ids)
@@ -175,29 +194,35 @@ def _encounters(
         return (
             np.array([run.inclination_deg for run in runs])[number],
             np.array([SPINS[run.spin] for run in runs])[number],
-            np.array([_describe_run(run) for run in runs], object)[number],
+            np.array([_describe_run(run, with_orbits) for run in runs], object)[number],
         )
-    labels = {
-        name: column.astype(np.float64)
-        for name, column in zip(dataset.parameters, dataset.labels[rows].T, strict=True)
-    }
-    unknown = np.full(len(rows), np.nan)
-    fixed = [name for name in labels if name not in (AZIMUTH.name, VIEWING_ANGLE.name)]
-    kinds, number = np.zeros((1, 0)), np.zeros(len(rows), np.int64)
-    if fixed:
-        table = np.stack([labels[name] for name in fixed], axis=1)
-        kinds, number = np.unique(table, axis=0, return_inverse=True)
-    texts = [_describe_labels(dict(zip(fixed, kind, strict=True))) for kind in kinds.tolist()]
+    labels = _labels_in_table(config, dataset.view[rows])
+    table = np.stack(list(labels.values()), axis=1)
+    kinds, number = np.unique(table, axis=0, return_inverse=True)
+    texts = [_describe_labels(dict(zip(labels, kind, strict=True))) for kind in kinds.tolist()]
     return (
-        labels.get(INCLINATION.name, unknown),
-        labels.get(SPIN.name, unknown),
+        labels[INCLINATION.name],
+        labels[SPIN.name],
         np.array(texts, object)[number.reshape(-1)],
     )
 
 
-def _describe_run(run: Run) -> str:
+def _labels_in_table(config: Config, ids: NDArray[np.object_]) -> dict[str, NDArray[np.float64]]:
+    """Return what a table of images says of the encounters that views show, each (N,).
+
+    The shards have only the labels that the network estimates.
+    """
+    catalogue = require_catalogue(config)
+    views = Views(catalogue)
+    places = Places(views.ids(), len(views)).of(ids, len(ids))
+    names = (SPIN.name, INCLINATION.name, *catalogue.label_names)
+    return {name: views.column(name)[places] for name in names}
+
+
+def _describe_run(run: Run, with_orbit: bool) -> str:
     labels = {SPIN.name: SPINS[run.spin], INCLINATION.name: run.inclination_deg, **run.labels}
-    return f"{run.pair}, orbit {run.orbit}, {_describe_labels(labels)}"
+    text = _describe_labels(labels)
+    return f"{run.pair}, orbit {run.orbit}, {text}" if with_orbit else text
 
 
 def _describe_labels(labels: dict[str, float]) -> str:

@@ -19,7 +19,6 @@ from galmerhpc.parameters import (
     circular_error,
     class_groups,
     encode_classes,
-    goes_round,
 )
 
 INTERVAL = (2.5, 97.5)
@@ -70,27 +69,6 @@ def sky_weights(theta: Floats, inclination: Floats) -> Floats:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def errors(parameters: Sequence[str], true: Floats, predicted: Floats) -> Floats:
-    """Return predicted - true; for an azimuth around the full circle, the shorter way round.
-
-    Parameters
-    ----------
-    parameters : sequence of str
-        Names of the P labels.
-    true, predicted : ndarray, shape (N, P)
-        In the labels' units.
-
-    Returns
-    -------
-    ndarray, shape (N, P)
-    """
-    difference = predicted - true
-    for k, name in enumerate(parameters):
-        if name == AZIMUTH.name and goes_round(true[:, k]):
-            difference[:, k] = (difference[:, k] + 180.0) % 360.0 - 180.0
-    return difference
-
-
 class Scorer:
     """Scores predictions for the same images on the same resamples of their groups.
 
@@ -135,17 +113,18 @@ class Scorer:
         Parameters
         ----------
         predicted : ndarray, shape (N, P)
-            In the labels' units.
+            In the labels' units; angles that cover the full circle as `parameters.on_nearest_turn`
+            returns them.
 
         Returns
         -------
         dict
             ``parameters``: by name, ``mae``, ``mse``, ``rmse``, ``r2``, ``median_error`` and
             ``p95_error`` of the absolute error, ``sky_mae`` and ``sky_mse`` (weighted), ``bias``
-            (the mean error), all of `errors`; spin and inclination also ``accuracy`` (the nearest
-            value is the true one), the azimuth ``circular_mae``; ``interval``: lower and upper
-            bound by measure. ``average``: the means over parameters, of R2 over those that have one
-            (NaN if all true values are equal), with its ``interval``.
+            (the mean error); spin and inclination also ``accuracy`` (the nearest value is the
+            true one), the azimuth ``circular_mae``; ``interval``: lower and upper bound by measure.
+            ``average``: the means over parameters, of R2 over those that have one (NaN if all true
+            values are equal), with its ``interval``.
         """
         every = self._measures(predicted, np.ones((1, len(predicted)), np.int64))
         resampled = [self._measures(predicted, counts) for counts in self._resamples()]
@@ -171,7 +150,7 @@ class Scorer:
             ``interval``, which is narrower than those of the two MAEs suggest, since both are
             scored on the same images in each resample.
         """
-        gain = np.abs(self._errors(predicted)) - np.abs(self._errors(other))  # (N, P)
+        gain = np.abs(predicted - self._true) - np.abs(other - self._true)  # (N, P)
         groups = self._counts.shape[1]
         sums = np.stack([np.bincount(self._member, g, groups) for g in gain.T], axis=1)  # (G, P)
         sizes = np.bincount(self._member, minlength=groups)
@@ -181,9 +160,6 @@ class Scorer:
             name: {"mae_difference": float(gain[:, k].mean()), "interval": ends[:, k].tolist()}
             for k, name in enumerate(self._parameters)
         }
-
-    def _errors(self, predicted: Floats) -> Floats:
-        return errors(self._parameters, self._true, predicted)
 
     def _interval(self, spread: Floats) -> Floats:
         """Return both ends of the interval of measures over resamples (R, P), shape (2, P).
@@ -202,7 +178,7 @@ class Scorer:
 
     def _measures(self, predicted: Floats, counts: NDArray[np.int64]) -> dict[str, Floats]:
         """Return each measure, (R, P), of images drawn `counts` (R, N) times."""
-        signed = self._errors(predicted)  # (N, P)
+        signed = predicted - self._true  # (N, P)
         error = np.abs(signed)
         times = counts.astype(np.float64)
         total = times.sum(axis=1, keepdims=True)  # (R, 1)
@@ -313,11 +289,11 @@ def breakdown(
     -------
     dict
         By axis a list of bins: ``from`` and ``to`` (equal for a single value), ``images``, and by
-        predictor and parameter ``mae`` and ``bias`` (mean of `errors`). Axes with unknown values
-        are left out.
+        predictor and parameter ``mae`` and ``bias`` (the mean error). Axes with unknown values are
+        left out.
     """
     result: dict[str, list[dict[str, Any]]] = {}
-    off = {name: errors(parameters, true, predicted) for name, predicted in predictions.items()}
+    off = {name: predicted - true for name, predicted in predictions.items()}
     for axis, (values, width) in axes.items():
         if np.isnan(values).any():
             continue

@@ -29,7 +29,7 @@ from galmerhpc.errors import GalmerhpcError, InputError, InterruptedRunError
 from galmerhpc.interrupt import StopRequest
 from galmerhpc.metrics import ClassifierSums, PartialSums, Sums, describe_answers
 from galmerhpc.models.targets import make_targets
-from galmerhpc.parameters import AZIMUTH, goes_round
+from galmerhpc.parameters import AZIMUTH, full_circles, on_nearest_turn
 from galmerhpc.training import checkpoint, history, horovod
 from galmerhpc.training.memory import peak_bytes
 from galmerhpc.training.network import Network
@@ -165,6 +165,7 @@ class Trainer:
         self._validation = SplitReader(dataset, "validation", config.data)
         check_batch_size(config.training, self.reader.count)
         warn_of_azimuth(config, self.reader.labels)
+        self._circles = full_circles(dataset.parameters, self.reader.labels)
         self._steps = steps_per_epoch(self.reader.count, self._training.batch_size)
         self._targets = make_targets(config, self.reader.labels)
         steps = self._steps * self._training.epochs
@@ -438,7 +439,7 @@ class Trainer:
         if self._config.model.task == "classification":
             width = self._config.model.class_width_deg
             return ClassifierSums.of(labels, predicted, self._dataset.parameters, width)
-        return PartialSums.of(labels, predicted)
+        return PartialSums.of(labels, on_nearest_turn(labels, predicted, self._circles))
 
     # --- checkpoints ------------------------------------------------------------------------------
 
@@ -619,7 +620,7 @@ def warn_of_azimuth(config: Config, labels: NDArray[np.float32]) -> None:
     names, model = config.parameters, config.model
     if model.task != "regression" or AZIMUTH.name not in {*names} - {*model.sine_cosine}:
         return
-    if goes_round(labels[:, names.index(AZIMUTH.name)].astype(np.float64)):
+    if full_circles(names, labels):
         log.warning(
             "the azimuth covers the full circle and is learned as a plain number, for which -180 "
             "and 180 degrees are 360 apart; set model.sine_cosine: [%s]", AZIMUTH.name,

@@ -23,6 +23,7 @@ from galmerhpc.dataset.pictures import decode
 from galmerhpc.dataset.preprocess import preprocess
 from galmerhpc.dataset.shards import Dataset, read_columns
 from galmerhpc.errors import GalmerhpcError, InputError
+from galmerhpc.evaluation.sample import read_views
 from tests.support import ROOT, galmerhpc
 
 SIZE = 40
@@ -126,6 +127,20 @@ def test_pictures_go_all_the_way_to_training_shards(folder: Path) -> None:
     images = dataset.images(np.array([1, 3]))
     assert np.array_equal(images[0, :, :, 0], noise(1))
     assert np.array_equal(images[1, :, :, 0], noise(3))
+
+
+def test_encounters_are_told_apart_by_the_table_not_by_the_labels_that_are_trained(
+    folder: Path,
+) -> None:
+    config = load(folder / "run.yaml", ["parameters=[azimuth]"])
+    import_images(config)
+    preprocess(config)
+    dataset = Dataset.open(folder / "run/shards")
+    views = read_views(config, dataset, np.arange(24))
+    assert views.spin.tolist() == [k % 2 for k in range(24)]
+    assert views.inclination_deg.tolist() == [(0, 45.5)[k % 2] for k in range(24)]
+    assert len(set(views.groups())) == 6  # two configurations of three realisations
+    assert views.configuration[1].startswith("retrograde, i = 45.5, ")
 
 
 def test_the_example_of_the_committed_configurations_imports_images(tmp_path: Path) -> None:

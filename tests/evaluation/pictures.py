@@ -114,6 +114,13 @@ def odd_files() -> dict[str, bytes]:
     }
 
 
+def _white_is_zero(tiff: bytes) -> bytes:
+    """Return a TIFF with its tag of the photometric interpretation changed."""
+    black, white = (struct.pack("<HHIHH", 262, 3, 1, value, 0) for value in (1, 0))
+    assert tiff.count(black) == 1
+    return tiff.replace(black, white)
+
+
 def bad_files() -> dict[str, bytes]:
     """Return files that are not images, or not usable ones, by name."""
     odd, picture = odd_files(), Image.fromarray(grey())
@@ -122,6 +129,8 @@ def bad_files() -> dict[str, bytes]:
     table = fits.BinTableHDU.from_columns([fits.Column("x", "E", array=np.arange(5.0))])
     files = {
         "empty.png": b"",
+        "cielab.tif": encode(Image.frombytes("LAB", (SIDE, SIDE), bytes(3 * SIDE**2)), "TIFF"),
+        "white_is_zero.tif": _white_is_zero(odd["sixteen.tif"]),
         "one_byte.jpg": b"\x89",
         "text.png": b"this is no picture\n" * 100,
         "page.gif": b"<!DOCTYPE html><html><body>404 Not Found</body></html>",

@@ -9,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from numpy.typing import ArrayLike
 
 from galmerhpc import files, hdf5
 from galmerhpc.config import Config, digest, dump, load
 from galmerhpc.dataset import shards
 from galmerhpc.dataset.records import StageRecord
 from galmerhpc.dataset.split import SPLITS
-from galmerhpc.parameters import NAMES
+from galmerhpc.parameters import NAMES, SPINS
 
 SIZE = 32
 IMAGE_SHAPE = (SIZE, SIZE, 3)
+INCLINATIONS, FIRST_ID = [0, 45, 75, 90], 2**31 - 20
 MODEL, EXPECTED, OTHER_MODEL = "model.keras", "expected.npy", "other.keras"
 
 
@@ -37,7 +39,7 @@ def draw_pair(labels: np.ndarray, size: int = SIZE) -> np.ndarray:
 
 def grid(phis: np.ndarray, thetas: np.ndarray) -> np.ndarray:
     """Return the labels of all eight encounters seen from a grid, (N, 4) float32."""
-    axes = np.meshgrid([0, 1], [0, 45, 75, 90], phis, thetas, indexing="ij")
+    axes = np.meshgrid([0, 1], INCLINATIONS, phis, thetas, indexing="ij")
     return np.stack(axes, axis=-1).reshape(-1, 4).astype(np.float32)
 
 
@@ -48,7 +50,11 @@ def write_run(folder: Path, model_file: Path, **sections: object) -> Config:
     these directions are for validation, and none for test.
     """
     path = folder / "run.yaml"
-    values = {"preprocess": {"image_size": SIZE}, "training": {"evaluation_batch": 50}}
+    values = {
+        "catalogue": {"runs": catalogue_runs()},
+        "preprocess": {"image_size": SIZE},
+        "training": {"evaluation_batch": 50},
+    }
     path.write_text(yaml.safe_dump({"run_dir": str(folder / "run"), **values, **sections}))
     config = load(path)
     files.write_text(config.run_dir / "config.yaml", dump(config))
@@ -56,6 +62,24 @@ def write_run(folder: Path, model_file: Path, **sections: object) -> Config:
     write_history(config)
     (config.run_dir / "model.keras").write_bytes(model_file.read_bytes())
     return config
+
+
+def snapshot_ids(simulation: ArrayLike, spin: ArrayLike, inclination: ArrayLike) -> np.ndarray:
+    """Return snapshots' numbers; they are large, and come out right only as whole numbers."""
+    number = 8 * np.asarray(simulation) + 4 * (np.asarray(spin) == 1)
+    return FIRST_ID + number + np.searchsorted(INCLINATIONS, inclination)
+
+
+def catalogue_runs() -> list[dict[str, object]]:
+    """Return the catalogue's runs of both realisations."""
+    return [
+        {
+            "simulation": simulation, "spin": spin, "inclination_deg": inclination,
+            "snapshots": [{"id": int(snapshot_ids(simulation, SPINS[spin], inclination)),
+                           "time_myr": 100}],
+        }
+        for simulation in (0, 1) for spin in SPINS for inclination in INCLINATIONS
+    ]  # fmt: skip
 
 
 def training_and_unseen() -> tuple[np.ndarray, np.ndarray]:
@@ -71,9 +95,7 @@ def write_shards(config: Config, shade: float = 1.0, time_myr: float = 100.0) ->
     training, unseen = training_and_unseen()
     labels = np.concatenate([training, unseen])
     simulation = np.repeat([0, 1], [len(training), len(unseen)])
-    snapshot = 2**31 - 20 + 8 * simulation + 4 * (labels[:, 0] == 1) + np.searchsorted(
-        [0, 45, 75, 90], labels[:, 1]
-    )  # fmt: skip
+    snapshot = snapshot_ids(simulation, labels[:, 0], labels[:, 1])
     held_out = "validation" if config.split.kind == "random" else "test"
     split = np.where(simulation == 0, SPLITS.index("train"), SPLITS.index(held_out))
     if config.split.kind != "random":

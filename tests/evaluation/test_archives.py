@@ -190,6 +190,21 @@ def test_a_broken_cut_out_is_fetched_again_and_another_picture_is_not(
         assert path.read_bytes() == content
 
 
+def test_a_picture_of_the_same_size_is_not_taken_for_a_cut_out(
+    archives: Archives, tmp_path: Path
+) -> None:
+    expected, path = fetch([PAIR], tmp_path, archives), tmp_path / "a.jpg"
+    # As if the first fetch had been killed before it wrote its table.
+    (tmp_path / "fetched.csv").unlink()
+    assert fetch([PAIR], tmp_path, archives) == expected
+    (tmp_path / "fetched.csv").unlink()
+    own = encode(Image.new("L", (CUTOUT_PX, CUTOUT_PX), 90), "JPEG")
+    path.write_bytes(own)
+    with pytest.raises(InputError, match=r"a\.jpg exists and is not from --fetch"):
+        fetch([PAIR], tmp_path, archives)
+    assert path.read_bytes() == own
+
+
 def test_what_was_fetched_before_a_failure_is_kept(
     archives: Archives, sky: Sky, tmp_path: Path
 ) -> None:

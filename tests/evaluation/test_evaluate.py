@@ -121,12 +121,14 @@ def test_baselines_are_built_on_the_training_images_alone(evaluated: Config) -> 
 
 def test_every_condition_has_every_kind_of_result(evaluated: Config) -> None:
     metrics = metrics_of(evaluated)
-    assert metrics["format"] == 4
+    assert metrics["format"] == 5
     assert metrics["sample"]["images"] == len(predictions_of(evaluated))
     assert metrics["sample"]["groups"] == 8
     assert metrics["sample"]["trained_encounters"] == 0  # other realisations
     # The first views are in no training; they are all of that configuration.
-    assert metrics["sample"]["never_trained_configurations"] == ["prograde, i = 0"]
+    assert metrics["sample"]["never_trained_configurations"] == [
+        "gSa-gSb, orbit 1, prograde, i = 0"
+    ]
     # The unseen views lie midway between the trained ones, 30 degrees apart.
     assert 5 < metrics["sample"]["nearest_training_view_deg"]["min"] < 15
     for part in (metrics, metrics["sky"]):
@@ -192,6 +194,9 @@ def test_other_data_and_other_switches_are_evaluated_beside(
     assert metrics["sky"]["scores"]["network"]["parameters"].keys() == {"spin", "inclination"}
     assert metrics["scores"]["network"]["parameters"].keys() == set(NAMES)
     assert "mirrored" in metrics["sky"]["changes"]
+    columns = (folder / "predictions.csv").read_text().partition("\n")[0].split(",")
+    assert {"predicted_azimuth", "sky_predicted_spin"} <= set(columns)
+    assert "sky_predicted_azimuth" not in columns
     assert "--split all" in (folder / "report.html").read_text()
     before, after = (
         (run / "evaluation/metrics.json").read_bytes()

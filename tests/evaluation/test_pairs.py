@@ -154,6 +154,7 @@ def test_a_pair_without_angles_has_no_solution(tmp_path: Path) -> None:
         (("name,a1_px,b1_px", "a,10,40"), "pairs.csv:2: b1_px: 40 is above a1_px, 10; a is the"),
         (("name,ra1_deg,dec1_deg", "a,400,1"), "ra1_deg, dec1_deg: 400, 1 is no position on the"),
         (("name,ra2_deg,dec2_deg", "a,4,-95"), "ra2_deg, dec2_deg: 4, -95 is no position on the"),
+        (("name,a1_px", "a,10"), "a1_px and b1_px must be given together"),
         (("name,x1_px", "a,5"), "x1_px and y1_px must be given together"),
         (("name,image", "a,../../etc/passwd"), "must be a file name in the folder"),
         (("x1_px,y1_px", "1,2"), "a pair needs a name"),

@@ -63,6 +63,11 @@ def test_a_camera_s_turn_is_undone(folder: Path, name: str) -> None:
     assert np.corrcoef(image.ravel(), turned.ravel())[0, 1] > 0.6
 
 
+def test_what_is_transparent_shows_black_in_arrays_as_in_pictures(folder: Path) -> None:
+    array, picture = (photographs.read(folder / f"alpha.{kind}") for kind in ("npy", "png"))
+    assert (np.asarray(array) == np.asarray(picture)).all()
+
+
 @pytest.mark.parametrize("name", bad_files())
 def test_what_is_no_picture_is_refused_in_a_short_line(folder: Path, name: str) -> None:
     with pytest.raises(ValueError) as refusal:

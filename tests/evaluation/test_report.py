@@ -191,6 +191,28 @@ def test_another_run_s_network_stands_beside_this_one_s(metrics: dict[str, Any])
     assert "network of regressor, on other images" in text
 
 
+def test_sky_like_images_of_another_kind_are_other_images(metrics: dict[str, Any]) -> None:
+    other = copy.deepcopy(metrics)
+    other["sky"]["changes"] = "noise"
+    text = Page(page(config_of(), metrics, FIGURES, {"regressor": other})).text
+    assert text.count("network of regressor") == 2
+    assert text.count("network of regressor, on other images") == 1
+
+
+def test_images_of_another_data_set_are_not_called_what_the_split_is(
+    metrics: dict[str, Any],
+) -> None:
+    metrics["run"] |= {"evaluated": "all", "split": "blocked"}
+    metrics["sample"]["trained_encounters"] = 1.0
+    metrics["data"] = {"name": "other", "folder": "runs/other", "samples": 999, "own": False}
+    metrics["data"] |= {"source": "the mirror", "our_encounters": True}
+    text = Page(html_of(metrics)).text
+    assert "160 images of other (not the training's data set); the nearest" in text
+    assert "never seen in training" not in text.split("What was trained")[0]
+    assert "100 % of the evaluated images show encounters" in text
+    assert "other is from the mirror and has 999 images" in text
+
+
 def test_the_paper_stands_only_beside_averages_over_its_parameters(
     metrics: dict[str, Any],
 ) -> None:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from galmerhpc.config import OnlineAugment
+from galmerhpc.config import Config, OnlineAugment
+from galmerhpc.dataset.shards import Dataset
 from galmerhpc.evaluation.conditions import describe, draws, surviving
-from galmerhpc.evaluation.sample import ViewColumns, nearest_training_view
+from galmerhpc.evaluation.sample import ViewColumns, nearest_training_view, read_views
 from galmerhpc.parameters import NAMES
 from tests.evaluation.runs import write_run, write_shards
 from tests.support import galmerhpc
@@ -89,6 +90,13 @@ def test_changes_are_described_and_none_forgotten() -> None:
         "stars": 3,
     }
     assert describe(OnlineAugment(**every)).count(",") == len(every) - 1
+
+
+def test_encounters_can_be_compared_with_those_of_a_table_of_images(evaluated: Config) -> None:
+    dataset = Dataset.open(evaluated.run_dir / "shards")
+    whole, bare = (read_views(evaluated, dataset, np.arange(9), known) for known in (True, False))
+    assert set(whole.configuration) == {f"gSa-gSb, orbit 1, {c}" for c in bare.configuration}
+    assert bare.configuration[0] == "prograde, i = 0"
 
 
 def test_unknown_times_are_in_no_table(model: Path, tmp_path: Path) -> None:

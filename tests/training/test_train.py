@@ -583,6 +583,29 @@ def test_an_azimuth_that_goes_round_as_a_plain_number_is_pointed_out(
     assert ("set model.sine_cosine: [azimuth]" in caplog.text) is warned
 
 
+def test_errors_of_an_azimuth_that_goes_round_are_those_on_the_circle(tmp_path: Path) -> None:
+    path = write_run(tmp_path)
+    around = {"start": -180, "stop": 150, "step": 30}
+    runs = yaml.safe_load(path.read_text())["catalogue"]["runs"]
+    views = {"theta_deg": {"start": 30, "stop": 60, "step": 30}, "phi_deg": around}
+    set_keys(
+        path, catalogue={"runs": runs, "views": views}, split={"kind": "random"},
+        model={"architecture": "table1_cnn", "sine_cosine": ["azimuth"]},
+    )  # fmt: skip
+    for stage in ("scrape", "preprocess", "train"):
+        done = galmerhpc(stage, str(path))
+        assert done.returncode == 0, done.stderr
+    done = galmerhpc("evaluate", str(path), "--split", "val", "evaluation.sky=null")
+    assert done.returncode == 0, done.stderr
+    metrics = files.read_json(tmp_path / "run/evaluation-validation/metrics.json")
+    found = metrics["scores"]["network"]["parameters"]["azimuth"]
+    assert found["mae"] == pytest.approx(found["circular_mae"])
+    assert found["rmse"] <= 180
+    last = history(path)[-1]
+    assert float(last["validation_mae_azimuth"]) == pytest.approx(found["mae"], rel=1e-4)
+    assert float(last["validation_mse_azimuth"]) == pytest.approx(found["mse"], rel=1e-4)
+
+
 # --- networks and ways to train them --------------------------------------------------------------
 
 
