@@ -166,7 +166,7 @@ def evaluate(config: Config, split: str | None = None, other: Config | None = No
         {
             "format": FORMAT,
             "run": facts.run(config, dataset, trained, sample.split),
-            "data": facts.data(other, evaluated, dataset) if other else None,
+            "data": facts.data(config, other, evaluated, dataset) if other else None,
             "sample": facts.views(sample, trained),
             "training": facts.training(config, history),
             **found[CLEAN],

@@ -12,7 +12,7 @@ from galmerhpc.dataset.shards import Dataset
 from galmerhpc.dataset.split import SPLITS
 from galmerhpc.evaluation.conditions import describe, trained_sky_like
 from galmerhpc.evaluation.pair_image import BRIGHT_PERCENTILE
-from galmerhpc.evaluation.sample import Sample, ViewColumns, nearest_training_view
+from galmerhpc.evaluation.sample import Sample, ViewColumns, knows_orbits, nearest_training_view
 from galmerhpc.simulate.library import is_imported, library_path
 
 BRIGHTNESS_SAMPLE = 256
@@ -83,7 +83,7 @@ def bright_level(dataset: Dataset, rows: NDArray[np.int64]) -> float:
     return float(np.median(levels))
 
 
-def data(other: Config, evaluated: Dataset, trained: Dataset) -> dict[str, Any]:
+def data(config: Config, other: Config, evaluated: Dataset, trained: Dataset) -> dict[str, Any]:
     """Return the data set that was given for evaluation; it may be the training's, by any name."""
     return {
         "name": other.run_dir.name,
@@ -93,7 +93,23 @@ def data(other: Config, evaluated: Dataset, trained: Dataset) -> dict[str, Any]:
         "split": other.split.kind,
         "samples": len(evaluated),
         "own": evaluated.fingerprint == trained.fingerprint,
+        "drawn_otherwise": drawn_otherwise(config, other),
     }
+
+
+def drawn_otherwise(config: Config, other: Config) -> list[str]:
+    """Return the keys with which the service drew other images than those of training, in words.
+
+    It did not draw those of a table of images.
+    """
+    if not (knows_orbits(config) and knows_orbits(other)):
+        return []
+    trained, evaluated = config.inputs("preprocess"), other.inputs("preprocess")
+    return [
+        f"{key} {evaluated[key]} (training: {value})"
+        for key, value in trained.items()
+        if key.startswith("catalogue.render.") and evaluated[key] != value
+    ]
 
 
 def views(sample: Sample, trained: ViewColumns) -> dict[str, Any]:

@@ -267,6 +267,8 @@ def warnings(metrics: dict[str, Any]) -> list[str]:
             f"{share:.3g} % of the evaluated images show encounters (same realisation, same "
             "configuration) of which other views were in the training set."
         )
+    if metrics["data"] and (keys := metrics["data"]["drawn_otherwise"]):
+        found.append(f"The images are drawn otherwise than those of training: {'; '.join(keys)}.")
     if unknown := sample["never_trained_configurations"]:
         found.append(f"Never trained on: {'; '.join(unknown)}.")
     if len(sample["simulations"]) < FEW_REALISATIONS:

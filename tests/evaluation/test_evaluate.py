@@ -188,6 +188,7 @@ def test_other_data_and_other_switches_are_evaluated_beside(
     assert metrics["sample"]["images"] == training + unseen
     assert 0 < metrics["sample"]["trained_encounters"] < 1
     assert metrics["data"]["name"] == "run"
+    assert metrics["data"]["drawn_otherwise"] == []
     assert "not the training's data set" in describe_sample(metrics)
     assert metrics["uncertainty"]["carried"]["from"] == "clean images of run"
     # A mirrored picture is of another azimuth and viewing angle.

@@ -8,7 +8,7 @@ import pytest
 from galmerhpc import files
 from galmerhpc.config import Config
 from galmerhpc.parameters import NAMES
-from results.lines import LINES, law_of, resumed
+from results.lines import LINES, error_of_centres, law_of, resumed
 from results.make import json_path, make, write_json, write_page
 
 READ = [line for line in LINES if line.number in (1, 2, 4, 7, 8)]
@@ -63,6 +63,8 @@ def test_figures_are_those_of_the_evaluation(runs: Path, tmp_path: Path) -> None
 
     table, elsewhere = fourth["tables"].values()
     assert [row["i (deg)"] for row in table] == [0, 45, 75, 90]
+    mean = metrics["run"]["training_mean"]["inclination"]
+    assert f"{mean:.3g} degrees, has MAEs of {mean:.3g}, {mean - 45:.3g}," in fourth["remarks"][1]
     mean_bias = sum(row["network bias"] for row in table) / len(table)  # as many images of each
     (entry,) = metrics["by"]["simulation"]
     assert mean_bias == pytest.approx(entry["network"]["inclination"]["bias"])
@@ -96,6 +98,11 @@ def test_beside_real_pairs_stands_what_the_networks_know_of_simulated_ones(runs:
         assert f" {error:.1f} degrees on " in found.remarks[0]
     assert "Left out with it: Arp 244." in found.remarks
     assert any("exceeds 0.82" in remark for remark in found.remarks)  # 1.645 / sqrt(5 - 1)
+
+
+def test_a_classifier_that_is_always_right_is_off_by_its_centres(evaluated: Config) -> None:
+    # All angles of these views are edges of classes, 2.5 degrees from the centres.
+    assert error_of_centres(evaluated.run_dir, NAMES) == pytest.approx((0 + 0 + 2.5 + 2.5) / 4)
 
 
 def test_a_resumed_training_is_mentioned(runs: Path, tmp_path: Path) -> None:

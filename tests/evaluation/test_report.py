@@ -204,13 +204,15 @@ def test_images_of_another_data_set_are_not_called_what_the_split_is(
 ) -> None:
     metrics["run"] |= {"evaluated": "all", "split": "blocked"}
     metrics["sample"]["trained_encounters"] = 1.0
-    metrics["data"] = {"name": "other", "folder": "runs/other", "samples": 999, "own": False}
-    metrics["data"] |= {"source": "the mirror", "our_encounters": True}
+    metrics["data"] = {"name": "other", "folder": "runs/other", "samples": 999, "own": False,
+                       "source": "the mirror", "our_encounters": True,
+                       "drawn_otherwise": ["catalogue.render.zoom 4 (training: 6)"]}  # fmt: skip
     text = Page(html_of(metrics)).text
     assert "160 images of other (not the training's data set); the nearest" in text
     assert "never seen in training" not in text.split("What was trained")[0]
     assert "100 % of the evaluated images show encounters" in text
     assert "other is from the mirror and has 999 images" in text
+    assert "drawn otherwise than those of training: catalogue.render.zoom 4 (training: 6)" in text
 
 
 def test_the_paper_stands_only_beside_averages_over_its_parameters(
@@ -226,7 +228,8 @@ def test_the_commands_repeat_this_very_evaluation(metrics: dict[str, Any]) -> No
     metrics["repeat"]["split"] = "validation"
     text = Page(html_of(metrics, config)).text
     assert "galmerhpc evaluate 'runs/my run' --split val" in text
-    metrics["data"] = {"name": "other", "folder": "runs/other", "samples": 9, "own": False}
+    metrics["data"] = {"name": "other", "folder": "runs/other", "samples": 9, "own": False,
+                       "drawn_otherwise": []}  # fmt: skip
     metrics["data"] |= {"source": "http://galmer.obspm.fr", "our_encounters": False}
     metrics["repeat"]["split"] = None
     text = Page(html_of(metrics, config)).text

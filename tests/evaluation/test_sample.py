@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from galmerhpc.config import Config, OnlineAugment
 from galmerhpc.dataset.shards import Dataset
 from galmerhpc.evaluation.conditions import describe, draws, surviving
+from galmerhpc.evaluation.facts import drawn_otherwise
 from galmerhpc.evaluation.sample import ViewColumns, nearest_training_view, read_views
 from galmerhpc.parameters import NAMES
 from tests.evaluation.runs import write_run, write_shards
@@ -97,6 +98,14 @@ def test_encounters_can_be_compared_with_those_of_a_table_of_images(evaluated: C
     whole, bare = (read_views(evaluated, dataset, np.arange(9), known) for known in (True, False))
     assert set(whole.configuration) == {f"gSa-gSb, orbit 1, {c}" for c in bare.configuration}
     assert bare.configuration[0] == "prograde, i = 0"
+
+
+def test_images_that_are_drawn_otherwise_are_known_by_their_keys(evaluated: Config) -> None:
+    render = evaluated.catalogue.render.model_copy(update={"zoom": 4.0})
+    catalogue = evaluated.catalogue.model_copy(update={"render": render})
+    other = evaluated.model_copy(update={"catalogue": catalogue})
+    assert drawn_otherwise(evaluated, evaluated) == []
+    assert drawn_otherwise(evaluated, other) == ["catalogue.render.zoom 4.0 (training: 6.0)"]
 
 
 def test_unknown_times_are_in_no_table(model: Path, tmp_path: Path) -> None:
