@@ -397,7 +397,10 @@ def real_pairs(runs: Path) -> Found:
         f"training mean and its rank correlation exceeds {chance:.2f}, which happens by chance in "
         "5 of 100 cases. Eq. 3 is not ground truth: position angles and inclinations of warped "
         "discs are uncertain, and the sign of a disc's tilt is unknown.",
-        "The paper's rows are for its own 15 pairs.",
+        'A position angle is known up to 180 degrees: "PA within 90°" brings the two of a pair '
+        "within 90 degrees of each other before Eq. 3, which chooses the smaller of its two "
+        "solutions. The paper's rows are for its own 15 pairs; the errors in its text are not "
+        "those of the predictions that its authors published.",
     ]
     return found
 
