@@ -229,9 +229,7 @@ def _describe_labels(labels: dict[str, float]) -> str:
     texts = [
         f"{named(name).symbol} = {value:g}" for name, value in labels.items() if name != SPIN.name
     ]
-    if SPIN.name in labels:
-        texts.insert(0, "prograde" if labels[SPIN.name] == PROGRADE else "retrograde")
-    return ", ".join(texts)
+    return ", ".join(["prograde" if labels[SPIN.name] == PROGRADE else "retrograde", *texts])
 
 
 def nearest_training_view(views: ViewColumns, training: ViewColumns) -> NDArray[np.float64]:
